@@ -1,0 +1,59 @@
+"""The command line: `python -m helpers COMMAND PROFILE [NAME]`, what the pipeline and the Makefile call."""
+
+import argparse
+import sys
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what, takes in (("pretrain", "make a profile's own models from random weights", "model"), ("rollouts", "sample and reward the table of rollouts", None),
+                              ("train", "train one named run", "run"), ("evaluate", "evaluate one run, or `base`", "run")):
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("profile", help="name of a profile, for example tiny")
+        if takes == "run":
+            command.add_argument("run", help="name of a run in the profile")
+        elif takes == "model":
+            command.add_argument("models", nargs="*", help="which of its models; all by default")
+    chosen = parser.parse_args(arguments)
+    try:
+        _COMMANDS[chosen.command](chosen)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _pretrain(chosen):
+    import torch
+
+    from helpers import pretraining, profiles
+
+    torch.set_num_threads(1)
+    profile = profiles.load(chosen.profile)
+    for name in chosen.models or (profile.pretraining.models if profile.pretraining else ["base"]):
+        print(pretraining.pretrain(profile, name))
+
+
+def _rollouts(chosen):
+    from helpers import profiles, rollouts
+
+    print(rollouts.make_table(profiles.load(chosen.profile)))
+
+
+def _train(chosen):
+    from helpers import profiles, training
+
+    profile = profiles.load(chosen.profile)
+    print(training.train(profile, profiles.run(profile, chosen.run)))
+
+
+def _evaluate(chosen):
+    from helpers import evaluation, profiles
+
+    profile = profiles.load(chosen.profile)
+    print(evaluation.evaluate(profile, chosen.run if chosen.run == "base" else profiles.run(profile, chosen.run)))
+
+
+_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "evaluate": _evaluate}
+
+if __name__ == "__main__":
+    main()

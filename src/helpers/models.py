@@ -1,0 +1,112 @@
+"""Models: loading a profile's base, strong base and teacher, attaching the adapter, and per-token log-probabilities.
+
+Comes after `problems` in the flow of data. Nothing here trains.
+"""
+
+import functools
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
+
+from helpers import profiles, store
+
+logging.disable_progress_bar()
+_RANDOM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+           "intermediate_size": 64, "max_position_embeddings": 512}
+
+
+def source(profile, name):
+    """Where the weights of the model `name` come from: a folder's path or "random"."""
+    if name not in profile.models:
+        raise ValueError(f"unknown model {name!r} in profile {profile.name!r}: choose one of {', '.join(profile.models)}")
+    return profile.models[name]
+
+
+@functools.cache
+def model_digest(profile_name, name):
+    """Hash of a model's weights and tokenizer, or of the recipe of a random one."""
+    profile = profiles.load(profile_name)
+    where = source(profile, name)
+    if where == "random":
+        return store.digest({"architecture": _RANDOM, "seed": name, "tokenizer": store.file_digest(_tokenizer_folder(profile, name) / "tokenizer.json")})
+    return store.file_digest(store.ROOT / where)
+
+
+def load_model(profile, name="base"):
+    """The model `name` of a profile, in fp32, evaluation mode, without gradients."""
+    where = source(profile, name)
+    if where == "random":
+        torch.manual_seed(sum(name.encode()))
+        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(load_tokenizer(profile, name)), tie_word_embeddings=True, **_RANDOM))
+    else:
+        _require(store.ROOT / where)
+        model = AutoModelForCausalLM.from_pretrained(store.ROOT / where, dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(profile, name="base"):
+    """The tokenizer of the model `name`; a random model borrows the tiny profile's."""
+    folder = _tokenizer_folder(profile, name)
+    _require(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _tokenizer_folder(profile, name):
+    where = source(profile, name)
+    return store.ROOT / (source(profiles.load("tiny"), name) if where == "random" else where)
+
+
+def _require(folder):
+    if not (folder / "tokenizer.json").exists():
+        raise FileNotFoundError(f"no model in {folder.relative_to(store.ROOT)}: restore it with git, or make it with `python -m helpers pretrain tiny`")
+
+
+def prompt_ids(tokenizer, question, instruction=""):
+    """Token ids of a question in the chat template, up to where the answer starts.
+
+    Raises ValueError for a prompt that leaves no room in the model's context.
+    """
+    content = f"{question} {instruction}".strip()
+    return tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False)
+
+
+def attach_adapter(model, profile, init_seed):
+    """`model` with a fresh LoRA adapter: B = 0, A drawn by PEFT from `init_seed` alone, so that equal seeds share A exactly."""
+    config = LoraConfig(r=profile.lora.rank, lora_alpha=profile.lora.alpha, lora_dropout=0.0, target_modules=list(profile.lora.modules), task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(init_seed)
+        return get_peft_model(model, config)
+
+
+def load_adapted(profile, run, folder):
+    """The run's base model with the adapter stored in `folder`, in evaluation mode."""
+    model = PeftModel.from_pretrained(load_model(profile, run.base), folder)
+    return model.eval().requires_grad_(False)
+
+
+def token_logprobs(model, input_ids, completion_mask):
+    """log pi(y_t | x, y_<t) at each completion token, shape (rows, tokens - 1), 0 where `completion_mask[:, 1:]` is 0.
+
+    Rows are padded on the right, where causal attention cannot see it, so no attention mask is needed. The language-model
+    head is applied to completion positions only.
+    """
+    body = model.get_base_model() if isinstance(model, PeftModel) else model
+    hidden = body.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+    wanted = completion_mask[:, 1:].bool()
+    logits = body.lm_head(hidden[wanted]).float()
+    chosen = torch.log_softmax(logits, -1).gather(-1, input_ids[:, 1:][wanted].unsqueeze(-1)).squeeze(-1)
+    return torch.zeros(wanted.shape, dtype=chosen.dtype).masked_scatter(wanted, chosen)
+
+
+def pad(prompts, completions, pad_id):
+    """Right-padded (input_ids, completion_mask), each (rows, tokens), from lists of token ids."""
+    width = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
+    input_ids = torch.full((len(prompts), width), pad_id)
+    completion_mask = torch.zeros_like(input_ids)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(prompt) + len(completion)
+        input_ids[row, :end] = torch.tensor([*prompt, *completion])
+        completion_mask[row, len(prompt):end] = 1
+    return input_ids, completion_mask

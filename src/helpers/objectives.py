@@ -1,0 +1,144 @@
+r"""Every loss of the book: pure functions of per-token log-probabilities, masks, rewards and groups.
+
+Comes after `rollouts` and before `training` in the flow of data. With logp_t = log pi(y_t | x, y_<t) of shape (rows, tokens),
+0 outside the completion, and mask of the same shape. Each function returns one loss a *unit* together with the unit's
+weight; the loss of a batch is sum(loss) / sum(weight), both summed over all micro-batches and processes before dividing.
+A unit is a token (token mean), a completion or a pair.
+
+Where a method's citation says something else than arXiv:2606.23740 prints, both are here under names of their own.
+"""
+
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch.nn.functional import logsigmoid
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a loss may use besides the policy's log-probabilities; one entry a completion unless shown otherwise.
+
+    mask       (rows, tokens)  1 on completion tokens, the end token included
+    reward     (rows,)         0 or 1
+    advantage  (rows,)         reward minus the mean reward of the prompt's group
+    spread     (rows,)         standard deviation of the rewards of the prompt's group (n in the denominator)
+    behaviour  (rows, tokens)  log mu of the policy that wrote the rollout
+    reference  (rows, tokens)  log pi_0 of the base
+    For a preference objective rows alternate: chosen, rejected, chosen, rejected, ...
+    """
+
+    mask: torch.Tensor
+    reward: torch.Tensor
+    advantage: torch.Tensor
+    spread: torch.Tensor
+    behaviour: torch.Tensor
+    reference: torch.Tensor
+
+
+def _token_mean(per_token, mask):
+    return (per_token * mask).sum(), mask.sum()
+
+
+def sft(logp, rows):
+    """Negative log-likelihood, -logp_t, token mean; also RFT's loss, whose rows are the correct ones (2308.01825)."""
+    return _token_mean(-logp, rows.mask)
+
+
+def dft(logp, rows):
+    """-sg(p_t) logp_t: likelihood weighted by the token's own probability; same gradient as -p_t (2508.05629, eq. 9)."""
+    return _token_mean(-logp.exp().detach() * logp, rows.mask)
+
+
+def rift(logp, rows, negative_reward=-0.2, level="token"):
+    """Reward-informed fine-tuning (2601.09253): -r logp for r > 0, and |r| pi, bounded, for r < 0.
+
+    `level`: "token" takes p_t and the token mean; "length-normalised" exp(mean logp) and "sequence" exp(sum logp) a
+    completion, as published, where the latter underflows for long completions.
+    """
+    positive = rows.reward > 0
+    if level == "token":
+        return _token_mean(torch.where(positive[:, None], -logp, abs(negative_reward) * logp.exp()), rows.mask)
+    total = (logp * rows.mask).sum(1)
+    if level == "length-normalised":
+        total = total / rows.mask.sum(1)
+    loss = torch.where(positive, -total, abs(negative_reward) * total.exp())
+    return loss.sum(), torch.tensor(float(len(loss)))
+
+
+def rift_as_printed(logp, rows, penalty):
+    """(1 - r lambda)(-logp_t) as 2606.23740 prints it: with lambda > 0 correct rollouts weigh less."""
+    return _token_mean((1 - rows.reward * penalty)[:, None] * -logp, rows.mask)
+
+
+def offline_grpo(logp, rows, bias=0.1):
+    """-A_i logp_t with A_i = r_i - mean_G r + b: no std, ratio, clip or KL (2606.23740)."""
+    return _token_mean(-(rows.advantage + bias)[:, None] * logp, rows.mask)
+
+
+def offline_grpo_clipped(logp, rows, epsilon=0.2):
+    """The clipped ratio to the behaviour policy with group-normalised advantages (2402.03300, eq. 3; no KL)."""
+    advantage = (rows.advantage / (rows.spread + 1e-4))[:, None]
+    ratio = (logp - rows.behaviour).exp()
+    return _token_mean(-torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage), rows.mask)
+
+
+def offline_grpo_probability(logp, rows, bias=0.1):
+    """-A_i p_t: the advantage times the probability, not its logarithm (the form called GPO)."""
+    return _token_mean(-(rows.advantage + bias)[:, None] * logp.exp(), rows.mask)
+
+
+def topr(logp, rows):
+    """Tapered off-policy REINFORCE (2503.14286): wrong completions weigh clip(pi/mu, 0, 1), correct ones 1."""
+    total, behaviour = (logp * rows.mask).sum(1), (rows.behaviour * rows.mask).sum(1)
+    taper = (total - behaviour).exp().clamp(0, 1).detach()
+    loss = torch.where(rows.reward > 0, -total, taper * total)
+    return loss.sum(), torch.tensor(float(len(loss)))
+
+
+def dpo(logp, rows, beta=0.1):
+    """-log sigmoid(beta [(S_w - S0_w) - (S_l - S0_l)]), S = sum of logp_t; mean over pairs (2305.18290, eq. 7)."""
+    gain = ((logp - rows.reference) * rows.mask).sum(1)
+    loss = -logsigmoid(beta * (gain[0::2] - gain[1::2]))
+    return loss.sum(), torch.tensor(float(len(loss)))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with the rows it trains on: "all", "correct" or "pairs", and where its formula is from."""
+
+    loss: Callable
+    rows: str
+    source: str
+
+
+OBJECTIVES = {
+    "sft": Objective(sft, "all", "2606.23740"),
+    "rft": Objective(sft, "correct", "2308.01825"),
+    "dft": Objective(dft, "all", "2508.05629"),
+    "rift": Objective(rift, "all", "2601.09253"),
+    "rift-paper": Objective(rift_as_printed, "all", "2606.23740"),
+    "offline-grpo": Objective(offline_grpo, "all", "2606.23740"),
+    "offline-grpo-clipped": Objective(offline_grpo_clipped, "all", "2402.03300"),
+    "offline-grpo-probability": Objective(offline_grpo_probability, "all", "effective_llm_alignment"),
+    "topr": Objective(topr, "all", "2503.14286"),
+    "dpo": Objective(dpo, "pairs", "2305.18290"),
+}
+
+
+def objective(name):
+    """The objective called `name`; raises ValueError naming the ones that exist."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def token_weights(name, logp, rows, **options):
+    """The gradient as a weight a token: w with grad(loss) = -sum_t w_t grad(logp_t), shape (rows, tokens).
+
+    Positive weights raise a token's probability. Found by differentiating the loss itself.
+    """
+    logp = logp.detach().requires_grad_(True)
+    loss, weight = objective(name).loss(logp, rows, **options)
+    (gradient,) = torch.autograd.grad(loss / weight, logp)
+    return -gradient

@@ -1,0 +1,162 @@
+"""Making the tiny models: a tokenizer with single digits and Qwen3 models trained from random weights.
+
+Beside the main flow of data: its output is shipped under `data/models/` and read by `models`. Everything is a function of
+the profile's seeds, and an interrupted run goes on from its last checkpoint.
+"""
+
+import json
+import time
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from helpers import problems, store
+
+_POOL = 64
+_DRILL = "Practise."
+_CHECKPOINT_EVERY = 500
+_WARMUP_STEPS = 100
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def draw_text(rng, settings, model, held_out):
+    """One training example (question, worked solution) that is in no split of the study; some are drills in arithmetic alone."""
+    manner = rng.choice(list(model.manners), p=list(model.manners.values()))
+    if rng.random() < settings.pretraining.drill_share:
+        return _DRILL, problems.drill(manner, rng)
+    steps = settings.problems.hard_steps if rng.random() < settings.pretraining.long_share else settings.problems.steps
+    while (problem := problems.draw_problem(rng, int(rng.choice(steps)))).chain in held_out:
+        pass
+    return problem.question, problems.worked_solution(problem, manner, rng, model.slip_rate)
+
+
+def make_tokenizer(profile):
+    """A byte-level BPE with single digits and a chat template, learnt from texts of every manner; any text survives a round trip."""
+    rng = np.random.default_rng([profile.problems.seed, 1])
+    drawn = (problems.draw_problem(rng, int(rng.choice(profile.problems.steps))) for _ in range(3000))
+    texts = [f"{_DRILL}\nuser\n{p.question}\nassistant\n{problems.worked_solution(p, manner, rng)}" for p in drawn for manner in problems.MANNERS]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=profile.pretraining.vocabulary, special_tokens=special,
+                                                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=_CHAT_TEMPLATE,
+                                   clean_up_tokenization_spaces=False)
+
+
+def _batches(profile, model, tokenizer):
+    """Endless batches of token ids and labels, similar lengths together, each a function of (seed, number) alone."""
+    held_out = problems.held_out_chains(profile.problems)
+    size = profile.pretraining.batch_size
+    number = 0
+    while True:
+        rng = np.random.default_rng([model.seed, number])
+        questions, solutions = zip(*(draw_text(rng, profile, model, held_out) for _ in range(_POOL * size)), strict=True)
+        chats = tokenizer.apply_chat_template([[{"role": "user", "content": question}] for question in questions], add_generation_prompt=True, tokenize=False)
+        ends = tokenizer([solution + tokenizer.eos_token for solution in solutions]).input_ids
+        examples = list(zip(tokenizer(chats).input_ids, ends, strict=True))
+        examples.sort(key=lambda example: len(example[0]) + len(example[1]))
+        for first in rng.permutation(_POOL) * size:
+            yield _pad(examples[first:first + size], tokenizer.pad_token_id)
+        number += 1
+
+
+def _pad(examples, pad):
+    width = max(len(prompt) + len(completion) for prompt, completion in examples)
+    ids = torch.full((len(examples), width), pad)
+    labels = torch.full((len(examples), width), -100)
+    for row, (prompt, completion) in enumerate(examples):
+        ids[row, :len(prompt) + len(completion)] = torch.tensor(prompt + completion)
+        labels[row, len(prompt):len(prompt) + len(completion)] = torch.tensor(completion)
+    return ids, labels
+
+
+def _schedule(step, settings):
+    """Share of the peak learning rate: a short rise, flat, then linearly to 0 over the last 60 %."""
+    rise = min(1.0, (step + 1) / _WARMUP_STEPS)
+    return rise * min(1.0, (1 - step / settings.steps) / 0.6)
+
+
+def pretrain(profile, name):
+    """Make the profile's model `name` from its settings, in its folder; returns the folder.
+
+    Goes on from the last checkpoint of an interrupted run with the same settings, along the same trajectory.
+    Raises ValueError for a model that the profile does not describe.
+    """
+    if profile.pretraining is None or name not in profile.pretraining.models:
+        raise ValueError(f"profile {profile.name!r} does not say how to make a model {name!r}")
+    settings = profile.pretraining.models[name]
+    folder = store.ROOT / profile.models[name]
+    tokenizer = make_tokenizer(profile)
+    torch.manual_seed(settings.seed)
+    if settings.start:
+        model = AutoModelForCausalLM.from_pretrained(store.ROOT / profile.models[settings.start])
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+                                             pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **profile.pretraining.architecture))
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    fingerprint = store.digest({"settings": profile.pretraining.model_dump(), "problems": profile.problems.model_dump(),
+                                "model": name, "code": store.code_digest("problems")})
+    checkpoint = store.results(profile.name) / "pretraining" / f"{name}-{fingerprint[:8]}"
+    done = _restore(checkpoint, model, optimizer)
+    batches = _batches(profile, settings, tokenizer)
+    started, recent = time.monotonic(), []
+    with tqdm(total=settings.steps, initial=done, desc=f"pretraining {name}", unit="step", mininterval=10) as progress:
+        for step, (ids, labels) in zip(range(settings.steps), batches, strict=False):
+            if step < done:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _schedule(step, settings)
+            recent.append(_step(model, optimizer, parameters, ids, labels))
+            progress.update()
+            progress.set_postfix(loss=f"{np.mean(recent[-100:]):.4f}", refresh=False)
+            if (step + 1) % _CHECKPOINT_EVERY == 0:
+                _keep(checkpoint, model, optimizer, step + 1)
+    with store.whole(folder) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        (beside / "made.json").write_text(json.dumps({"settings": settings.model_dump(), "fingerprint": fingerprint, "loss": round(float(np.mean(recent[-200:])), 4),
+                                                      "minutes": round((time.monotonic() - started) / 60, 1), **store.provenance()}, indent=1) + "\n")
+    return folder
+
+
+def _step(model, optimizer, parameters, ids, labels):
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    target = labels[:, 1:]
+    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[target != -100]), target[target != -100])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def _keep(checkpoint, model, optimizer, step):
+    with store.whole(checkpoint) as beside:
+        beside.mkdir()
+        state = optimizer.state_dict()["state"]
+        save_file({f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
+        save_file({name: value.contiguous() for name, value in model.named_parameters()}, beside / "model.safetensors")
+        (beside / "step.json").write_text(json.dumps(step))
+
+
+def _restore(checkpoint, model, optimizer):
+    """Load a checkpoint if there is one; returns the number of finished steps."""
+    if not (checkpoint / "step.json").exists():
+        return 0
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    state = {}
+    for key, value in load_file(checkpoint / "optimizer.safetensors").items():
+        index, field = key.split(".")
+        state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return json.loads((checkpoint / "step.json").read_text())

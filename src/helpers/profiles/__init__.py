@@ -1,0 +1,148 @@
+"""Profiles: one YAML file beside this module describes one study from its problems to its runs.
+
+Before everything else in the flow of data: every other module takes its settings from here, and nothing is read from the
+environment or from notebooks.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_FOLDER = Path(__file__).parent
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProblemSettings(_Settings):
+    """Which problems each split holds; all are drawn once from `seed` and no two share their chain of operations."""
+
+    seed: int = Field(description="draws every problem of the study")
+    steps: tuple[int, ...] = Field(description="equations a problem needs, drawn uniformly")
+    hard_steps: tuple[int, ...] = Field(description="the same for the hard set")
+    train: int = Field(ge=1, description="prompts that the teacher answers")
+    validation: int = Field(ge=1, description="problems on which hyper-parameters are chosen")
+    test: int = Field(ge=1, description="problems of the accuracy table; 1319 as in GSM8K")
+    hard: int = Field(ge=1, description="longer problems, the place of AIME")
+    instruction: str = Field("", description="text after each question, for models that need to be told the answer's format")
+
+
+class PretrainedModel(_Settings):
+    """How one shipped model was made from random weights, or from another one."""
+
+    start: str | None = Field(None, description="model whose weights it starts from; none = random")
+    manners: dict[str, float] = Field(description="share of training texts in each manner of writing")
+    slip_rate: float = Field(ge=0, le=1, description="share of equations with a wrong result, so that sampling errs as people do")
+    steps: int = Field(ge=1, description="optimiser steps")
+    learning_rate: float = Field(gt=0, description="peak of the schedule: short warm-up, then linearly to 0")
+    seed: int = Field(description="weights and order of texts")
+
+
+class PretrainingSettings(_Settings):
+    """The tiny models, made on two CPU cores in under an hour."""
+
+    architecture: dict[str, int | float | bool] = Field(description="fields of transformers' Qwen3Config")
+    vocabulary: int = Field(ge=280, description="byte-level BPE tokens, digits single as in Qwen3")
+    batch_size: int = Field(ge=1, description="texts a step, of similar length")
+    long_share: float = Field(ge=0, le=1, description="share of texts with as many steps as the hard set")
+    drill_share: float = Field(ge=0, le=1, description="share of texts that only practise arithmetic")
+    models: dict[str, PretrainedModel]
+
+
+class RolloutSettings(_Settings):
+    """How the table of rollouts is made."""
+
+    source: Literal["model", "solutions"] = Field(description="`model`: sampled from the teacher; `solutions`: worked solutions with slips (no teacher needed)")
+    samples: int = Field(ge=1, description="K, completions a prompt")
+    temperature: float = Field(gt=0, description="1 = the teacher's own distribution")
+    max_new_tokens: int = Field(ge=1, description="completion tokens, the end token included; longer ones are cut and say so")
+    seed: int
+    batch_size: int = Field(ge=1, description="sequences sampled side by side")
+    table: str | None = Field(None, description="a shipped table, relative to the repository; none = made under results/")
+
+
+class LoraSettings(_Settings):
+    """The adapter that every run trains; dW = (alpha / rank) B A."""
+
+    rank: int = Field(ge=1)
+    alpha: int = Field(ge=1)
+    modules: tuple[str, ...] = Field(description="projections that carry an adapter")
+
+
+class EvaluationSettings(_Settings):
+    """Greedy evaluation and the estimate of the divergence from the base."""
+
+    max_new_tokens: int = Field(ge=1, description="as for rollouts")
+    batch_size: int = Field(ge=1, description="sequences decoded side by side")
+    kl_problems: int = Field(ge=1, description="validation prompts from which KL to the base is estimated, one sample each")
+    threads: int = Field(1, ge=1, description="CPU threads; part of the spec because sums depend on it")
+
+
+class Run(_Settings):
+    """One training run: everything that may differ between two adapters of a profile."""
+
+    name: str
+    objective: str = Field(description="name in `objectives.OBJECTIVES`")
+    options: dict[str, float | str] = Field({}, description="the objective's own parameters")
+    base: str = Field("base", description="the model it starts from, by its name in the profile")
+    rows: str | None = Field(None, description="which rows of the table (`rollouts.select`); none = what the objective asks for")
+    learning_rate: float = Field(gt=0, description="peak of the cosine schedule")
+    steps: int = Field(ge=1, description="optimiser steps")
+    batch_size: int = Field(ge=1, description="rows a step (pairs for a preference objective)")
+    accumulation: int = Field(1, ge=1, description="micro-batches a step; must divide batch_size")
+    warmup: float = Field(ge=0, le=1, description="share of steps of linear warm-up before the cosine")
+    weight_decay: float = Field(ge=0)
+    clip: float = Field(gt=0, description="largest norm of the gradient")
+    seed: int = Field(description="order of the prompts")
+    init_seed: int = Field(description="initial A of the adapter")
+    threads: int = Field(1, ge=1, description="CPU threads; part of the spec because sums depend on it")
+
+
+class Profile(_Settings):
+    """One study. `runs` maps each run's name to its `Run`; `main_runs` are the six of the paper, in the paper's order."""
+
+    name: str
+    title: str = Field(description="one line for the page")
+    models: dict[str, str] = Field(description="name -> folder relative to the repository, or `random` for untrained weights")
+    problems: ProblemSettings
+    pretraining: PretrainingSettings | None = Field(None, description="for shipped models that we made")
+    rollouts: RolloutSettings
+    lora: LoraSettings
+    evaluation: EvaluationSettings
+    learning_rates: tuple[float, ...] = Field(description="rates tried on SFT with validation problems")
+    main_runs: tuple[str, ...]
+    runs: dict[str, Run]
+
+
+def names():
+    """The profiles that exist."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load(name):
+    """The profile called `name`.
+
+    Raises ValueError for an unknown name, an unknown or missing field, or a value out of range, naming the file and the field.
+    """
+    path = _FOLDER / f"{name}.yaml"
+    if name not in names():
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or add {path.name} beside them")
+    fields = yaml.safe_load(path.read_text())
+    defaults = fields.pop("run_defaults", {})
+    fields["runs"] = {run: {**defaults, **spec, "name": run} for run, spec in fields.get("runs", {}).items()}
+    try:
+        return Profile(name=name, **fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path.name}: {field}: {first['msg']} (found {first['input']!r})") from error
+
+
+def run(profile, name):
+    """The run called `name` of a profile; raises ValueError naming the ones that exist."""
+    if name not in profile.runs:
+        raise ValueError(f"unknown run {name!r} in profile {profile.name!r}: choose one of {', '.join(profile.runs)}")
+    return profile.runs[name]

@@ -1,0 +1,291 @@
+"""Rollouts: sampling K completions a prompt, rewarding them, and the one table that every objective trains on.
+
+Comes after `problems` and `models`, before `objectives`. The table is made once and shipped; training never samples.
+"""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm.auto import tqdm
+from transformers.cache_utils import Cache, DynamicLayer
+
+from helpers import models, problems, store
+
+_REFILL_SHARE = 1 / 8
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+class _Slots(Cache):
+    """Keys and values of a fixed number of sequences, written in place: nothing is copied from step to step.
+
+    `rows` and `positions` name where the next update goes, `width` how far any row reaches.
+    """
+
+    def __init__(self, config, slots, context):
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        heads, size = config.num_key_value_heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.stored = torch.zeros(config.num_hidden_layers, 2, slots, heads, context, size)
+        self.rows = self.positions = self.width = None
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        keys, values = self.stored[layer_idx]
+        for kept, new in ((keys, key_states), (values, value_states)):
+            kept[self.rows[:, None], :, self.positions] = new.transpose(1, 2)
+        if key_states.shape[2] > 1:
+            return key_states, value_states
+        count = len(self.rows)
+        return keys[:count, :, :self.width], values[:count, :, :self.width]
+
+    def move(self, source, target):
+        """Copy whole rows: survivors close the gaps that finished sequences leave."""
+        self.stored[:, :, target] = self.stored[:, :, source]
+
+    def get_seq_length(self, layer_idx=0):
+        return 0
+
+
+@torch.inference_mode()
+def sample(model, prompts, *, max_new_tokens, end_id, batch_size, temperature=0.0, seed=0, indices=None, progress=None):
+    """Completions of tokenised prompts, a list of lists of token ids, the end token included where it was reached.
+
+    temperature 0 is greedy. Otherwise completion i is drawn by inverse transform from uniform numbers that depend on
+    (seed, indices[i]) alone, so it does not depend on which others are sampled beside it, up to rounding.
+    Finished sequences leave the batch and waiting prompts take their places; longest prompts start first.
+    Raises ValueError for a prompt that leaves no room in the model's context, naming its index.
+    """
+    context = model.config.max_position_embeddings
+    indices = range(len(prompts)) if indices is None else indices
+    for index, prompt in zip(indices, prompts, strict=True):
+        if len(prompt) >= context:
+            raise ValueError(f"prompt {index} has {len(prompt)} tokens and the model's context is {context}: shorten it or choose another model")
+    longest = min(context, max(map(len, prompts), default=0) + max_new_tokens)
+    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    slots = min(batch_size, len(prompts))
+    cache = _Slots(model.config, slots, longest)
+    owner = np.empty(0, dtype=int)
+    lengths = torch.empty(0, dtype=torch.long)
+    last = torch.empty(0, dtype=torch.long)
+    written = [[] for _ in prompts]
+    draws = {}
+
+    def choose(logits, owners):
+        if temperature == 0:
+            return logits.argmax(-1)
+        cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+        numbers = torch.tensor([draws[i][len(written[i])] for i in owners], dtype=torch.double)
+        return torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:]).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+    def is_over(i, token):
+        return token == end_id or len(written[i]) >= max_new_tokens or len(prompts[i]) + len(written[i]) >= context
+
+    while waiting or len(owner):
+        free = slots - len(owner)
+        if waiting and (free >= slots * _REFILL_SHARE or not len(owner)):
+            new = [waiting.pop() for _ in range(min(free, len(waiting)))]
+            if temperature:
+                draws.update({i: np.random.default_rng([seed, indices[i]]).random(max_new_tokens) for i in new})
+            ids, _ = models.pad([prompts[i] for i in new], [[]] * len(new), end_id)
+            ends = torch.tensor([len(prompts[i]) for i in new])
+            cache.rows = torch.arange(len(owner), len(owner) + len(new))
+            cache.positions = torch.arange(ids.shape[1]).expand(len(new), -1)
+            hidden = _body(model)(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+            logits = model.lm_head(hidden[torch.arange(len(new)), ends - 1])
+            owner, lengths, last = np.append(owner, new), torch.cat([lengths, ends]), torch.cat([last, choose(logits, new)])
+        else:
+            cache.rows, cache.positions, cache.width = torch.arange(len(owner)), lengths[:, None], int(lengths.max()) + 1
+            visible = (torch.arange(cache.width) <= lengths[:, None])[:, None, None]
+            hidden = _body(model)(input_ids=last[:, None], attention_mask=visible, position_ids=lengths[:, None], past_key_values=cache, use_cache=True).last_hidden_state
+            lengths = lengths + 1
+            last = choose(model.lm_head(hidden[:, -1]), owner)
+            new = owner
+        fresh = len(owner) - len(new)
+        alive = np.ones(len(owner), dtype=bool)
+        for place, token in enumerate(last[fresh:].tolist(), start=fresh):
+            written[owner[place]].append(token)
+            if is_over(owner[place], token):
+                alive[place] = False
+                draws.pop(owner[place], None)
+                if progress is not None:
+                    progress.update()
+        if not alive.all():
+            owner, lengths, last = _close_gaps(cache, alive, owner, lengths, last)
+    return written
+
+
+def _body(model):
+    return model.get_base_model().model if hasattr(model, "get_base_model") else model.model
+
+
+def _close_gaps(cache, alive, owner, lengths, last):
+    """Move the last living rows into the places of finished ones."""
+    count = int(alive.sum())
+    gaps, movers = np.flatnonzero(~alive[:count]), count + np.flatnonzero(alive[count:])
+    if len(gaps):
+        cache.move(torch.from_numpy(movers), torch.from_numpy(gaps))
+    order = np.arange(count)
+    order[gaps] = movers
+    return owner[order], lengths[order], last[order]
+
+
+@torch.inference_mode()
+def score(model, prompts, completions, batch_size=64):
+    """log pi of each completion token under `model`, a list of float32 arrays in the order given; similar lengths together."""
+    order = np.argsort([len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)], kind="stable")
+    found = [None] * len(prompts)
+    for first in range(0, len(order), batch_size):
+        rows = order[first:first + batch_size]
+        input_ids, completion_mask = models.pad([prompts[i] for i in rows], [completions[i] for i in rows], 0)
+        logp = models.token_logprobs(model, input_ids, completion_mask)
+        for i, values, mask in zip(rows, logp, completion_mask[:, 1:].bool(), strict=True):
+            found[i] = values[mask].numpy()
+    return found
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+_SCHEMA = pa.schema({
+    "problem_id": pa.string(), "sample_id": pa.int32(), "prompt": pa.string(), "completion": pa.string(),
+    "prompt_ids": pa.list_(pa.int32()), "completion_ids": pa.list_(pa.int32()), "gold": pa.string(), "answer": pa.string(),
+    "reward": pa.float32(), "status": pa.string(), "truncated": pa.bool_(), "tokens": pa.int32(),
+    "logp_behaviour": pa.list_(pa.float32()), "logp_base": pa.list_(pa.float32()),
+})
+
+
+def table_path(profile):
+    """Where the profile's table lies: shipped under data/, or made under results/."""
+    return store.ROOT / profile.rollouts.table if profile.rollouts.table else store.results(profile.name) / "rollouts.parquet"
+
+
+def settings(profile):
+    """All that determines the table, as written into its metadata."""
+    kept = profile.rollouts.model_dump(exclude={"table", "batch_size"})
+    return {"profile": profile.name, "rollouts": kept, "problems": profile.problems.model_dump(mode="json"),
+            "models": {name: models.model_digest(profile.name, name) for name in ("teacher", "base")}}
+
+
+def sample_rollouts(profile, chosen, batch_size=None):
+    """The rows of the table for the given problems, as a DataFrame: K completions each, rewarded, without log-probabilities."""
+    tokenizer = models.load_tokenizer(profile, "teacher")
+    how = profile.rollouts
+    prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen for _ in range(how.samples)]
+    if how.source == "solutions":
+        rng = np.random.default_rng(how.seed)
+        texts = [problems.worked_solution(problem, "wordy", rng, slip_rate=0.15) for problem in chosen for _ in range(how.samples)]
+        completions = [tokenizer(text).input_ids + [tokenizer.eos_token_id] for text in texts]
+    else:
+        position = {problem.problem_id: number for number, problem in enumerate(problems.problem_sets(profile.problems)["train"])}
+        indices = [position[problem.problem_id] * how.samples + sample_id for problem in chosen for sample_id in range(how.samples)]
+        with tqdm(total=len(prompts), desc="rollouts", unit="completion", mininterval=2) as progress:
+            completions = sample(models.load_model(profile, "teacher"), prompts, max_new_tokens=how.max_new_tokens, end_id=tokenizer.eos_token_id,
+                                 batch_size=batch_size or how.batch_size, temperature=how.temperature, seed=how.seed, indices=indices, progress=progress)
+    rows = []
+    for number, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
+        problem = chosen[number // how.samples]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        graded = problems.grade(text, problem.answer)
+        rows.append({"problem_id": problem.problem_id, "sample_id": number % how.samples, "prompt": problem.question, "completion": text,
+                     "prompt_ids": prompt, "completion_ids": ids, "gold": problem.answer, "answer": graded.answer, "reward": float(graded.correct),
+                     "status": graded.status, "truncated": ids[-1] != tokenizer.eos_token_id, "tokens": len(ids)})
+    return pd.DataFrame(rows)
+
+
+def make_table(profile):
+    """Sample, reward and score the profile's table and write it whole; returns its path."""
+    table = sample_rollouts(profile, problems.problem_sets(profile.problems)["train"])
+    for column, name in (("logp_behaviour", "teacher"), ("logp_base", "base")):
+        table[column] = score(models.load_model(profile, name), list(table.prompt_ids), list(table.completion_ids))
+    arrow = pa.Table.from_pandas(table, schema=_SCHEMA, preserve_index=False)
+    metadata = {"settings": json.dumps(settings(profile), sort_keys=True), "versions": json.dumps(store.provenance())}
+    with store.whole(table_path(profile)) as beside:
+        pq.write_table(arrow.replace_schema_metadata(metadata), beside, compression="zstd")
+    return table_path(profile)
+
+
+def load_table(profile):
+    """The profile's table as a DataFrame, one row a rollout.
+
+    Raises FileNotFoundError when it was not made yet, ValueError when it was made with other settings or models, naming what differs.
+    """
+    path = table_path(profile)
+    if not path.exists():
+        raise FileNotFoundError(f"no table of rollouts at {path.relative_to(store.ROOT)}: make it with `python -m helpers rollouts {profile.name}`")
+    made_with, wanted = json.loads(pq.read_schema(path).metadata[b"settings"]), json.loads(json.dumps(settings(profile)))
+    for part, value in wanted.items():
+        if made_with[part] != value:
+            raise ValueError(f"{path.relative_to(store.ROOT)} was made with other {part}: {made_with[part]}, the profile says {value}; "
+                             f"make it again with `python -m helpers rollouts {profile.name}`")
+    return pd.read_parquet(path)
+
+
+def group_statistics(table):
+    """One row a prompt: n rollouts, correct ones, pass rate, and the number of distinct correct completions."""
+    return table.groupby("problem_id", sort=False).apply(lambda group: pd.Series({
+        "n": len(group), "correct": int(group.reward.sum()), "pass_rate": group.reward.mean(),
+        "distinct_correct": group.completion[group.reward > 0].nunique()}), include_groups=False).reset_index()
+
+
+def with_group_columns(table):
+    """The table with each row's advantage (reward minus group mean) and spread (standard deviation, n in the denominator)."""
+    rewards = table.groupby("problem_id").reward
+    return table.assign(advantage=table.reward - rewards.transform("mean"), spread=rewards.transform("std", ddof=0))
+
+
+# --- which rows an objective trains on -----------------------------------------------------------------------------
+
+def select(table, rows):
+    """For each prompt, in the table's order, the table rows that training takes: {problem_id: list of row numbers}.
+
+    `rows`: "all"; "correct"; "correct-one" = the first correct one; "correct-distinct" = one a list of equations (2308.01825;
+    of those with equal equations the one with the largest summed edit distance to those kept); "pairs" = first correct and
+    first wrong one of each mixed group, as [chosen, rejected].
+    """
+    if rows not in _SELECTIONS:
+        raise ValueError(f"unknown choice of rows {rows!r}: choose one of {', '.join(_SELECTIONS)}")
+    taken = {}
+    numbered = table.assign(number=np.arange(len(table)))
+    for problem_id, group in numbered.groupby("problem_id", sort=False):
+        if chosen := _SELECTIONS[rows](group):
+            taken[problem_id] = [int(number) for number in chosen]
+    if not taken:
+        raise ValueError(f"the table of rollouts has no rows of the kind {rows!r}: sample more prompts or completions")
+    return taken
+
+
+def _correct(group):
+    return list(group.number[group.reward > 0])
+
+
+def _pair(group):
+    right, wrong = group.number[group.reward > 0], group.number[group.reward == 0]
+    return [right.iloc[0], wrong.iloc[0]] if len(right) and len(wrong) else []
+
+
+def _distinct(group):
+    kept = {}
+    for number, text in zip(group.number[group.reward > 0], group.completion[group.reward > 0], strict=True):
+        kept.setdefault(problems.written_equations(text), []).append((number, text))
+    singles = [texts[0] for texts in kept.values() if len(texts) == 1]
+    for texts in kept.values():
+        if len(texts) > 1:
+            others = [text for _, text in singles]
+            singles.append(max(texts, key=lambda candidate: sum(_edit_distance(candidate[1], other) for other in others)))
+    return sorted(number for number, _ in singles)
+
+
+def _edit_distance(a, b):
+    """Levenshtein distance of two texts."""
+    row = np.arange(len(b) + 1)
+    letters = np.frombuffer(b.encode("utf-32-le"), dtype=np.uint32)
+    for i, letter in enumerate(a, start=1):
+        best = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
+        row = np.minimum.accumulate(np.concatenate([[i], best]) - np.arange(len(b) + 1)) + np.arange(len(b) + 1)
+    return int(row[-1])
+
+
+_SELECTIONS = {"all": lambda group: list(group.number), "correct": _correct, "correct-one": lambda group: _correct(group)[:1],
+               "correct-distinct": _distinct, "pairs": _pair}

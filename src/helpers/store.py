@@ -1,0 +1,167 @@
+"""Where artefacts live, how they are written whole, and how one tells whether they still fit.
+
+Used by every module that computes something worth keeping. An artefact is a folder or file with a *fingerprint*: a hash of
+the settings, the data and the code that determine it. One whose fingerprint differs from today's is never served; it is
+moved aside under its own fingerprint and found again when the settings return.
+"""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parent
+_LIBRARIES = ("torch", "transformers", "peft", "numpy", "math-verify")
+
+
+def results(profile_name):
+    """Folder of everything computed for a profile, made if missing."""
+    folder = ROOT / "results" / profile_name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# --- whole files ---------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def whole(path):
+    """Yield a path beside `path` to write to; it takes its place, synced to disk, only if the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    remove(beside)
+    try:
+        yield beside
+        for file in [beside] if beside.is_file() else [child for child in beside.rglob("*") if child.is_file()]:
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        if path.is_dir():
+            remove(path)
+        os.replace(beside, path)
+    finally:
+        remove(beside)
+
+
+def remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def as_json(content):
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def write_json(path, content):
+    with whole(path) as beside:
+        beside.write_text(as_json(content))
+
+
+# --- fingerprints --------------------------------------------------------------------------------------------------
+
+def digest(content):
+    """Hash of anything JSON can hold, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path):
+    """Hash of a file, or of all files of a folder with their names."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(child for child in path.rglob("*") if child.is_file())
+    if not files:
+        raise FileNotFoundError(f"{path} does not exist or is empty; `make help` lists the commands that make data")
+    found = hashlib.sha256()
+    for file in files:
+        found.update(str(file.relative_to(path)).encode())
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+@functools.cache
+def imported_modules(source):
+    """Helper modules that a Python file imports, directly or through other helpers, as sorted paths."""
+    seen, open_ = set(), [Path(source)]
+    while open_:
+        tree = ast.parse(open_.pop().read_text())
+        for node in ast.walk(tree):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.split(".")[0] == "helpers"]
+            for name in names:
+                parts = name.split(".")[1:2]
+                for path in (PACKAGE / f"{parts[0]}.py", PACKAGE / parts[0] / "__init__.py") if parts else ():
+                    if path.exists() and path not in seen:
+                        seen.add(path)
+                        open_.append(path)
+    return tuple(sorted(seen))
+
+
+@functools.cache
+def code_digest(*modules):
+    """Hash of the named helper modules and those that they import, comments, layout and docstrings left out, and of the library versions."""
+    paths = {PACKAGE / f"{module}.py" for module in modules}
+    for path in sorted(paths):
+        paths.update(imported_modules(path))
+    dumps = {path.name if path.name != "__init__.py" else path.parent.name: _meaning(path) for path in paths}
+    return digest({"modules": dumps, "libraries": versions()})
+
+
+def _meaning(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body = body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def versions():
+    """Versions of the libraries that determine numbers."""
+    return {library: importlib.metadata.version(library) for library in _LIBRARIES}
+
+
+def provenance():
+    """What a record says of the place it was made in: device, Python and library versions."""
+    return {"processor": platform.machine(), "python": platform.python_version(), **versions()}
+
+
+# --- entries -------------------------------------------------------------------------------------------------------
+
+def entry(folder, name, fingerprint, is_ours=True):
+    """Path of the entry `name` with this fingerprint under `folder`; it may not exist yet.
+
+    An existing entry of the same name with another fingerprint is moved aside to `<name>-<its fingerprint>`, never deleted,
+    and comes back when its settings do. With `is_ours=False` (a spec that no profile names) the entry lives at
+    `<name>-<fingerprint>` and leaves `<name>` alone.
+    """
+    named, aside = folder / name, folder / f"{name}-{fingerprint[:8]}"
+    if not is_ours:
+        return aside
+    found = _fingerprint_of(named)
+    if named.exists() and found != fingerprint:
+        os.replace(named, folder / f"{name}-{(found or 'unreadable')[:8]}")
+    if not named.exists() and _fingerprint_of(aside) == fingerprint:
+        os.replace(aside, named)
+    return named
+
+
+def _fingerprint_of(path):
+    try:
+        return json.loads((path / "run.json").read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def is_finished(path, fingerprint):
+    """Whether a finished entry with this fingerprint lies at `path`."""
+    return _fingerprint_of(path) == fingerprint

@@ -1,0 +1,170 @@
+"""Training: one `transformers.Trainer` that takes any objective, and `train(profile, run)`, which never trains twice.
+
+Comes after `objectives`, before `evaluation`. Reads the table of rollouts, writes `results/<profile>/runs/<run>/`:
+`adapter/` (a PEFT folder), `history.parquet` (one row a step) and `run.json` (spec, hashes, versions, minutes).
+"""
+
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset, SequentialSampler
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from helpers import models, objectives, rollouts, store
+
+CHECKPOINTS_A_RUN = 3
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+def row_order(taken, table_ids, seed, length):
+    """Row numbers of a whole run: pass after pass over the prompts, each in a fresh order that depends on `seed` alone.
+
+    Every method walks through the same permutation of all prompts and takes its own rows of each (`rollouts.select`).
+    """
+    order, number = [], 0
+    while len(order) < length:
+        for prompt in np.random.default_rng([seed, number]).permutation(len(table_ids)):
+            order.extend(taken.get(table_ids[prompt], []))
+        number += 1
+    return order[:length]
+
+
+class _Rows(Dataset):
+    """The rows of a run in the order of training; an item is a row number or, for pairs, a list of two."""
+
+    def __init__(self, order, size):
+        self.items = [order[first:first + size] for first in range(0, len(order), size)]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, item):
+        return self.items[item]
+
+
+def collate(table, numbers, pad_id=0):
+    """The model's inputs and the loss's `Rows` for the given rows of the table (with group columns)."""
+    chosen = table.iloc[numbers]
+    input_ids, completion_mask = models.pad(list(chosen.prompt_ids), list(chosen.completion_ids), pad_id)
+    mask = completion_mask[:, 1:].float()
+
+    def per_token(column):
+        return torch.zeros_like(mask).masked_scatter(mask.bool(), torch.tensor(np.concatenate(list(chosen[column]))))
+
+    def per_row(column):
+        return torch.tensor(chosen[column].to_numpy(np.float32))
+
+    rows = objectives.Rows(mask=mask, reward=per_row("reward"), advantage=per_row("advantage"), spread=per_row("spread"),
+                           behaviour=per_token("logp_behaviour"), reference=per_token("logp_base"))
+    return {"input_ids": input_ids, "completion_mask": completion_mask, "rows": rows}
+
+
+# --- the trainer ---------------------------------------------------------------------------------------------------
+
+class ObjectiveTrainer(Trainer):
+    """`Trainer` for a loss of per-token log-probabilities, normalised over all micro-batches and processes of a step."""
+
+    def __init__(self, *args, loss, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.loss = loss
+        self.loss_is_scaled_for_ga = True
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(self.train_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Weight of a step: its tokens, completions or pairs. It does not depend on the policy, so zeros will do."""
+        weights = [self.loss(torch.zeros_like(batch["rows"].mask), batch["rows"])[1] for batch in batch_samples]
+        return self.accelerator.gather(torch.stack(weights).sum().to(device)).sum()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logp = models.token_logprobs(model, inputs["input_ids"], inputs["completion_mask"])
+        loss, _ = self.loss(logp, inputs["rows"])
+        return loss / num_items_in_batch * self.accelerator.num_processes
+
+
+class _Recorder(TrainerCallback):
+    """Keeps one line a step, stops at a loss that is not a number, and draws the progress bar."""
+
+    def __init__(self, name, steps):
+        self.lines, self.bar = [], tqdm(total=steps, desc=f"training {name}", unit="step", mininterval=2)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        if not np.isfinite(logs["loss"]) or not np.isfinite(logs["grad_norm"]):
+            raise FloatingPointError(f"{self.bar.desc}: loss {logs['loss']} at step {state.global_step}; the last checkpoint is kept. Lower the learning rate.")
+        self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+def fingerprint(profile, run):
+    """Hash of all that determines a run's adapter: spec, adapter settings, base model, table of rollouts, code, libraries."""
+    return store.digest({"run": run.model_dump(exclude={"name"}), "lora": profile.lora.model_dump(), "base": models.model_digest(profile.name, run.base),
+                         "table": store.file_digest(rollouts.table_path(profile)), "code": store.code_digest("training")})
+
+
+def run_folder(profile, run):
+    """Where the run lives, whether or not it was trained yet; an edited spec gets a folder of its own."""
+    return store.entry(store.results(profile.name) / "runs", run.name, fingerprint(profile, run), is_ours=profile.runs.get(run.name) == run)
+
+
+def train(profile, run):
+    """Folder of the finished run, with `adapter/`, `history.parquet` and `run.json`.
+
+    Returns at once when the store holds a run of the same spec, data and code; goes on from the last checkpoint of an
+    interrupted one; trains otherwise.
+    """
+    objective = objectives.objective(run.objective)
+    folder, mark = run_folder(profile, run), fingerprint(profile, run)
+    if store.is_finished(folder, mark):
+        return folder
+    table = rollouts.with_group_columns(rollouts.load_table(profile))
+    taken = rollouts.select(table, run.rows or objective.rows)
+    rows_a_unit = 2 if objective.rows == "pairs" else 1
+    order = row_order(taken, list(table.problem_id.unique()), run.seed, run.steps * run.batch_size * rows_a_unit)
+    torch.set_num_threads(run.threads)
+    set_seed(run.seed)
+    model = models.attach_adapter(models.load_model(profile, run.base), profile, run.init_seed)
+    work = store.results(profile.name) / "checkpoints" / mark
+    arguments = TrainingArguments(
+        output_dir=work, max_steps=run.steps, per_device_train_batch_size=run.batch_size // run.accumulation, gradient_accumulation_steps=run.accumulation,
+        learning_rate=run.learning_rate, lr_scheduler_type="cosine", warmup_steps=run.warmup, weight_decay=run.weight_decay, max_grad_norm=run.clip,
+        seed=run.seed, logging_steps=1, save_steps=max(1, run.steps // CHECKPOINTS_A_RUN), save_total_limit=1, remove_unused_columns=False,
+        disable_tqdm=True, report_to=[], use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
+    trainer = ObjectiveTrainer(
+        model=model, args=arguments, train_dataset=_Rows(order, rows_a_unit), callbacks=[_Recorder(run.name, run.steps)],
+        data_collator=lambda items: collate(table, [number for item in items for number in item]),
+        loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    history = pd.DataFrame([line for line in trainer.state.log_history if "loss" in line])
+    with store.whole(folder) as beside:
+        model.save_pretrained(beside / "adapter")
+        history[["step", "loss", "grad_norm", "learning_rate"]].to_parquet(beside / "history.parquet")
+        (beside / "run.json").write_text(store.as_json({
+            "fingerprint": mark, "spec": run.model_dump(), "rows": len({number for numbers in taken.values() for number in numbers}),
+            "passes": run.steps * run.batch_size * rows_a_unit / sum(map(len, taken.values())), "minutes": round((time.monotonic() - started) / 60, 2),
+            "table": store.file_digest(rollouts.table_path(profile)), "base": models.model_digest(profile.name, run.base), "place": store.provenance()}))
+    store.remove(work)
+    return folder
+
+
+def _last_checkpoint(work):
+    """The newest checkpoint that was written to its end, if any."""
+    complete = [folder for folder in work.glob("checkpoint-*") if (folder / "trainer_state.json").exists()]
+    return str(max(complete, key=lambda folder: int(folder.name.split("-")[1]))) if complete else None
