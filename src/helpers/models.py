@@ -4,6 +4,7 @@ Comes after `problems` in the flow of data. Nothing here trains.
 """
 
 import functools
+import warnings
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,6 +14,7 @@ from transformers.utils import logging
 from helpers import profiles, store
 
 logging.disable_progress_bar()
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT still asks for the old name
 _RANDOM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
            "intermediate_size": 64, "max_position_embeddings": 512}
 

@@ -16,6 +16,10 @@ import platform
 import shutil
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parent
 _LIBRARIES = ("torch", "transformers", "peft", "numpy", "math-verify")
@@ -142,26 +146,62 @@ def entry(folder, name, fingerprint, is_ours=True):
 
     An existing entry of the same name with another fingerprint is moved aside to `<name>-<its fingerprint>`, never deleted,
     and comes back when its settings do. With `is_ours=False` (a spec that no profile names) the entry lives at
-    `<name>-<fingerprint>` and leaves `<name>` alone.
+    `<name>-<fingerprint>` and leaves `<name>` alone. Names of files end in `.parquet`.
     """
-    named, aside = folder / name, folder / f"{name}-{fingerprint[:8]}"
+    named, aside = folder / name, _aside(folder, name, fingerprint)
     if not is_ours:
         return aside
     found = _fingerprint_of(named)
     if named.exists() and found != fingerprint:
-        os.replace(named, folder / f"{name}-{(found or 'unreadable')[:8]}")
+        os.replace(named, _aside(folder, name, found or "unreadable"))
     if not named.exists() and _fingerprint_of(aside) == fingerprint:
         os.replace(aside, named)
     return named
 
 
+def _aside(folder, name, fingerprint):
+    stem, dot, ending = name.partition(".")
+    return folder / f"{stem}-{fingerprint[:8]}{dot}{ending}"
+
+
 def _fingerprint_of(path):
     try:
+        if path.suffix == ".parquet":
+            return pq.read_schema(path).metadata[b"fingerprint"].decode()
         return json.loads((path / "run.json").read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def is_finished(path, fingerprint):
     """Whether a finished entry with this fingerprint lies at `path`."""
     return _fingerprint_of(path) == fingerprint
+
+
+def frame(folder, name, fingerprint, compute, is_ours=True):
+    """The DataFrame stored as `<name>.parquet` under `folder` if its fingerprint fits, else `compute()`, stored whole."""
+    path = entry(folder, f"{name}.parquet", fingerprint, is_ours)
+    if not is_finished(path, fingerprint):
+        write_frame(path, compute(), {"fingerprint": fingerprint})
+    return pd.read_parquet(path)
+
+
+def write_frame(path, frame_, metadata=None):
+    """Write a DataFrame as Parquet, whole or not at all, with text metadata."""
+    table = pa.Table.from_pandas(frame_, preserve_index=False)
+    with whole(path) as beside:
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **(metadata or {})}), beside, compression="zstd")
+
+
+def write_table(profile_name, name, frame_):
+    """Write a tidy table of results, `results/<profile>/tables/<name>.parquet`, one value a row; returns it unchanged."""
+    write_frame(results(profile_name) / "tables" / f"{name}.parquet", frame_)
+    return frame_
+
+
+def read_table(profile_name, name):
+    """A tidy table that a notebook wrote; FileNotFoundError says which notebooks to run."""
+    path = results(profile_name) / "tables" / f"{name}.parquet"
+    if not path.exists():
+        raise FileNotFoundError(f"no table {path.relative_to(ROOT)} yet: `make book` runs the notebooks that write it")
+    return pd.read_parquet(path)

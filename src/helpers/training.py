@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset, SequentialSampler
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from helpers import models, objectives, rollouts, store
 
@@ -150,6 +150,7 @@ def train(profile, run):
         model=model, args=arguments, train_dataset=_Rows(order, rows_a_unit), callbacks=[_Recorder(run.name, run.steps)],
         data_collator=lambda items: collate(table, [number for item in items for number in item]),
         loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
+    trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     history = pd.DataFrame([line for line in trainer.state.log_history if "loss" in line])

@@ -1,0 +1,119 @@
+"""Evaluation: greedy answers to every held-out problem, and the divergence of a trained model from its base.
+
+Comes after `training`, before `statistics`. Records are one row a problem, stored per run and reused while they fit.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from helpers import models, problems, rollouts, store, training
+
+SPLITS = ("test", "hard")
+
+
+def load_model_of(profile, run):
+    """The model that a run produced, its adapter merged; `run` may also be the name of one of the profile's models."""
+    if isinstance(run, str):
+        return models.load_model(profile, run)
+    adapter = training.train(profile, run) / "adapter"
+    return models.load_adapted(profile, run, adapter).merge_and_unload()
+
+
+def _fingerprint(profile, run, part):
+    made = models.model_digest(profile.name, run) if isinstance(run, str) else training.fingerprint(profile, run)
+    return store.digest({"model": made, "part": part, "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
+                         "code": store.code_digest("evaluation")})
+
+
+def _stored(profile, run, folder, part, compute):
+    name = run if isinstance(run, str) else run.name
+    is_ours = isinstance(run, str) or profile.runs.get(run.name) == run
+    return store.frame(store.results(profile.name) / folder, name, _fingerprint(profile, run, part), compute, is_ours)
+
+
+def answer(profile, model, chosen, temperature=0.0, seed=0, name=""):
+    """Completions of the given problems by `model`, graded: a DataFrame with one row a problem, in the order given.
+
+    Columns: problem_id, split, steps, completion, answer, status, correct, correct_flexible (by the last number, boxed or
+    not), tokens, truncated, prompt_ids, completion_ids.
+    """
+    torch.set_num_threads(profile.evaluation.threads)
+    tokenizer = models.load_tokenizer(profile)
+    prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen]
+    with tqdm(total=len(prompts), desc=f"answering {name}", unit="problem", mininterval=2) as progress:
+        completions = rollouts.sample(model, prompts, max_new_tokens=profile.evaluation.max_new_tokens, end_id=tokenizer.eos_token_id,
+                                      batch_size=profile.evaluation.batch_size, temperature=temperature, seed=seed, progress=progress)
+    rows = []
+    for problem, prompt, ids in zip(chosen, prompts, completions, strict=True):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        graded = problems.grade(text, problem.answer)
+        rows.append({"problem_id": problem.problem_id, "split": problem.split, "steps": problem.steps, "completion": text, "answer": graded.answer,
+                     "status": graded.status, "correct": graded.correct, "correct_flexible": problems.grade_by_last_number(text, problem.answer).correct,
+                     "tokens": len(ids), "truncated": ids[-1] != tokenizer.eos_token_id, "prompt_ids": prompt, "completion_ids": ids})
+    return pd.DataFrame(rows)
+
+
+def evaluate(profile, run):
+    """Greedy records of a run (or of a model by name) on the test and hard problems, stored as evaluation/<run>.parquet."""
+    def compute():
+        sets = problems.problem_sets(profile.problems)
+        chosen = [problem for split in SPLITS for problem in sets[split]]
+        name = run if isinstance(run, str) else run.name
+        return answer(profile, load_model_of(profile, run), chosen, name=name).drop(columns=["prompt_ids", "completion_ids"])
+    return _stored(profile, run, "evaluation", "greedy", compute)
+
+
+def validation_accuracy(profile, run):
+    """Share of validation problems answered correctly by greedy decoding; where hyper-parameters are chosen."""
+    chosen = problems.problem_sets(profile.problems)["validation"]
+    records = _stored(profile, run, "validation", "validation",
+                      lambda: answer(profile, load_model_of(profile, run), chosen).drop(columns=["prompt_ids", "completion_ids"]))
+    return records.correct.mean()
+
+
+@torch.inference_mode()
+def _summed_divergence(sampler, other, records, batch_size=64):
+    """Per completion, sum over its tokens of KL(sampler || other) of the next-token distributions, in nats."""
+    found = np.zeros(len(records))
+    order = np.argsort([len(p) + len(c) for p, c in zip(records.prompt_ids, records.completion_ids, strict=True)])
+    for first in range(0, len(order), batch_size):
+        rows = order[first:first + batch_size]
+        input_ids, mask = models.pad([records.prompt_ids.iloc[i] for i in rows], [records.completion_ids.iloc[i] for i in rows], 0)
+        own, theirs = (torch.log_softmax(model(input_ids=input_ids, use_cache=False).logits[:, :-1].float(), -1) for model in (sampler, other))
+        found[rows] = ((own.exp() * (own - theirs)).sum(-1) * mask[:, 1:]).sum(1).numpy()
+    return found
+
+
+def divergence(profile, run):
+    """KL between a run's policy and its base, one row a (direction, validation problem): summed nats and tokens.
+
+    "forward" is KL(base || policy) along completions sampled from the base, "reverse" KL(policy || base) along the policy's.
+    At each position the divergence of the two next-token distributions is exact; only the positions are sampled.
+    """
+    def compute():
+        chosen = problems.problem_sets(profile.problems)["validation"][:profile.evaluation.kl_problems]
+        base, policy = models.load_model(profile, run.base), load_model_of(profile, run)
+        parts = []
+        for direction, sampler, other in (("forward", base, policy), ("reverse", policy, base)):
+            records = answer(profile, sampler, chosen, temperature=1.0, seed=1, name=f"{direction} KL of {run.name}")
+            parts.append(pd.DataFrame({"direction": direction, "problem_id": records.problem_id, "tokens": records.tokens,
+                                       "nats": _summed_divergence(sampler, other, records)}))
+        return pd.concat(parts)
+    return _stored(profile, run, "divergence", "divergence", compute)
+
+
+def effect(profile, run, prompts=100):
+    """Mean log-probability a token that the base and the trained model give to the first rollouts of the table.
+
+    Columns: model ("base" or the run's name), reward, logp (nats a token), one row each.
+    """
+    table = rollouts.load_table(profile).head(prompts * profile.rollouts.samples)
+    rows = []
+    for name, model in (("base", models.load_model(profile, run.base)), (run.name, load_model_of(profile, run))):
+        sums = np.array([values.sum() for values in rollouts.score(model, list(table.prompt_ids), list(table.completion_ids))])
+        for reward in (1.0, 0.0):
+            kept = (table.reward == reward).to_numpy()
+            rows.append({"model": name, "reward": int(reward), "logp": sums[kept].sum() / table.tokens[kept].sum()})
+    return pd.DataFrame(rows)

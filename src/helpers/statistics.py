@@ -1,0 +1,94 @@
+"""Statistics of paired accuracies: intervals, exact tests, corrections, and what a test could have seen.
+
+Comes after `evaluation`. Works on records with one row a problem; the definitions are those of statsmodels and scipy
+wherever those have them.
+"""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+LEVEL = 0.95
+
+
+def wilson(correct, n):
+    """Wilson interval of a share, (low, high)."""
+    low, high = proportion_confint(correct, n, alpha=1 - LEVEL, method="wilson")
+    return float(low), float(high)
+
+
+def mcnemar(b, c):
+    """Exact two-sided p-value for two models on the same problems; b and c count problems that only one of them solved."""
+    return float(binomtest(int(b), int(b + c)).pvalue) if b + c else 1.0
+
+
+def holm(p_values):
+    """Holm's adjusted p-values, in the order given."""
+    return multipletests(p_values, method="holm")[1]
+
+
+def newcombe_paired(both, b, c, neither):
+    """Interval of the difference of two paired shares (Newcombe 1998, method 10): (difference, low, high)."""
+    n = both + b + c + neither
+    first, second = (both + b) / n, (both + c) / n
+    (low_1, high_1), (low_2, high_2) = wilson(both + b, n), wilson(both + c, n)
+    margins = float(both + b) * (c + neither) * (both + c) * (b + neither)
+    cross = float(both) * neither - float(b) * c
+    cross = max(cross - n / 2, 0.0) if cross > 0 else cross
+    phi = cross / np.sqrt(margins) if margins else 0.0
+    difference = first - second
+    below = np.sqrt(max((first - low_1) ** 2 - 2 * phi * (first - low_1) * (high_2 - second) + (high_2 - second) ** 2, 0))
+    above = np.sqrt(max((high_1 - first) ** 2 - 2 * phi * (high_1 - first) * (second - low_2) + (second - low_2) ** 2, 0))
+    return difference, difference - below, difference + above
+
+
+def detectable_difference(n, discordant, power=0.8):
+    """Smallest difference of two paired shares that McNemar's test finds with this power (Connor 1987).
+
+    `discordant` is the share of problems on which the two models differ; NaN where even that share is too small.
+    """
+    z_level, z_power = norm.ppf(1 - (1 - LEVEL) / 2), norm.ppf(power)
+
+    def missing(difference):
+        return (z_level * np.sqrt(discordant) + z_power * np.sqrt(max(discordant - difference ** 2, 0))) / np.sqrt(n) - difference
+
+    return float(brentq(missing, 0, discordant)) if discordant and missing(discordant) < 0 else float("nan")
+
+
+def accuracy_table(records):
+    """The `accuracy` table from records with columns run, split, correct, status, truncated, tokens."""
+    def line(group):
+        low, high = wilson(group.correct.sum(), len(group))
+        return pd.Series({"n": len(group), "correct": int(group.correct.sum()), "accuracy": group.correct.mean(), "low": low, "high": high,
+                          "unparsed": (group.status != "boxed").mean(), "truncated": group.truncated.mean(), "mean_tokens": group.tokens.mean()})
+    return records.groupby(["split", "run"], sort=False).apply(line, include_groups=False).reset_index()
+
+
+def mcnemar_table(records):
+    """The `mcnemar` table: every pair of runs on each split; b = only run_a right, c = only run_b right; Holm within a split."""
+    rows = []
+    for split, group in records.groupby("split", sort=False):
+        wide = group.pivot(index="problem_id", columns="run", values="correct")[list(group.run.unique())]
+        for run_a, run_b in combinations(wide.columns, 2):
+            a, b = wide[run_a].to_numpy(bool), wide[run_b].to_numpy(bool)
+            cells = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())
+            difference, low, high = newcombe_paired(*cells)
+            rows.append({"split": split, "run_a": run_a, "run_b": run_b, "b": cells[1], "c": cells[2], "p": mcnemar(cells[1], cells[2]),
+                         "difference": difference, "low": low, "high": high, "detectable": detectable_difference(len(a), (cells[1] + cells[2]) / len(a))})
+    table = pd.DataFrame(rows)
+    table["p_holm"] = table.groupby("split").p.transform(lambda p: holm(p.to_numpy()))
+    return table
+
+
+def bootstrap_ratio(numerators, denominators, seed=0, draws=2000):
+    """Interval of sum(numerators) / sum(denominators) by resampling problems: (ratio, low, high)."""
+    numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)
+    chosen = np.random.default_rng(seed).integers(len(numerators), size=(draws, len(numerators)))
+    ratios = numerators[chosen].sum(1) / denominators[chosen].sum(1)
+    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return numerators.sum() / denominators.sum(), float(low), float(high)
