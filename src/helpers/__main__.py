@@ -8,11 +8,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what, takes in (("pretrain", "make a profile's own models from random weights", "model"), ("rollouts", "sample and reward the table of rollouts", None),
-                              ("train", "train one named run", "run"), ("evaluate", "evaluate one run, or `base`", "run")):
+                              ("train", "train one named run", "run"), ("evaluate", "evaluate a named run, or a model by its name", "run"),
+                              ("sweep", "train SFT at each learning rate of the profile and record its validation accuracy", None)):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("profile", help="name of a profile, for example tiny")
         if takes == "run":
-            command.add_argument("run", help="name of a run in the profile")
+            command.add_argument("run", help="name of a run (or, to evaluate, of a model) in the profile")
         elif takes == "model":
             command.add_argument("models", nargs="*", help="which of its models; all by default")
     chosen = parser.parse_args(arguments)
@@ -50,10 +51,21 @@ def _evaluate(chosen):
     from helpers import evaluation, profiles
 
     profile = profiles.load(chosen.profile)
-    print(evaluation.evaluate(profile, chosen.run if chosen.run == "base" else profiles.run(profile, chosen.run)))
+    if chosen.run in profile.models:
+        evaluation.evaluate(profile, chosen.run)
+    else:
+        run = profiles.run(profile, chosen.run)
+        evaluation.evaluate(profile, run)
+        evaluation.divergence(profile, run)
 
 
-_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "evaluate": _evaluate}
+def _sweep(chosen):
+    from helpers import evaluation, profiles
+
+    print(evaluation.sweep(profiles.load(chosen.profile)))
+
+
+_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "evaluate": _evaluate, "sweep": _sweep}
 
 if __name__ == "__main__":
     main()

@@ -42,7 +42,7 @@ def answer(profile, model, chosen, temperature=0.0, seed=0, name=""):
     torch.set_num_threads(profile.evaluation.threads)
     tokenizer = models.load_tokenizer(profile)
     prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen]
-    with tqdm(total=len(prompts), desc=f"answering {name}", unit="problem", mininterval=2) as progress:
+    with tqdm(total=len(prompts), desc=f"answering {name}", unit="problem") as progress:
         completions = rollouts.sample(model, prompts, max_new_tokens=profile.evaluation.max_new_tokens, end_id=tokenizer.eos_token_id,
                                       batch_size=profile.evaluation.batch_size, temperature=temperature, seed=seed, progress=progress)
     rows = []
@@ -117,3 +117,21 @@ def effect(profile, run, prompts=100):
             kept = (table.reward == reward).to_numpy()
             rows.append({"model": name, "reward": int(reward), "logp": sums[kept].sum() / table.tokens[kept].sum()})
     return pd.DataFrame(rows)
+
+
+def sweep_path(profile):
+    """Where the committed sweep of the learning rate lies."""
+    return store.ROOT / "data" / "sweeps" / f"{profile.name}.csv"
+
+
+def sweep(profile):
+    """Train SFT at each of the profile's learning rates, measure validation accuracy, and write the table; returns its path."""
+    rows = []
+    for rate in profile.learning_rates:
+        run = profile.runs["sft"].model_copy(update={"learning_rate": rate})
+        accuracy = validation_accuracy(profile, run)
+        loss = pd.read_parquet(training.train(profile, run) / "history.parquet").loss.tail(20).mean()
+        rows.append({"learning_rate": rate, "validation_accuracy": accuracy, "n": profile.problems.validation, "final_loss": loss})
+    with store.whole(sweep_path(profile)) as beside:
+        pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.6g")
+    return sweep_path(profile)

@@ -36,18 +36,26 @@ class Rows:
     reference: torch.Tensor
 
 
-def _token_mean(per_token, mask):
-    return (per_token * mask).sum(), mask.sum()
+def _mean(per_token, rows, aggregation):
+    """Sum and weight of a mean over tokens ("token"), over completions of their token means ("sequence"), or of sums ("sum")."""
+    if aggregation == "token":
+        return (per_token * rows.mask).sum(), rows.mask.sum()
+    sums = (per_token * rows.mask).sum(1)
+    if aggregation == "sequence":
+        sums = sums / rows.mask.sum(1)
+    elif aggregation != "sum":
+        raise ValueError(f"unknown aggregation {aggregation!r}: choose one of token, sequence, sum")
+    return sums.sum(), torch.tensor(float(len(sums)))
 
 
-def sft(logp, rows):
-    """Negative log-likelihood, -logp_t, token mean; also RFT's loss, whose rows are the correct ones (2308.01825)."""
-    return _token_mean(-logp, rows.mask)
+def sft(logp, rows, aggregation="token"):
+    """Negative log-likelihood, -logp_t; also RFT's loss, whose rows are the correct ones (2308.01825)."""
+    return _mean(-logp, rows, aggregation)
 
 
-def dft(logp, rows):
+def dft(logp, rows, aggregation="token"):
     """-sg(p_t) logp_t: likelihood weighted by the token's own probability; same gradient as -p_t (2508.05629, eq. 9)."""
-    return _token_mean(-logp.exp().detach() * logp, rows.mask)
+    return _mean(-logp.exp().detach() * logp, rows, aggregation)
 
 
 def rift(logp, rows, negative_reward=-0.2, level="token"):
@@ -58,7 +66,7 @@ def rift(logp, rows, negative_reward=-0.2, level="token"):
     """
     positive = rows.reward > 0
     if level == "token":
-        return _token_mean(torch.where(positive[:, None], -logp, abs(negative_reward) * logp.exp()), rows.mask)
+        return _mean(torch.where(positive[:, None], -logp, abs(negative_reward) * logp.exp()), rows, "token")
     total = (logp * rows.mask).sum(1)
     if level == "length-normalised":
         total = total / rows.mask.sum(1)
@@ -66,26 +74,26 @@ def rift(logp, rows, negative_reward=-0.2, level="token"):
     return loss.sum(), torch.tensor(float(len(loss)))
 
 
-def rift_as_printed(logp, rows, penalty):
+def rift_as_printed(logp, rows, penalty, aggregation="token"):
     """(1 - r lambda)(-logp_t) as 2606.23740 prints it: with lambda > 0 correct rollouts weigh less."""
-    return _token_mean((1 - rows.reward * penalty)[:, None] * -logp, rows.mask)
+    return _mean((1 - rows.reward * penalty)[:, None] * -logp, rows, aggregation)
 
 
-def offline_grpo(logp, rows, bias=0.1):
+def offline_grpo(logp, rows, bias=0.1, aggregation="token"):
     """-A_i logp_t with A_i = r_i - mean_G r + b: no std, ratio, clip or KL (2606.23740)."""
-    return _token_mean(-(rows.advantage + bias)[:, None] * logp, rows.mask)
+    return _mean(-(rows.advantage + bias)[:, None] * logp, rows, aggregation)
 
 
-def offline_grpo_clipped(logp, rows, epsilon=0.2):
+def offline_grpo_clipped(logp, rows, epsilon=0.2, aggregation="token"):
     """The clipped ratio to the behaviour policy with group-normalised advantages (2402.03300, eq. 3; no KL)."""
     advantage = (rows.advantage / (rows.spread + 1e-4))[:, None]
     ratio = (logp - rows.behaviour).exp()
-    return _token_mean(-torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage), rows.mask)
+    return _mean(-torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage), rows, aggregation)
 
 
-def offline_grpo_probability(logp, rows, bias=0.1):
+def offline_grpo_probability(logp, rows, bias=0.1, aggregation="token"):
     """-A_i p_t: the advantage times the probability, not its logarithm (the form called GPO)."""
-    return _token_mean(-(rows.advantage + bias)[:, None] * logp.exp(), rows.mask)
+    return _mean(-(rows.advantage + bias)[:, None] * logp.exp(), rows, aggregation)
 
 
 def topr(logp, rows):

@@ -104,13 +104,14 @@ def pretrain(profile, name):
                                              pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **profile.pretraining.architecture))
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    fingerprint = store.digest({"settings": profile.pretraining.model_dump(), "problems": profile.problems.model_dump(),
-                                "model": name, "code": store.code_digest("problems")})
+    shared = profile.pretraining.model_dump(exclude={"models"})
+    fingerprint = store.digest({"shared": shared, "settings": settings.model_dump(), "problems": profile.problems.model_dump(mode="json"),
+                                "start": settings.start and store.file_digest(store.ROOT / profile.models[settings.start]), "code": store.code_digest("problems")})
     checkpoint = store.results(profile.name) / "pretraining" / f"{name}-{fingerprint[:8]}"
     done = _restore(checkpoint, model, optimizer)
     batches = _batches(profile, settings, tokenizer)
     started, recent = time.monotonic(), []
-    with tqdm(total=settings.steps, initial=done, desc=f"pretraining {name}", unit="step", mininterval=10) as progress:
+    with tqdm(total=settings.steps, initial=done, desc=f"pretraining {name}", unit="step") as progress:
         for step, (ids, labels) in zip(range(settings.steps), batches, strict=False):
             if step < done:
                 continue
@@ -124,8 +125,8 @@ def pretrain(profile, name):
     with store.whole(folder) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
-        (beside / "made.json").write_text(json.dumps({"settings": settings.model_dump(), "fingerprint": fingerprint, "loss": round(float(np.mean(recent[-200:])), 4),
-                                                      "minutes": round((time.monotonic() - started) / 60, 1), **store.provenance()}, indent=1) + "\n")
+        (beside / "made.json").write_text(store.as_json({"settings": settings.model_dump(), "loss": round(float(np.mean(recent[-200:])), 4),
+                                                      "minutes": round((time.monotonic() - started) / 60, 1), "place": store.provenance()}))
     return folder
 
 

@@ -180,7 +180,7 @@ def sample_rollouts(profile, chosen, batch_size=None):
     else:
         position = {problem.problem_id: number for number, problem in enumerate(problems.problem_sets(profile.problems)["train"])}
         indices = [position[problem.problem_id] * how.samples + sample_id for problem in chosen for sample_id in range(how.samples)]
-        with tqdm(total=len(prompts), desc="rollouts", unit="completion", mininterval=2) as progress:
+        with tqdm(total=len(prompts), desc="rollouts", unit="completion") as progress:
             completions = sample(models.load_model(profile, "teacher"), prompts, max_new_tokens=how.max_new_tokens, end_id=tokenizer.eos_token_id,
                                  batch_size=batch_size or how.batch_size, temperature=how.temperature, seed=how.seed, indices=indices, progress=progress)
     rows = []

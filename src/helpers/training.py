@@ -63,6 +63,23 @@ def collate(table, numbers, pad_id=0):
     return {"input_ids": input_ids, "completion_mask": completion_mask, "rows": rows}
 
 
+def example_weights(profile, objective, **options):
+    """The weights of an objective at step 0 on a right and a wrong rollout of one prompt, for the page that explains it.
+
+    Returns (tokens, weights, headings), one entry a rollout: its tokens as text, an array of the weights of their
+    log-probabilities in units of SFT's weight (`objectives.token_weights`), and a line that says what it is.
+    """
+    table = rollouts.with_group_columns(rollouts.load_table(profile))
+    pair = next(iter(rollouts.select(table, "pairs").values()))
+    rows = collate(table, pair)["rows"]
+    weights = objectives.token_weights(objective, rows.reference, rows, **options) * rows.mask.sum()
+    tokenizer = models.load_tokenizer(profile)
+    tokens = [[tokenizer.decode([token]).replace("\n", "↵").strip() for token in ids] for ids in table.completion_ids.iloc[pair]]
+    headings = [f"{'right' if reward else 'wrong'} rollout, answer {answer}, advantage {advantage:+.2f}"
+                for reward, answer, advantage in zip(table.reward.iloc[pair], table.answer.iloc[pair], table.advantage.iloc[pair], strict=True)]
+    return tokens, [row[mask.bool()].numpy() for row, mask in zip(weights, rows.mask, strict=True)], headings
+
+
 # --- the trainer ---------------------------------------------------------------------------------------------------
 
 class ObjectiveTrainer(Trainer):
@@ -91,7 +108,7 @@ class _Recorder(TrainerCallback):
     """Keeps one line a step, stops at a loss that is not a number, and draws the progress bar."""
 
     def __init__(self, name, steps):
-        self.lines, self.bar = [], tqdm(total=steps, desc=f"training {name}", unit="step", mininterval=2)
+        self.lines, self.bar = [], tqdm(total=steps, desc=f"training {name}", unit="step")
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar.update(state.global_step)

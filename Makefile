@@ -1,0 +1,59 @@
+# Everything a user needs. Each target sets up what it needs; PROFILE chooses the study (tiny, smoke).
+PYTHON ?= python3
+PROFILE ?= tiny
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+BIN := venv/bin
+# Activated for the recipes, so that Snakemake's steps find the same Python.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export JUPYTER_CONFIG_DIR := $(CURDIR)/venv/etc/jupyter
+# Seconds between two updates of a progress bar.
+export TQDM_MININTERVAL ?= $(if $(CI),60,2)
+SNAKEMAKE := snakemake --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
+
+.PHONY: help book test test-slow check study lab rollouts models sweep benchmark clean
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+book: venv/ready  ## run the study and build the book (PROFILE=tiny)
+	$(SNAKEMAKE)
+	@echo "The book is ready. Open $(CURDIR)/_build/html/index.html"
+
+test: venv/ready  ## run the fast tests
+	python -m pytest -m "not slow"
+
+test-slow: venv/ready  ## run the tests that read the built book and the study's results
+	python -m pytest -m slow
+
+check: venv/ready  ## lint, and run every notebook with the smoke profile
+	ruff check .
+	snakemake --cores $(JOBS) --config profile=smoke --rerun-incomplete notebooks
+
+study: venv/ready  ## run the study and its notebooks without building the book
+	$(SNAKEMAKE) notebooks
+
+lab: venv/ready  ## open the notebooks in JupyterLab to change and run them
+	jupytext-config set-default-viewer python
+	jupyter lab notebooks
+
+models: venv/ready  ## make the tiny models again from random weights (about an hour on two cores)
+	OMP_NUM_THREADS=1 python -m helpers pretrain tiny base strong-base & OMP_NUM_THREADS=1 python -m helpers pretrain tiny teacher; wait
+
+rollouts: venv/ready  ## sample the table of rollouts again
+	python -m helpers rollouts $(PROFILE)
+
+sweep: venv/ready  ## train SFT at each learning rate of the profile and write the sweep
+	python -m helpers sweep $(PROFILE)
+
+benchmark: venv/ready  ## speed of training and sampling against plain PyTorch and transformers
+	python tests/benchmark.py
+
+clean:  ## remove the built book and executed notebooks; results and the environment stay
+	rm -rf _build book/notebooks book/timings.md
+
+venv/ready: requirements.txt constraints.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; name one with make PYTHON=...')"
+	$(PYTHON) -m venv venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch venv/ready

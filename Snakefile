@@ -1,0 +1,130 @@
+# The pipeline: tables -> runs -> evaluations -> executed notebooks -> book.
+# Inputs name what a step reads, found from its imports, so that an edit re-runs what depends on it and nothing else.
+# `snakemake --config profile=NAME` chooses the study; executor plugins take the same file to a cluster.
+from pathlib import Path
+
+from helpers import pipeline, profiles
+
+PROFILE = config.get("profile", "tiny")
+study = profiles.load(PROFILE)
+RESULTS = f"results/{PROFILE}"
+TABLE = study.rollouts.table or f"{RESULTS}/rollouts.parquet"
+MODELS = [model for model in study.models if model not in study.runs]
+NOTEBOOKS = [path.stem for path in sorted(Path("notebooks").glob("*.py"))]
+MODEL_FILES = [str(path) for folder in study.models.values() if folder != "random" for path in Path(folder).glob("*")]
+
+
+wildcard_constraints:
+    run="|".join(study.runs),
+    model="|".join(MODELS),
+    notebook="|".join(NOTEBOOKS),
+
+
+localrules:
+    all,
+    notebooks,
+
+
+rule all:
+    input:
+        "_build/html/index.html",
+
+
+rule notebooks:
+    input:
+        expand(f"{RESULTS}/notebooks/{{notebook}}.ipynb", notebook=NOTEBOOKS),
+
+
+if not study.rollouts.table:
+
+    rule rollouts:
+        input:
+            pipeline.modules("src/helpers/rollouts.py"),
+        params:
+            settings=pipeline.settings(study, "rollouts", "problems", "models"),
+        output:
+            TABLE,
+        shell:
+            "python -m helpers rollouts {PROFILE}"
+
+
+rule train:
+    input:
+        pipeline.modules("src/helpers/training.py"),
+        MODEL_FILES,
+        TABLE,
+    params:
+        spec=lambda wildcards: pipeline.spec(study, wildcards.run),
+    output:
+        update(f"{RESULTS}/runs/{{run}}/run.json"),
+    log:
+        f"{RESULTS}/logs/train-{{run}}.log",
+    threads: lambda wildcards: study.runs[wildcards.run].threads
+    shell:
+        "OMP_NUM_THREADS={threads} python -m helpers train {PROFILE} {wildcards.run} 2>&1 | tee {log}"
+
+
+rule evaluate_run:
+    input:
+        pipeline.modules("src/helpers/evaluation.py"),
+        f"{RESULTS}/runs/{{run}}/run.json",
+    params:
+        settings=pipeline.settings(study, "evaluation", "problems"),
+    output:
+        update(f"{RESULTS}/evaluation/{{run}}.parquet"),
+        update(f"{RESULTS}/divergence/{{run}}.parquet"),
+    log:
+        f"{RESULTS}/logs/evaluate-{{run}}.log",
+    threads: study.evaluation.threads
+    shell:
+        "OMP_NUM_THREADS={threads} python -m helpers evaluate {PROFILE} {wildcards.run} 2>&1 | tee {log}"
+
+
+rule evaluate_model:
+    input:
+        pipeline.modules("src/helpers/evaluation.py"),
+        MODEL_FILES,
+    params:
+        settings=pipeline.settings(study, "evaluation", "problems", "models"),
+    output:
+        update(f"{RESULTS}/evaluation/{{model}}.parquet"),
+    log:
+        f"{RESULTS}/logs/evaluate-{{model}}.log",
+    threads: study.evaluation.threads
+    shell:
+        "OMP_NUM_THREADS={threads} python -m helpers evaluate {PROFILE} {wildcards.model} 2>&1 | tee {log}"
+
+
+rule execute:
+    input:
+        source="notebooks/{notebook}.py",
+        modules=lambda wildcards: pipeline.modules(f"notebooks/{wildcards.notebook}.py"),
+        table=TABLE,
+        artefacts=lambda wildcards: [f"{RESULTS}/{artefact}" for artefact in pipeline.artefacts(study, wildcards.notebook)],
+    params:
+        settings=pipeline.settings(study),
+    output:
+        f"{RESULTS}/notebooks/{{notebook}}.ipynb",
+    log:
+        f"{RESULTS}/logs/{{notebook}}.ipynb",
+    threads: 1
+    shell:
+        # The running notebook is the log, so that what a failed cell left can be opened; tqdm stays quiet on the page.
+        "jupytext --to ipynb --output - {input.source} | "
+        "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 papermill - {log} --cwd . -k python3 -p profile {PROFILE} --no-progress-bar && cp {log} {output}"
+
+
+rule book:
+    input:
+        notebooks=rules.notebooks.input,
+        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name != "timings.md"],
+        configuration=["_config.yml", "_toc.yml"],
+        pipeline="src/helpers/pipeline.py",
+    output:
+        "_build/html/index.html",
+    log:
+        f"{RESULTS}/logs/book.log",
+    threads: 2
+    shell:
+        "python -m helpers.pipeline {PROFILE} && "
+        "jupyter-book build . -W -n --keep-going > {log} 2>&1 || (grep -E 'WARNING|ERROR' -A 3 {log} || tail -n 40 {log}; exit 1)"

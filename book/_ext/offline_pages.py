@@ -1,0 +1,40 @@
+"""Sphinx extension of the book: pages that need no network and are never stale.
+
+Jupyter Book always loads sphinx-thebe, which puts the address of a script on unpkg.com into every page, in some pages twice
+(a JavaScript error). The book has no live cells, so these scripts are taken out again.
+
+The introduction shows numbers glued from notebooks; Sphinx does not know that, and would keep the old ones when only a
+notebook changed.
+"""
+
+GLUING = ("book/intro",)
+
+
+def _is_thebe(script):
+    text = f"{getattr(script, 'filename', None) or script} {(getattr(script, 'attributes', None) or {}).get('body') or ''}"
+    return "sphinx-thebe" in text or "THEBE_JS_URL" in text
+
+
+def drop_thebe(app, pagename, templatename, context, doctree):
+    """Take sphinx-thebe's scripts and style out of the page."""
+    for kind in ("script_files", "css_files"):
+        context[kind] = [file for file in context.get(kind, []) if not _is_thebe(file)]
+
+
+def drop_thebe_nodes(app, doctree, docname):
+    """Take out the two raw script nodes that sphinx-thebe appends to each document."""
+    for node in [node for node in doctree.children if node.tagname == "raw"]:
+        if "text/x-thebe-config" in node.astext() or "kernelName = " in node.astext():
+            doctree.remove(node)
+
+
+def reread_gluing_pages(app, env, added, changed, removed):
+    """Pages to read again because a notebook that they may glue from has changed."""
+    return [page for page in GLUING if page in env.found_docs] if any(name.startswith("book/notebooks/") for name in added | changed) else []
+
+
+def setup(app):
+    app.connect("env-get-outdated", reread_gluing_pages)
+    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("doctree-resolved", drop_thebe_nodes, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

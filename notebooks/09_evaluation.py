@@ -1,0 +1,262 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Evaluation: who solves what
+#
+# *Previously:* six objectives, [SFT](03_sft.ipynb) to [DPO](08_dpo.ipynb), each trained one adapter from the same start. *Now:* all of them, and
+# the base, answer the same problems, and the differences are tested as paired data.
+#
+# **Key takeaways**
+# - The base is a row of every table. Without it, "best" cannot be told from "moved least".
+# - On the same problems, models are compared by the problems on which they *differ*; twenty-one comparisons need a correction.
+# - A test that finds nothing has said how large a difference it would have found. That number stands beside each comparison.
+#
+# You need: the idea of a p-value. Reads all six runs and their evaluations. Time to run: half a minute, once they exist.
+
+# %% tags=["parameters"]
+profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from myst_nb import glue
+
+from helpers import evaluation, figures, geometry, profiles, statistics, store, training, updates
+
+study = profiles.load(profile)
+runs = {name: study.runs[name] for name in study.main_runs}
+figures.use_style()
+
+# %% [markdown]
+# ## One answer a problem
+#
+# Each model answers each problem once, greedily: $\hat y_t = \arg\max_v \pi(v \mid x, \hat y_{<t})$, so there is no sampling noise to repeat
+# away. What remains random is the choice of problems, and that is what intervals and tests are about. The records hold one row a
+# model and problem.
+
+# %%
+records = pd.concat([evaluation.evaluate(study, "base").assign(run="base")]
+                    + [evaluation.evaluate(study, run).assign(run=name) for name, run in runs.items()])
+records.sample(3, random_state=0)[["run", "split", "completion", "answer", "correct", "tokens"]].style.hide(axis="index")
+
+# %% [markdown]
+# ## Accuracy, with its interval
+#
+# For $k$ right answers to $n$ problems the share is $\hat a = k/n$. Its Wilson interval {cite:p}`wilson1927` holds those $a$ from which $\hat a$ is not further than
+# $z = 1.96$ standard errors, the standard error taken at $a$ itself:
+#
+# ```{math}
+# :label: eq-evaluation-wilson
+# \left| \hat a - a \right| \le z \sqrt{\frac{a\,(1 - a)}{n}} .
+# ```
+#
+# Unlike the textbook interval around $\hat a$, it never leaves $[0, 1]$ and is honest near both ends.
+
+# %%
+accuracy = store.write_table(profile, "accuracy", statistics.accuracy_table(records))
+accuracy.style.format(precision=3).hide(axis="index")
+
+# %% mystnb={"image": {"alt": "Dot plot of test accuracy with Wilson intervals for base, SFT, RFT, DFT, RIFT, Offline GRPO and DPO, and a dashed line at the base"}, "figure": {"caption": "Share of test problems solved by the base and by each of the six objectives, with 95 % Wilson intervals by {eq}`eq-evaluation-wilson`; dashed: the base.", "name": "fig-evaluation-test"}}
+figures.intervals(accuracy[accuracy.split == "test"], "accuracy", "low", "high", "share of test problems solved", reference="base");
+
+# %%
+on_test = accuracy[accuracy.split == "test"].set_index("run")
+trained = on_test.drop(index="base").accuracy
+above = int((trained > on_test.accuracy["base"]).sum())
+Markdown(f"On the test problems the base solves **{on_test.accuracy['base']:.1%}**. Of the six objectives, {above} end above it; the highest is "
+         f"{figures.LABELS[trained.idxmax()]} with **{trained.max():.1%}**, the lowest {figures.LABELS[trained.idxmin()]} with **{trained.min():.1%}**.")
+
+# %% [markdown]
+# Read {numref}`fig-evaluation-test` from the dashed line outwards, not from the left edge: what a method *did* is its distance from the base. In the
+# paper the base stood at 93 to 94 %, DPO at 93.5 % and the five others near 88 %, so that the method with the best score was also the one
+# that had changed least. Intervals that overlap prove nothing here, because all models answered the same problems; the tests below use that.
+#
+# The hard problems have longer chains than almost anything in the models' training texts.
+
+# %% mystnb={"image": {"alt": "Dot plot of accuracy on the hard problems with Wilson intervals for base and six objectives"}, "figure": {"caption": "The same for the hard problems of five and six steps.", "name": "fig-evaluation-hard"}}
+figures.intervals(accuracy[accuracy.split == "hard"], "accuracy", "low", "high", "share of hard problems solved", reference="base");
+
+# %% [markdown]
+# Fewer problems make the intervals of {numref}`fig-evaluation-hard` wider. In the paper this set was AIME with 30 problems, where a difference of
+# twenty points is within the reach of chance.
+#
+# ## Is it reasoning or format?
+#
+# A model can fail because it reasoned wrongly, because it never wrote a box, or because it was cut off. And a strict grader can hide the first
+# behind the second. So the same completions are graded again by a flexible rule: the last number in the text, boxed or not.
+
+# %%
+flexible = records.groupby(["split", "run"], sort=False).correct_flexible.mean().rename("flexible").reset_index()
+audit = accuracy.merge(flexible)[["split", "run", "accuracy", "flexible", "unparsed", "truncated", "mean_tokens"]]
+audit.style.format(precision=3).hide(axis="index")
+
+# %%
+difference = (audit.flexible - audit.accuracy).abs().max()
+Markdown(f"The two rules differ by at most {difference:.1%} for any model; unparsed answers reach {audit.unparsed.max():.1%} and truncated ones {audit.truncated.max():.1%}.")
+
+# %% [markdown]
+# The last column shows who writes in whose manner: a terse solution has about half the tokens of a wordy one. A model whose mean length is
+# that of the base has kept its manner.
+#
+# ## Paired tests
+#
+# Two models on the same $n$ problems give four counts: both right, only the first ($b$), only the second ($c$), neither. The problems on
+# which they agree say nothing about which is better. If they are equally good, each of the $b + c$ disagreements is a fair coin, so that
+# the exact two-sided p-value of {cite:t}`mcnemar1947` is
+#
+# ```{math}
+# :label: eq-evaluation-mcnemar
+# p = \min\Big(1,\; 2 \sum_{k=0}^{\min(b,c)} \binom{b+c}{k} 2^{-(b+c)}\Big).
+# ```
+#
+# An example from the paper: on 30 problems, $b = 7$ and $c = 1$.
+
+# %%
+Markdown(f"Equation {{eq}}`eq-evaluation-mcnemar` gives $p$ = {statistics.mcnemar(7, 1):.4f}: seven against one on thirty problems is not yet evidence.")
+
+# %% [markdown]
+# Seven models make 21 pairs. Testing each at 5 % would find a "difference" somewhere in most studies of equal models, so the p-values
+# are adjusted by the method of {cite:t}`holm1979`: sorted upwards, the $i$-th of $m$ is multiplied by $m - i + 1$, and none may fall below its predecessor.
+
+# %%
+tests = store.write_table(profile, "mcnemar", statistics.mcnemar_table(records))
+shown = tests[tests.split == "test"].drop(columns="split")
+shown.style.format({column: "{:+.3f}" for column in ("difference", "low", "high")} | {"p": "{:.1e}", "p_holm": "{:.1e}", "detectable": "{:.3f}"}).hide(axis="index")
+
+# %% [markdown]
+# Each line has an effect beside its p-value: the difference of the two accuracies with the interval of {cite:t}`newcombe1998` for paired shares. The column
+# `detectable` is the smallest difference that this comparison would have found four times out of five, from the share of problems on
+# which the two disagree {cite:p}`connor1987`.
+
+# %%
+significant = shown[shown.p_holm < 0.05]
+among = shown[~shown.run_a.isin(["base", "dpo"]) & ~shown.run_b.isin(["base", "dpo"])]
+with_dpo = shown[(shown.run_b == "dpo") & (shown.run_a != "base")]
+Markdown(f"After Holm's correction **{len(significant)} of {len(shown)}** pairs differ at 5 %. Among the five of the SFT family it is {int((among.p_holm < 0.05).sum())} of {len(among)} "
+         f"(largest difference {among.difference.abs().max():.1%}); of DPO against these five, {int((with_dpo.p_holm < 0.05).sum())} of {len(with_dpo)}.")
+
+# %% mystnb={"image": {"alt": "Matrix of differences in test accuracy between base and the six objectives, row minus column"}, "figure": {"caption": "Differences of test accuracy, row minus column, in percentage points.", "name": "fig-evaluation-differences"}}
+names = ["base", *runs]
+points = 100 * (on_test.accuracy[names].to_numpy()[:, None] - on_test.accuracy[names].to_numpy()[None, :])
+limit = max(1.0, np.abs(points).max())
+figures.matrix(points, names, "row minus column, points", -limit, limit);
+
+# %% [markdown]
+# The rows of {numref}`fig-evaluation-differences` are easier to remember than 21 lines; the lines above say which of its cells to believe.
+# The paper's claims about these pairs were two: the five of the family cannot be told apart (each $p \ge 0.15$), and DPO differs from each of them
+# ($p < 10^{-9}$). Our own numbers for the same two statements stand in the sentence above the figure.
+#
+# ## How far did each policy move?
+#
+# Accuracy says whether a model became better, not how much it changed. The natural measure is the Kullback-Leibler divergence between the
+# two policies, here a token. It has two directions, and they ask different questions:
+#
+# ```{math}
+# :label: eq-evaluation-kl
+# \mathrm{KL}(\pi_0 \| \pi) = \mathbb{E}_{y \sim \pi_0} \frac1T \sum_t \sum_v \pi_0(v \mid y_{<t}) \log \frac{\pi_0(v \mid y_{<t})}{\pi(v \mid y_{<t})} ,
+# \qquad \mathrm{KL}(\pi \| \pi_0) \text{ with the roles exchanged.}
+# ```
+#
+# *Forward* walks along the base's own texts and asks how surprised the trained model is; *reverse* walks along the trained model's texts. At
+# each position the sum over the vocabulary is exact; only the texts are sampled, one a validation problem.
+
+# %%
+rows = []
+for name, run in runs.items():
+    for direction, group in evaluation.divergence(study, run).groupby("direction"):
+        value, low, high = statistics.bootstrap_ratio(group.nats, group.tokens)
+        rows.append({"run": name, "direction": direction, "value": value, "low": low, "high": high, "n": len(group)})
+kl = store.write_table(profile, "kl", pd.DataFrame(rows))
+kl.pivot(index="run", columns="direction", values=["value", "low", "high"]).loc[list(runs)].style.format("{:.4f}")
+
+# %% mystnb={"image": {"alt": "Scatter plot of change in test accuracy against reverse KL to the base per token, one marker for each objective"}, "figure": {"caption": "Change of test accuracy from the base, in points, against the reverse divergence from the base by {eq}`eq-evaluation-kl`.", "name": "fig-evaluation-kl"}}
+moved = kl[kl.direction == "reverse"].set_index("run").value
+plane = pd.DataFrame({"run": list(runs), "kl": moved[list(runs)].to_numpy(), "gain": 100 * (trained[list(runs)] - on_test.accuracy["base"]).to_numpy()})
+fig = figures.scatter_of_runs(plane, "kl", "gain", "KL(policy || base), nats a token", "change of test accuracy, points")
+fig.axes[0].axhline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=1);
+
+# %%
+least = plane.set_index("run").kl.idxmin()
+rank = plane.kl.rank().corr(plane.gain.rank())
+Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at {plane.kl.min():.4f} nats a token; the furthest is {figures.LABELS[plane.set_index('run').kl.idxmax()]}, at {plane.kl.max():.3f}. "
+         f"Over the six methods the rank correlation of distance and gain is {rank:+.2f}, which with six points is no evidence of either sign unless it is near one.")
+
+# %% [markdown]
+# {numref}`fig-evaluation-kl` separates two readings of any "best method": one that moved and gained, and one that gained or lost little because it hardly moved.
+#
+# ## A first look at the weights
+#
+# Do methods that behave alike have the same update? Stack the updates of all modules into one long vector a method; the cosine of two such vectors needs only their
+# factors, because
+#
+# ```{math}
+# :label: eq-evaluation-cosine
+# \langle \Delta W_1, \Delta W_2 \rangle = s_1 s_2 \operatorname{tr}\!\big( (B_2^{\top} B_1)(A_1 A_2^{\top}) \big),
+# \qquad \cos = \frac{\sum_m \langle \Delta W_1^m, \Delta W_2^m \rangle}{\sqrt{\sum_m \|\Delta W_1^m\|^2}\sqrt{\sum_m \|\Delta W_2^m\|^2}} .
+# ```
+
+# %%
+adapters = {name: updates.load_update(training.train(study, run) / "adapter") for name, run in runs.items()}
+cosine = geometry.cosine_matrix(adapters)
+
+# %% mystnb={"image": {"alt": "Matrix of cosines between the stacked updates of the six objectives"}, "figure": {"caption": "Cosine between the updates of the six objectives, all modules stacked, by {eq}`eq-evaluation-cosine`.", "name": "fig-evaluation-cosine"}}
+figures.matrix(cosine, list(runs), "cosine");
+
+# %%
+at = {name: place for place, name in enumerate(runs)}
+Markdown(f"SFT and RFT have a cosine of **{cosine[at['sft'], at['rft']]:.3f}** (in the paper .977), SFT and Offline GRPO {cosine[at['sft'], at['offline-grpo']]:.3f} (about .74), "
+         f"SFT and DFT {cosine[at['sft'], at['dft']]:.3f} (.572), SFT and DPO **{cosine[at['sft'], at['dpo']]:.3f}** (.057 to .065).")
+
+# %% [markdown]
+# What are these numbers in {numref}`fig-evaluation-cosine` worth? With the same random $A$ in all runs and independent $B$, the expected cosine is zero and
+# its spread is about $1/\sqrt{r\,d_{\text{out}}}$ a module, less for many modules together. That is the chance level of *unrelated* updates; whether the same data, the
+# same start or the same loss makes two updates alike needs controls of its own, and the geometry pages are about those.
+
+# %%
+modules = next(iter(adapters.values()))
+spread = 1 / np.sqrt(sum(factors.B.numel() for factors in modules.values()))
+Markdown(f"With {len(modules)} modules of this size the chance band of an unrelated pair is about ±{2 * spread:.3f} (two standard deviations, if all modules weigh the same). "
+         f"The cosine of SFT and DPO is {abs(cosine[at['sft'], at['dpo']]) / spread:.1f} standard deviations from zero.")
+
+# %%
+best, worst = trained.idxmax(), trained.idxmin()
+glue("headline", f"of the six objectives, {above} end above the base on the test problems; {len(significant)} of {len(shown)} pairs of models differ after Holm's correction", display=False)
+glue("base-accuracy", f"{on_test.accuracy['base']:.1%}", display=False)
+strong = evaluation.evaluate(study, "strong-base")
+for key, value in {"strong-base-accuracy": f"{strong.correct[strong.split == 'test'].mean():.1%}", "best-run": figures.LABELS[best], "best-accuracy": f"{trained[best]:.1%}", "worst-run": figures.LABELS[worst], "worst-accuracy": f"{trained[worst]:.1%}",
+                   "cosine-sft-rft": f"{cosine[at['sft'], at['rft']]:.3f}", "cosine-sft-dpo": f"{cosine[at['sft'], at['dpo']]:.3f}",
+                   "significant-pairs": str(len(significant)), "pairs": str(len(shown))}.items():
+    glue(key, value, display=False)
+
+# %% [markdown]
+# ## Try it
+#
+# 1. Keep only the problems of four steps and test SFT against DPO again. What happens to the detectable difference?
+#
+# ````{dropdown} What happens
+# A quarter of the problems makes it about twice as large, as one over the square root says. More disagreement on harder problems makes it larger still.
+# ````
+#
+# 2. How many discordant problems would give $p < 0.05$ if all of them favour one model?
+#
+# ````{dropdown} Answer
+# By {eq}`eq-evaluation-mcnemar`, $2 \cdot 2^{-n} < 0.05$ needs $n \ge 6$: `[statistics.mcnemar(n, 0) for n in range(1, 8)]`.
+# ````
+#
+# 3. Multiply all of one update by two and compute its cosine with the others again.
+#
+# ````{dropdown} What happens
+# Nothing changes: a cosine is blind to length. DPO's update is much shorter than the others, and its cosine does not say so; its norm does.
+# ````
+#
+# ## Summary
+#
+# Every accuracy has its interval, every pair its exact test, its effect and the difference it could have seen, and the base stands in every table. What the six
+# updates look like inside, and which of their likenesses are more than chance, is what the geometry of the updates will have to show.

@@ -1,0 +1,162 @@
+"""Statistics against statsmodels, published values, symmetry, and simulation of what they promise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as draw
+from scipy.stats import binomtest
+from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmodels
+
+from helpers import statistics
+
+COUNTS = draw.integers(0, 40)
+
+
+@pytest.mark.parametrize(("correct", "n", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
+def test_wilson_reproduces_the_table_of_newcombe_1998(correct, n, low, high):
+    assert statistics.wilson(correct, n) == pytest.approx((low, high), abs=6e-5), "Newcombe, Statistics in Medicine 17:857, table I, method 3"
+
+
+@given(draw.integers(0, 60), draw.integers(1, 60))
+def test_wilson_agrees_with_scipy(correct, n):
+    correct = min(correct, n)
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    assert statistics.wilson(correct, n) == pytest.approx((interval.low, interval.high), abs=1e-9), "scipy's Wilson score interval"
+
+
+def test_mcnemar_of_seven_against_one():
+    assert statistics.mcnemar(7, 1) == pytest.approx(2 * (1 + 8) / 2 ** 8), "2 P(X <= 1) for X ~ Bin(8, 1/2) = 18/256 = 0.0703125"
+
+
+@given(COUNTS, COUNTS)
+def test_mcnemar_is_the_exact_test_of_statsmodels_and_symmetric(b, c):
+    expected = mcnemar_of_statsmodels([[3, b], [c, 5]], exact=True).pvalue if b + c else 1.0
+    assert statistics.mcnemar(b, c) == pytest.approx(min(expected, 1.0)), "exact McNemar is a two-sided binomial test of the discordant pairs"
+    assert statistics.mcnemar(b, c) == statistics.mcnemar(c, b), "exchanging the models must not change the p-value"
+
+
+def test_holm_multiplies_the_smallest_by_all_and_never_decreases():
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert statistics.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02]), "sorted: .005 x 4, .01 x 3, .03 x 2, then max(.04 x 1, .06)"
+    assert statistics.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0]), "adjusted p-values stop at 1"
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS)
+def test_newcombe_is_antisymmetric_and_contains_the_difference(both, b, c, neither):
+    if both + b + c + neither == 0:
+        return
+    difference, low, high = statistics.newcombe_paired(both, b, c, neither)
+    assert difference == pytest.approx((b - c) / (both + b + c + neither)), "the difference of paired shares is (b - c) / n"
+    assert -1 - 1e-9 <= low <= difference + 1e-12, "the lower end is below the difference, within -1 and 1"
+    assert difference - 1e-12 <= high <= 1 + 1e-9, "the upper end is above the difference, within -1 and 1"
+    swapped = statistics.newcombe_paired(both, c, b, neither)
+    assert (-swapped[0], -swapped[2], -swapped[1]) == pytest.approx((difference, low, high), abs=1e-12), "exchanging the models mirrors the interval"
+
+
+def test_newcombe_reproduces_a_published_example():
+    found = statistics.newcombe_paired(36, 12, 2, 0)
+    assert found == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4), "Newcombe 1998b (17:2635), table IV, method 10"
+
+
+def test_newcombe_corrects_a_positive_correlation_for_continuity():
+    z, n = 1.959964, 100
+    phi = (40 * 40 - 10 * 10 - n / 2) / 50 ** 2
+    margin = z / (2 * np.sqrt(n + z ** 2)) * np.sqrt(2 * (1 - phi))
+    found = statistics.newcombe_paired(40, 10, 10, 40)
+    assert found == pytest.approx((0, -margin, margin), abs=1e-6), "both shares 1/2: Wilson's half width z / (2 sqrt(n + z^2)) times sqrt(2 (1 - phi))"
+
+
+def test_newcombe_narrows_with_n_and_with_agreement():
+    width = {cells: statistics.newcombe_paired(*cells)[2] - statistics.newcombe_paired(*cells)[1] for cells in
+             ((40, 10, 10, 40), (4000, 1000, 1000, 4000), (25, 25, 25, 25))}
+    assert width[40, 10, 10, 40] / width[4000, 1000, 1000, 4000] == pytest.approx(10, rel=0.1), "a hundred times the problems, a tenth of the width"
+    assert width[40, 10, 10, 40] < width[25, 25, 25, 25], "models that agree more are compared more sharply"
+
+
+def simulate(n, cells, draws, seed):
+    return np.random.default_rng(seed).multinomial(n, cells, size=draws)
+
+
+@pytest.mark.parametrize(("n", "cells"), [(100, (0.6, 0.1, 0.15, 0.15)), (300, (0.85, 0.03, 0.05, 0.07))])
+def test_newcombe_covers_the_truth_in_95_percent_of_studies(n, cells):
+    truth = cells[1] - cells[2]
+    intervals = [statistics.newcombe_paired(*counts.tolist()) for counts in simulate(n, cells, 1500, 3)]
+    coverage = np.mean([low <= truth <= high for _, low, high in intervals])
+    assert 0.935 < coverage < 0.975, f"coverage {coverage:.3f}, wanted .95 (standard error .006)"
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(1319, 0.1), (1319, 0.3), (300, 0.4)])
+def test_detectable_difference_is_found_in_four_of_five_studies(n, discordant):
+    difference = statistics.detectable_difference(n, discordant)
+    b, c = (discordant + difference) / 2, (discordant - difference) / 2
+    counts = simulate(n, (0.5, b, c, 0.5 - discordant), 4000, 5)
+    statistic = (counts[:, 1] - counts[:, 2]) / np.sqrt(counts[:, 1] + counts[:, 2])
+    power = np.mean(np.abs(statistic) > 1.959964)
+    assert power == pytest.approx(0.8, abs=0.025), f"McNemar's test should find a difference of {difference:.4f} with power .8, found {power:.3f}"
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(1319, 0.1), (300, 0.1), (60, 0.2), (30, 0.5)])
+def test_detectable_difference_inverts_the_sample_size_of_connor(n, discordant):
+    delta = statistics.detectable_difference(n, discordant)
+    needed = ((1.959964 * np.sqrt(discordant) + 0.841621 * np.sqrt(discordant - delta ** 2)) / delta) ** 2
+    assert needed == pytest.approx(n, rel=1e-5), "n = (z_level sqrt(psi) + z_power sqrt(psi - delta^2))^2 / delta^2"
+
+
+def test_detectable_difference_is_undefined_where_no_difference_could_be_seen():
+    assert np.isnan(statistics.detectable_difference(30, 0.1)), "three discordant problems of thirty cannot reach significance"
+    assert np.isnan(statistics.detectable_difference(30, 0.0)), "models that never differ"
+    assert statistics.detectable_difference(10_000, 0.2) < statistics.detectable_difference(1000, 0.2), "more problems see smaller differences"
+
+
+def test_bootstrap_of_a_mean_has_the_standard_error_of_the_mean():
+    values = np.random.default_rng(0).normal(3, 1, 400)
+    ratio, low, high = statistics.bootstrap_ratio(values, np.ones(400))
+    assert ratio == pytest.approx(values.mean()), "with denominators of 1 the ratio is the mean"
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08), "the interval spans 2 x 1.96 standard errors"
+
+
+def test_bootstrap_keeps_numerator_and_denominator_of_a_problem_together():
+    tokens = np.random.default_rng(1).integers(1, 50, 60)
+    assert statistics.bootstrap_ratio(0.3 * tokens, tokens) == pytest.approx((0.3, 0.3, 0.3)), "a constant rate has no spread, whatever is resampled"
+
+
+@pytest.fixture
+def records():
+    """Three runs on the same ten problems of one split and four of another, in orders of their own."""
+    right = {"base": "1111100000", "sft": "1111111000", "dpo": "1111111111"}
+    test = [(run, "test", f"p{i}", mark == "1", "no box" if i == 9 else "boxed", i == 8, i) for run, marks in right.items() for i, mark in enumerate(marks)]
+    hard = [(run, "hard", f"h{i}", run == "dpo", "boxed", False, 7) for run in right for i in range(4)]
+    rows = pd.DataFrame(test + hard, columns=["run", "split", "problem_id", "correct", "status", "truncated", "tokens"])
+    return pd.concat([group.sample(frac=1, random_state=number) for number, (_, group) in enumerate(rows.groupby("run", sort=False))])
+
+
+def test_accuracy_table_counts_each_run_and_split(records):
+    table = statistics.accuracy_table(records)
+    wanted = {"run", "split", "n", "correct", "accuracy", "low", "high", "unparsed", "truncated", "mean_tokens"}
+    assert set(table.columns) == wanted, "columns told in design.md"
+    row = table[(table.run == "sft") & (table.split == "test")].iloc[0]
+    assert (row.n, row.correct, row.accuracy) == (10, 7, 0.7), "seven of ten"
+    assert (row.unparsed, row.truncated, row.mean_tokens) == (0.1, 0.1, 4.5), "one without a box, one cut, tokens 0 to 9"
+    assert (row.low, row.high) == statistics.wilson(7, 10), "Wilson's interval"
+
+
+def test_accuracy_table_holds_whole_numbers_as_integers(records):
+    table = statistics.accuracy_table(records)
+    assert table[["n", "correct"]].dtypes.map(lambda kind: kind.kind).tolist() == ["i", "i"], "counts are integers"
+
+
+def test_mcnemar_table_pairs_problems_by_their_name(records):
+    table = statistics.mcnemar_table(records)
+    wanted = {"split", "run_a", "run_b", "b", "c", "p", "p_holm", "difference", "low", "high"}
+    assert wanted <= set(table.columns), "columns told in design.md"
+    assert list(table[table.split == "test"][["run_a", "run_b"]].itertuples(index=False, name=None)) == [("base", "sft"), ("base", "dpo"), ("sft", "dpo")]
+    row = table[(table.split == "test") & (table.run_a == "base") & (table.run_b == "dpo")].iloc[0]
+    assert (row.b, row.c, row.difference) == (0, 5, -0.5), "DPO alone solved five of ten problems"
+    assert row.p == pytest.approx(2 / 2 ** 5), "two-sided: 2 x 2^-5"
+    assert row.p_holm == pytest.approx(3 * row.p), "Holm over the three pairs of its own split"
+
+
+def test_mcnemar_table_refuses_runs_on_different_problems(records):
+    with pytest.raises(ValueError, match="problem"):
+        statistics.mcnemar_table(records[~((records.run == "sft") & (records.problem_id == "p0"))])

@@ -1,0 +1,231 @@
+"""The store: whole files, fingerprints of code, entries that step aside and return; profiles and their messages."""
+
+import json
+import os
+
+import pandas as pd
+import pytest
+import yaml
+
+from helpers import profiles, store
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "numbers.json"
+    store.write_json(path, 1)
+
+    def fail():
+        with store.whole(path) as beside:
+            beside.write_text("half")
+            raise RuntimeError("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert json.loads(path.read_text()) == 1, "the old file survives a failed write"
+    assert os.listdir(tmp_path) == ["numbers.json"], "no half-written file stays behind"
+
+
+def test_a_failed_folder_leaves_nothing_and_keeps_the_old_folder(tmp_path):
+    def write(content, fails):
+        with store.whole(tmp_path / "run") as beside:
+            (beside / "deep").mkdir(parents=True)
+            (beside / "deep" / content).write_text(content)
+            if fails:
+                raise RuntimeError("killed")
+    write("old", fails=False)
+    with pytest.raises(RuntimeError, match="killed"):
+        write("new", fails=True)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old"], "the old folder is whole and nothing else exists"
+    write("new", fails=False)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["new"], "a folder is replaced as a whole"
+
+
+def test_a_file_is_not_visible_before_it_is_complete(tmp_path):
+    with store.whole(tmp_path / "deep" / "file") as beside:
+        beside.write_text("all")
+        assert not (tmp_path / "deep" / "file").exists(), "the name appears only when the content is complete"
+    assert (tmp_path / "deep" / "file").read_text() == "all"
+
+
+def finish(path, fingerprint):
+    with store.whole(path) as beside:
+        beside.mkdir()
+        (beside / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
+
+
+def test_an_entry_of_other_settings_steps_aside_and_comes_back(tmp_path):
+    first = store.entry(tmp_path, "sft", "a" * 16)
+    assert first == tmp_path / "sft"
+    finish(first, "a" * 16)
+    second = store.entry(tmp_path, "sft", "b" * 16)
+    assert second == tmp_path / "sft", "the book's name always belongs to today's settings"
+    assert not second.exists(), "an entry that no longer fits is not served"
+    assert store.is_finished(tmp_path / "sft-aaaaaaaa", "a" * 16), "it waits under its own fingerprint"
+    finish(second, "b" * 16)
+    assert store.is_finished(store.entry(tmp_path, "sft", "a" * 16), "a" * 16), "it comes back with its settings"
+    assert store.is_finished(tmp_path / "sft-bbbbbbbb", "b" * 16), "the other one now waits"
+
+
+def test_a_spec_that_no_profile_names_leaves_the_book_alone(tmp_path):
+    finish(store.entry(tmp_path, "sft", "a" * 16), "a" * 16)
+    mine = store.entry(tmp_path, "sft", "c" * 16, is_ours=False)
+    assert mine == tmp_path / "sft-cccccccc"
+    assert store.is_finished(tmp_path / "sft", "a" * 16), "asking for an edited spec moves nothing"
+
+
+def test_an_entry_steps_aside_even_where_its_place_is_taken(tmp_path):
+    finish(store.entry(tmp_path, "sft", "a" * 16), "a" * 16)
+    finish(store.entry(tmp_path, "sft", "a" * 16, is_ours=False), "a" * 16)
+    assert not store.entry(tmp_path, "sft", "b" * 16).exists(), "the same run made once as the book's and once as a reader's is no obstacle"
+
+
+def test_an_unreadable_entry_is_never_served_however_often(tmp_path):
+    for _ in range(2):
+        (tmp_path / "sft").mkdir()
+        (tmp_path / "sft" / "run.json").write_text("half a fil")
+        assert not store.entry(tmp_path, "sft", "a" * 16).exists(), "a broken entry steps aside"
+
+
+def test_frames_are_computed_once_for_each_fingerprint(tmp_path):
+    made = []
+
+    def compute(value):
+        made.append(value)
+        return pd.DataFrame({"value": [value]})
+    served = [store.frame(tmp_path, "base", mark * 16, lambda value=value: compute(value)).value[0] for mark, value in (("a", 1), ("a", 2), ("b", 3), ("a", 4))]
+    assert served == [1, 1, 3, 1], "a frame is served for its own fingerprint only, and returns with it"
+    assert made == [1, 3], "nothing is computed twice"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of four modules, where first imports second, second imports the package third, third imports fourth."""
+    monkeypatch.setattr(store, "PACKAGE", tmp_path)
+    store.imported_modules.cache_clear()
+    store.code_digest.cache_clear()
+    (tmp_path / "third").mkdir()
+    (tmp_path / "first.py").write_text("from helpers import second\n\n\ndef f(x):\n    return second.g(x)\n")
+    (tmp_path / "second.py").write_text("def g(x):\n    import helpers.third\n    return helpers.third.h(x)\n")
+    (tmp_path / "third" / "__init__.py").write_text("from helpers.fourth import k\n\n\ndef h(x):\n    return k(x)\n")
+    (tmp_path / "fourth.py").write_text("import math\n\n\ndef k(x):\n    return x + 1\n")
+    (tmp_path / "other.py").write_text("from helpers import first\n")
+    yield tmp_path
+    store.imported_modules.cache_clear()
+    store.code_digest.cache_clear()
+
+
+def digest_of_first():
+    store.imported_modules.cache_clear()
+    store.code_digest.cache_clear()
+    return store.code_digest("first")
+
+
+def test_imports_are_followed_directly_through_others_and_into_packages(package):
+    found = store.imported_modules(package / "first.py")
+    assert set(found) == {package / "second.py", package / "third" / "__init__.py", package / "fourth.py"}, "imports inside functions and packages count too"
+    assert store.imported_modules(package / "fourth.py") == (), "libraries are not helper modules"
+
+
+def test_the_code_fingerprint_ignores_comments_layout_and_docstrings(package):
+    before = digest_of_first()
+    told = '"""About this module."""\nimport math  # unused\n\n\ndef k(x):\n    """Add one."""\n    # one\n    return (x\n            + 1)\n'
+    (package / "fourth.py").write_text(told)
+    assert digest_of_first() == before, "what changes no number must not make results stale"
+
+
+@pytest.mark.parametrize("module", ["first.py", "second.py", "third/__init__.py", "fourth.py"])
+def test_the_code_fingerprint_changes_with_any_module_it_depends_on(package, module):
+    before = digest_of_first()
+    (package / module).write_text((package / module).read_text() + "\nCONSTANT = 2\n")
+    assert digest_of_first() != before, f"{module} takes part in the numbers"
+
+
+def test_the_code_fingerprint_does_not_depend_on_modules_it_does_not_import(package):
+    before = digest_of_first()
+    (package / "other.py").write_text("CONSTANT = 2\n")
+    assert digest_of_first() == before, "arrows go one way"
+
+
+def test_the_real_training_module_depends_on_profiles_and_rollouts():
+    names = {path.parent.name if path.name == "__init__.py" else path.stem for path in store.imported_modules(store.PACKAGE / "training.py")}
+    assert {"models", "objectives", "rollouts", "store", "profiles", "problems"} <= names, "direct imports and those of models and rollouts"
+
+
+def test_digest_is_independent_of_the_order_of_keys_and_sees_every_value():
+    assert store.digest({"a": 1, "b": [1, 2]}) == store.digest({"b": [1, 2], "a": 1})
+    assert store.digest({"a": 1, "b": [1, 2]}) != store.digest({"a": 1, "b": [2, 1]})
+
+
+def test_file_digest_sees_content_and_names_and_says_what_is_missing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_text("1")
+    before = store.file_digest(tmp_path / "folder")
+    (tmp_path / "folder" / "a").rename(tmp_path / "folder" / "b")
+    renamed = store.file_digest(tmp_path / "folder")
+    (tmp_path / "folder" / "b").write_text("2")
+    assert len({before, renamed, store.file_digest(tmp_path / "folder")}) == 3, "a renamed or edited file changes the hash of its folder"
+    with pytest.raises(FileNotFoundError, match="nothing does not exist or is empty"):
+        store.file_digest(tmp_path / "nothing")
+
+
+def test_a_missing_table_says_how_to_make_it(workplace):
+    with pytest.raises(FileNotFoundError, match=r"no table results/smoke/tables/accuracy\.parquet yet: `make book`"):
+        store.read_table("smoke", "accuracy")
+    frame = pd.DataFrame({"run": ["base"], "accuracy": [0.5]})
+    store.write_table("smoke", "accuracy", frame)
+    pd.testing.assert_frame_equal(store.read_table("smoke", "accuracy"), frame)
+
+
+# --- profiles ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def edit(tmp_path, monkeypatch):
+    """Load a copy of smoke.yaml with one field set, given by its path."""
+    fields = yaml.safe_load((profiles._FOLDER / "smoke.yaml").read_text())
+    monkeypatch.setattr(profiles, "_FOLDER", tmp_path)
+
+    def load(path, value):
+        *parents, last = path.split(".")
+        place = fields
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+        (tmp_path / "edited.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
+        return profiles.load("edited")
+    return load
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_profile_loads_and_its_main_runs_exist(name):
+    profile = profiles.load(name)
+    assert set(profile.main_runs) <= set(profile.runs), "main_runs name runs of the profile"
+    assert {run.base for run in profile.runs.values()} <= set(profile.models), "runs start from models of the profile"
+    assert all(key == run.name for key, run in profile.runs.items()), "a run knows its name"
+
+
+@pytest.mark.parametrize(("path", "value", "field"), [
+    ("problems.trian", 8, "problems.trian"), ("lora.rank", 0, "lora.rank"), ("rollouts.temperature", -1, "rollouts.temperature"),
+    ("rollouts.source", "internet", "rollouts.source"), ("run_defaults.warmup", 2, "runs.sft.warmup"), ("runs.sft.objektive", "sft", "runs.sft.objektive"),
+    ("evaluation.max_new_tokens", "many", "evaluation.max_new_tokens")])
+def test_a_bad_field_gives_one_message_with_file_and_field(edit, path, value, field):
+    with pytest.raises(ValueError, match=f"edited.yaml: {field}: ") as caught:
+        edit(path, value)
+    assert repr(value) in str(caught.value), "the message shows the value found"
+    assert "\n" not in str(caught.value), "one line, not a validation report"
+
+
+def test_run_defaults_are_overridden_by_a_run(edit):
+    profile = edit("runs.sft.learning_rate", 0.5)
+    assert (profile.runs["sft"].learning_rate, profile.runs["rft"].learning_rate) == (0.5, 1e-3), "a run's own value wins over the default"
+
+
+@pytest.mark.parametrize(("path", "value"), [("run_defaults.accumulation", 3), ("main_runs", ["sft", "nothing"]), ("runs.sft.base", "nothing")])
+def test_settings_that_contradict_each_other_are_refused(edit, path, value):
+    with pytest.raises(ValueError, match=r"edited\.yaml"):
+        edit(path, value)
+
+
+def test_unknown_profile_and_run_are_refused_naming_those_that_exist(smoke):
+    with pytest.raises(ValueError, match=r"unknown profile 'huge': choose one of .*smoke.*, or add huge.yaml"):
+        profiles.load("huge")
+    with pytest.raises(ValueError, match="unknown run 'ppo' in profile 'smoke': choose one of sft, rft"):
+        profiles.run(smoke, "ppo")
