@@ -27,8 +27,9 @@ profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from scipy.stats import binom
 
-from helpers import figures, models, problems, profiles, rollouts
+from helpers import figures, problems, profiles, rollouts
 
 study = profiles.load(profile)
 table = rollouts.load_table(study)
@@ -95,8 +96,7 @@ Markdown(f"**{sum(same)} of {len(same)}** rollouts sampled live agree with the s
 # %%
 groups = rollouts.group_statistics(table)
 composition = groups.correct.value_counts(normalize=True).sort_index()
-expected = pd.Series({k: np.exp(np.log(np.arange(1, how.samples + 1)).sum() - np.log(np.arange(1, k + 1)).sum() - np.log(np.arange(1, how.samples - k + 1)).sum())
-                      * table.reward.mean() ** k * (1 - table.reward.mean()) ** (how.samples - k) for k in range(how.samples + 1)})
+expected = pd.Series(binom.pmf(range(how.samples + 1), how.samples, table.reward.mean()))
 
 # %% mystnb={"image": {"alt": "Bar chart of the share of groups by their number of correct rollouts, with dots for equally hard prompts"}, "figure": {"caption": "Groups by their number of correct rollouts (bars), and what equally hard prompts would give (dots).", "name": "fig-rollouts-groups"}}
 fig = figures.bars(composition.reindex(expected.index, fill_value=0), "correct rollouts in the group", "share of groups", figures.COLOURS["rft"])
@@ -108,7 +108,7 @@ fig.axes[0].plot([str(k) for k in expected.index], expected, "o", color="black",
 # This matters later: a group with no spread of rewards has zero advantage for each of its rows and gives DPO no pair.
 
 # %%
-Markdown(f"Pass rate of the table: **{table.reward.mean():.1%}**. Groups all right: {(groups.pass_rate == 1).mean():.1%}, all wrong: {(groups.pass_rate == 0).mean():.1%}, "
+Markdown(f"Pass rate of the table by equation {{eq}}`eq-rollouts-passrate`: **{table.reward.mean():.1%}**. Groups all right: {(groups.pass_rate == 1).mean():.1%}, all wrong: {(groups.pass_rate == 0).mean():.1%}, "
          f"mixed: **{groups.pass_rate.between(0, 1, inclusive='neither').mean():.1%}**. Different right texts in a group, on average: {groups.distinct_correct.mean():.2f}.")
 
 # %% [markdown]

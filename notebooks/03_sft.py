@@ -23,9 +23,11 @@
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 
 # %%
+import inspect
+
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from helpers import evaluation, figures, objectives, problems, profiles, rollouts, statistics, training
 
@@ -47,8 +49,6 @@ figures.use_style()
 # In code it is one line; `rows.mask` is 1 on the tokens of completions and 0 on prompts and padding.
 
 # %%
-import inspect
-
 print(inspect.getsource(objectives.sft))
 
 # %% [markdown]
@@ -127,7 +127,7 @@ history = pd.read_parquet(folder / "history.parquet")
 sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 # %% mystnb={"image": {"alt": "Two line plots against optimiser steps: the SFT loss with its running mean, and the norm of its gradient with the clipping level"}, "figure": {"caption": "SFT: loss (thin: each step; thick: mean of ten) and norm of the gradient, clipped at the dashed line.", "name": "fig-sft-curve"}}
-figures.training_curve(history, "sft");
+figures.training_curve(history, run);
 
 # %%
 floor = -np.concatenate(list(rollouts.load_table(study).logp_behaviour)).mean()

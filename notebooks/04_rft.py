@@ -178,7 +178,7 @@ history = pd.read_parquet(folder / "history.parquet")
 record = json.loads((folder / "run.json").read_text())
 
 # %% mystnb={"image": {"alt": "Two line plots against optimiser steps: the RFT loss with its running mean, and the norm of its gradient with the clipping level"}, "figure": {"caption": "RFT: loss (thin: each step; thick: mean of ten) and norm of the gradient, clipped at the dashed line.", "name": "fig-rft-curve"}}
-figures.training_curve(history, "rft");
+figures.training_curve(history, run);
 
 # %%
 right = table.logp_behaviour[table.reward > 0]

@@ -27,6 +27,7 @@ import inspect
 
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import Markdown
 
 from helpers import evaluation, figures, objectives, problems, profiles, rollouts, statistics, training
@@ -96,8 +97,6 @@ for found, logp in zip(weights, table.logp_base.iloc[pair], strict=True):
     assert np.allclose(found, np.exp(logp), rtol=1e-4, atol=1e-7)
 
 # %%
-import torch
-
 logp = torch.tensor(np.concatenate(list(table.logp_base.iloc[pair]))).requires_grad_(True)
 (of_minus_p,) = torch.autograd.grad(-logp.exp().sum(), logp)
 assert np.allclose(-of_minus_p, np.concatenate(weights), rtol=1e-4, atol=1e-7)
@@ -202,7 +201,7 @@ history = pd.read_parquet(folder / "history.parquet")
 clipped = (history.grad_norm > run.clip).mean()
 
 # %% mystnb={"image": {"alt": "Two line plots against optimiser steps: the DFT loss with its running mean, and the norm of its gradient with the clipping level"}, "figure": {"caption": "DFT: loss (thin: each step; thick: mean of ten) and norm of the gradient, clipped at the dashed line.", "name": "fig-dft-curve"}}
-figures.training_curve(history, "dft");
+figures.training_curve(history, run);
 
 # %%
 Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(10).mean():.3f}; no value can exceed {np.exp(-1):.3f}. "

@@ -195,7 +195,7 @@ folder = training.train(study, run)
 history = pd.read_parquet(folder / "history.parquet")
 
 # %% mystnb={"image": {"alt": "Two line plots against optimiser steps: the RIFT loss with its running mean, and the norm of its gradient with the clipping level"}, "figure": {"caption": "RIFT: loss (thin: each step; thick: mean of ten) and norm of the gradient, clipped at the dashed line.", "name": "fig-rift-curve"}}
-figures.training_curve(history, "rift");
+figures.training_curve(history, run);
 
 # %%
 share = positive / table.tokens.sum()

@@ -225,7 +225,7 @@ folder = training.train(study, run)
 history = pd.read_parquet(folder / "history.parquet")
 
 # %% mystnb={"image": {"alt": "Two line plots against optimiser steps: the Offline GRPO loss with its running mean, and the norm of its gradient with the clipping level"}, "figure": {"caption": "Offline GRPO: loss (thin: each step; thick: mean of ten) and norm of the gradient, clipped at the dashed line.", "name": "fig-grpo-curve"}}
-figures.training_curve(history, "offline-grpo");
+figures.training_curve(history, run);
 
 # %%
 Markdown(f"The loss went from {history.loss.iloc[0]:+.3f} to {history.loss.tail(10).mean():+.3f}, with a standard deviation from step to step of "

@@ -94,7 +94,7 @@ print(inspect.getsource(objectives.dpo))
 #
 # ## The gradient: a contrast
 #
-# $-\log \sigma(u)$ has the derivative $-\sigma(-u)$. By the chain rule {eq}`eq-dpo-loss` gives for a batch of one pair
+# $-\log \sigma(u)$ has the derivative $-\sigma(-u)$. In the weights view of {eq}`eq-sft-weights`, {eq}`eq-dpo-loss` gives for a batch of one pair
 #
 # ```{math}
 # :label: eq-dpo-weights
@@ -225,7 +225,7 @@ Markdown(f"Here DPO makes **{passes:.1f}** times as many passes over its rows as
 # ## Training
 
 # %% mystnb={"image": {"alt": "Two line plots against optimiser steps: the DPO loss with its running mean, and the norm of its gradient with the clipping level"}, "figure": {"caption": "DPO: loss (thin: each step; thick: mean of ten) and norm of the gradient, clipped at the dashed line.", "name": "fig-dpo-curve"}}
-figures.training_curve(history, "dpo");
+figures.training_curve(history, run);
 
 # %%
 last = history.loss.tail(10).mean()

@@ -231,6 +231,21 @@ def test_token_weights_of_token_means_are_the_hand_formulas(name, expected, logp
     torch.testing.assert_close(found, expected(logp.exp(), rows) * rows.mask, **EXACT, msg=f"{name}: minus the derivative by log p, written by hand")
 
 
+@pytest.mark.parametrize("name", ["sft", "dft", "offline-grpo", "offline-grpo-probability", "rift-paper"])
+def test_other_aggregations_weigh_tokens_by_the_length_of_their_completion(name, logp, rows):
+    options = OPTIONS.get(name, {})
+    a_token = objectives.token_weights(name, logp, rows, **options) * rows.mask.sum()
+    lengths = rows.mask.sum(1, keepdim=True)
+    for aggregation, expected in (("sequence", a_token / lengths / 6), ("sum", a_token / 6)):
+        found = objectives.token_weights(name, logp, rows, aggregation=aggregation, **options)
+        torch.testing.assert_close(found, expected, **EXACT, msg=f"{name} by {aggregation}: the same token weights over T_i n or over n")
+
+
+def test_unknown_aggregation_is_refused(logp, rows):
+    with pytest.raises(ValueError, match="unknown aggregation 'mean': choose one of token, sequence, sum"):
+        objectives.sft(logp, rows, aggregation="mean")
+
+
 def test_unknown_objective_is_refused_naming_those_that_exist():
     with pytest.raises(ValueError, match="unknown objective 'grpo': choose one of sft, rft"):
         objectives.objective("grpo")

@@ -7,7 +7,8 @@ import sys
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what, takes in (("pretrain", "make a profile's own models from random weights", "model"), ("rollouts", "sample and reward the table of rollouts", None),
+    for name, what, takes in (("pretrain", "make a profile's own models from random weights", "model"),
+                              ("rollouts", "sample and reward the table of rollouts", None),
                               ("train", "train one named run", "run"), ("evaluate", "evaluate a named run, or a model by its name", "run"),
                               ("sweep", "train SFT at each learning rate of the profile and record its validation accuracy", None)):
         command = commands.add_parser(name, help=what, description=what)

@@ -56,23 +56,24 @@ def histograms(samples, label_x, label_y="rollouts", bins=30):
     fig, axis = plt.subplots()
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(values) for values in samples.values()]), bins)
     for number, (name, values) in enumerate(samples.items()):
-        axis.hist(values, edges, histtype="step", linewidth=2, color=COLOURS.get(name, f"C{number}"), linestyle=("-", "--", ":")[number % 3], label=LABELS.get(name, name))
+        line = {"color": COLOURS.get(name, f"C{number}"), "linestyle": ("-", "--", ":")[number % 3], "label": LABELS.get(name, name)}
+        axis.hist(values, edges, histtype="step", linewidth=2, **line)
     axis.set_xlabel(label_x)
     axis.set_ylabel(label_y)
     axis.legend()
     return fig
 
 
-def training_curve(history, run_name):
-    """Loss and gradient norm of one run, step by step, the loss also as a running mean."""
+def training_curve(history, run):
+    """Loss and gradient norm of one run, step by step, the loss also as a running mean; dashed: the clipping level."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(_WIDTH, 2.8))
-    colour = COLOURS[run_name]
+    colour = COLOURS[run.name]
     smooth = history.loss.rolling(min(10, len(history)), min_periods=1).mean()
     left.plot(history.step, history.loss, color=colour, alpha=0.3, linewidth=1)
     left.plot(history.step, smooth, color=colour, linewidth=2)
     left.set_ylabel("loss")
     right.plot(history.step, history.grad_norm, color=colour, linewidth=1)
-    right.axhline(1.0, color=COLOURS["base"], linestyle="--", linewidth=1)
+    right.axhline(run.clip, color=COLOURS["base"], linestyle="--", linewidth=1)
     right.set_ylabel("norm of the gradient")
     for axis in (left, right):
         axis.set_xlabel("optimiser step")
@@ -109,8 +110,8 @@ def matrix(values, names, label, low=-1.0, high=1.0):
     image = axis.imshow(values, cmap=_DIVERGING, vmin=low, vmax=high)
     for row in range(len(names)):
         for column in range(len(names)):
-            share = (values[row][column] - low) / (high - low)
-            axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=9, color="white" if share > 0.85 or share < 0.15 else "black")
+            is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
+            axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=9, color="white" if is_dark else "black")
     axis.set_xticks(range(len(names)), [LABELS[name] for name in names], rotation=30, ha="right")
     axis.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axis.grid(False)

@@ -15,6 +15,7 @@ from helpers import profiles, store
 
 logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT still asks for the old name
+_PARTS = ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
 _RANDOM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
            "intermediate_size": 64, "max_position_embeddings": 512}
 
@@ -33,7 +34,8 @@ def model_digest(profile_name, name):
     where = source(profile, name)
     if where == "random":
         return store.digest({"architecture": _RANDOM, "seed": name, "tokenizer": store.file_digest(_tokenizer_folder(profile, name) / "tokenizer.json")})
-    return store.file_digest(store.ROOT / where)
+    _require(store.ROOT / where)
+    return store.digest({part: store.file_digest(store.ROOT / where / part) for part in _PARTS})
 
 
 def load_model(profile, name="base"):

@@ -8,8 +8,9 @@ A unit is a token (token mean), a completion or a pair.
 Where a method's citation says something else than arXiv:2606.23740 prints, both are here under names of their own.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -34,6 +35,10 @@ class Rows:
     spread: torch.Tensor
     behaviour: torch.Tensor
     reference: torch.Tensor
+
+    def to(self, device):
+        """The same on another device."""
+        return Rows(**{name: values.to(device) for name, values in vars(self).items()})
 
 
 def _mean(per_token, rows, aggregation):
@@ -67,6 +72,8 @@ def rift(logp, rows, negative_reward=-0.2, level="token"):
     positive = rows.reward > 0
     if level == "token":
         return _mean(torch.where(positive[:, None], -logp, abs(negative_reward) * logp.exp()), rows, "token")
+    if level not in ("length-normalised", "sequence"):
+        raise ValueError(f"unknown level {level!r} of RIFT: choose one of token, length-normalised, sequence")
     total = (logp * rows.mask).sum(1)
     if level == "length-normalised":
         total = total / rows.mask.sum(1)
@@ -139,6 +146,13 @@ def objective(name):
     if name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
+
+
+def check_options(name, options):
+    """Raise ValueError for an option that the objective does not have, naming those it has."""
+    known = list(inspect.signature(objective(name).loss).parameters)[2:]
+    if unknown := set(options) - set(known):
+        raise ValueError(f"objective {name!r} has no option {sorted(unknown)[0]!r}: it has {', '.join(known) or 'none'}")
 
 
 def token_weights(name, logp, rows, **options):

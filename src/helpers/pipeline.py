@@ -7,9 +7,9 @@ import json
 import shutil
 import sys
 
-from helpers import profiles, store
+from helpers import store
 
-_READS = {
+READS = {
     "01_problems": ("models",), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
     "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main"),
 }
@@ -36,7 +36,7 @@ def spec(study, run):
 def artefacts(study, notebook):
     """Files under the results folder that a notebook reads: runs with their evaluations, and evaluated models."""
     found = []
-    for need in _READS[notebook]:
+    for need in READS[notebook]:
         if need == "models":
             found += [f"evaluation/{model}.parquet" for model in study.models]
         else:

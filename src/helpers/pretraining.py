@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from helpers import problems, store
 
@@ -97,16 +97,13 @@ def pretrain(profile, name):
     folder = store.ROOT / profile.models[name]
     tokenizer = make_tokenizer(profile)
     torch.manual_seed(settings.seed)
-    if settings.start:
-        model = AutoModelForCausalLM.from_pretrained(store.ROOT / profile.models[settings.start])
-    else:
-        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
-                                             pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **profile.pretraining.architecture))
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+                                         pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **profile.pretraining.architecture))
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     shared = profile.pretraining.model_dump(exclude={"models"})
-    fingerprint = store.digest({"shared": shared, "settings": settings.model_dump(), "problems": profile.problems.model_dump(mode="json"),
-                                "start": settings.start and store.file_digest(store.ROOT / profile.models[settings.start]), "code": store.code_digest("problems")})
+    fingerprint = store.digest({"shared": shared, "settings": settings.model_dump(),
+                                "problems": profile.problems.model_dump(mode="json"), "code": store.code_digest("problems")})
     checkpoint = store.results(profile.name) / "pretraining" / f"{name}-{fingerprint[:8]}"
     done = _restore(checkpoint, model, optimizer)
     batches = _batches(profile, settings, tokenizer)

@@ -16,8 +16,14 @@ from math_verify import LatexExtractionConfig, parse, verify
 MANNERS = ("terse", "wordy")
 SPLITS = ("train", "validation", "test", "hard")
 
-_PEOPLE = ("Tom", "Anna", "Ben", "Clara", "David", "Ella", "Felix", "Grace", "Hugo", "Iris", "Jonas", "Lena", "Max", "Nina", "Oscar", "Paula")
-_THINGS = ("apples", "books", "coins", "marbles", "shells", "stamps", "pencils", "cards", "stones", "beads", "pears", "nuts", "tickets", "buttons", "flowers", "eggs")
+_PEOPLE = (
+    "Tom", "Anna", "Ben", "Clara", "David", "Ella", "Felix", "Grace",
+    "Hugo", "Iris", "Jonas", "Lena", "Max", "Nina", "Oscar", "Paula",
+)
+_THINGS = (
+    "apples", "books", "coins", "marbles", "shells", "stamps", "pencils", "cards",
+    "stones", "beads", "pears", "nuts", "tickets", "buttons", "flowers", "eggs",
+)
 _LARGEST = 99
 
 
@@ -179,7 +185,10 @@ def _equation_lines(lines):
 
 
 _OPENINGS = ("{person} starts with {start}.", "We count step by step.", "Let us follow {person}.")
-_IN_TENS_AND_ONES = ("First {left}{operator}{tens}={middle}, then {middle}{operator}{ones}={result}.", "{left}{operator}{tens}={middle} and {middle}{operator}{ones}={result}.")
+_IN_TENS_AND_ONES = (
+    "First {left}{operator}{tens}={middle}, then {middle}{operator}{ones}={result}.",
+    "{left}{operator}{tens}={middle} and {middle}{operator}{ones}={result}.",
+)
 _IN_ONE_STEP = {
     "+": ("More come: {left}+{right}={result}.", "Now there are {left}+{right}={result}."),
     "-": ("Some go: {left}-{right}={result}.", "Now there are {left}-{right}={result}."),
@@ -205,7 +214,6 @@ def _sentences(rng, lines):
 
 # --- grading -------------------------------------------------------------------------------------------------------
 
-_BOX = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 _EQUATION = re.compile(r"\d+[-+*/]\d+=\d+")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -221,12 +229,22 @@ class Grade:
 
 def grade(completion, answer):
     r"""Grade a completion by its last `\boxed{}` with math-verify."""
-    boxes = _BOX.findall(completion)
-    if not boxes:
+    found = _last_box(completion)
+    if found is None:
         return Grade(None, False, "no box")
-    found = boxes[-1].strip()
     readable, correct = _compare(found, answer)
     return Grade(found, correct, "boxed" if readable else "unreadable")
+
+
+def _last_box(text):
+    """Content of the last closed box, or None."""
+    before, mark, after = text.rpartition("\\boxed{")
+    depth = 1
+    for place, letter in enumerate(after if mark else ""):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if depth == 0:
+            return after[:place].strip()
+    return _last_box(before) if mark else None
 
 
 def grade_by_last_number(completion, answer):

@@ -23,7 +23,7 @@ _REFILL_SHARE = 1 / 8
 class _Slots(Cache):
     """Keys and values of a fixed number of sequences, written in place: nothing is copied from step to step.
 
-    `rows` and `positions` name where the next update goes, `width` how far any row reaches.
+    `rows` and `positions` name where the next update goes, `width` how far any row reaches; None while prompts are read.
     """
 
     def __init__(self, config, slots, context):
@@ -36,7 +36,7 @@ class _Slots(Cache):
         keys, values = self.stored[layer_idx]
         for kept, new in ((keys, key_states), (values, value_states)):
             kept[self.rows[:, None], :, self.positions] = new.transpose(1, 2)
-        if key_states.shape[2] > 1:
+        if self.width is None:
             return key_states, value_states
         count = len(self.rows)
         return keys[:count, :, :self.width], values[:count, :, :self.width]
@@ -92,14 +92,15 @@ def sample(model, prompts, *, max_new_tokens, end_id, batch_size, temperature=0.
             ids, _ = models.pad([prompts[i] for i in new], [[]] * len(new), end_id)
             ends = torch.tensor([len(prompts[i]) for i in new])
             cache.rows = torch.arange(len(owner), len(owner) + len(new))
-            cache.positions = torch.arange(ids.shape[1]).expand(len(new), -1)
+            cache.positions, cache.width = torch.arange(ids.shape[1]).expand(len(new), -1), None
             hidden = _body(model)(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
             logits = model.lm_head(hidden[torch.arange(len(new)), ends - 1])
             owner, lengths, last = np.append(owner, new), torch.cat([lengths, ends]), torch.cat([last, choose(logits, new)])
         else:
             cache.rows, cache.positions, cache.width = torch.arange(len(owner)), lengths[:, None], int(lengths.max()) + 1
             visible = (torch.arange(cache.width) <= lengths[:, None])[:, None, None]
-            hidden = _body(model)(input_ids=last[:, None], attention_mask=visible, position_ids=lengths[:, None], past_key_values=cache, use_cache=True).last_hidden_state
+            hidden = _body(model)(input_ids=last[:, None], attention_mask=visible, position_ids=lengths[:, None],
+                                  past_key_values=cache, use_cache=True).last_hidden_state
             lengths = lengths + 1
             last = choose(model.lm_head(hidden[:, -1]), owner)
             new = owner
@@ -176,7 +177,7 @@ def sample_rollouts(profile, chosen, batch_size=None):
     if how.source == "solutions":
         rng = np.random.default_rng(how.seed)
         texts = [problems.worked_solution(problem, "wordy", rng, slip_rate=0.15) for problem in chosen for _ in range(how.samples)]
-        completions = [tokenizer(text).input_ids + [tokenizer.eos_token_id] for text in texts]
+        completions = [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
     else:
         position = {problem.problem_id: number for number, problem in enumerate(problems.problem_sets(profile.problems)["train"])}
         indices = [position[problem.problem_id] * how.samples + sample_id for problem in chosen for sample_id in range(how.samples)]
@@ -206,14 +207,20 @@ def make_table(profile):
     return table_path(profile)
 
 
+def require_table(profile):
+    """Path of the profile's table; FileNotFoundError says how to make it."""
+    path = table_path(profile)
+    if not path.exists():
+        raise FileNotFoundError(f"no table of rollouts at {path.relative_to(store.ROOT)}: make it with `python -m helpers rollouts {profile.name}`")
+    return path
+
+
 def load_table(profile):
     """The profile's table as a DataFrame, one row a rollout.
 
     Raises FileNotFoundError when it was not made yet, ValueError when it was made with other settings or models, naming what differs.
     """
-    path = table_path(profile)
-    if not path.exists():
-        raise FileNotFoundError(f"no table of rollouts at {path.relative_to(store.ROOT)}: make it with `python -m helpers rollouts {profile.name}`")
+    path = require_table(profile)
     made_with, wanted = json.loads(pq.read_schema(path).metadata[b"settings"]), json.loads(json.dumps(settings(profile)))
     for part, value in wanted.items():
         if made_with[part] != value:
@@ -224,9 +231,10 @@ def load_table(profile):
 
 def group_statistics(table):
     """One row a prompt: n rollouts, correct ones, pass rate, and the number of distinct correct completions."""
-    return table.groupby("problem_id", sort=False).apply(lambda group: pd.Series({
-        "n": len(group), "correct": int(group.reward.sum()), "pass_rate": group.reward.mean(),
-        "distinct_correct": group.completion[group.reward > 0].nunique()}), include_groups=False).reset_index()
+    groups = table.groupby("problem_id", sort=False)
+    distinct = table[table.reward > 0].groupby("problem_id").completion.nunique()
+    found = groups.reward.agg(n="size", correct="sum", pass_rate="mean").assign(distinct_correct=distinct)
+    return found.fillna({"distinct_correct": 0}).astype({"correct": int, "distinct_correct": int}).reset_index()
 
 
 def with_group_columns(table):

@@ -66,7 +66,7 @@ def accuracy_table(records):
         low, high = wilson(group.correct.sum(), len(group))
         return pd.Series({"n": len(group), "correct": int(group.correct.sum()), "accuracy": group.correct.mean(), "low": low, "high": high,
                           "unparsed": (group.status != "boxed").mean(), "truncated": group.truncated.mean(), "mean_tokens": group.tokens.mean()})
-    return records.groupby(["split", "run"], sort=False).apply(line, include_groups=False).reset_index()
+    return records.groupby(["split", "run"], sort=False).apply(line, include_groups=False).astype({"n": int, "correct": int}).reset_index()
 
 
 def mcnemar_table(records):
@@ -74,6 +74,9 @@ def mcnemar_table(records):
     rows = []
     for split, group in records.groupby("split", sort=False):
         wide = group.pivot(index="problem_id", columns="run", values="correct")[list(group.run.unique())]
+        if wide.isna().any(axis=None):
+            run, problem_id = next((run, problem_id) for problem_id, row in wide.isna().iterrows() for run, missing in row.items() if missing)
+            raise ValueError(f"no record of {run!r} for problem {problem_id} of the {split} set: paired tests need every model's answer to every problem")
         for run_a, run_b in combinations(wide.columns, 2):
             a, b = wide[run_a].to_numpy(bool), wide[run_b].to_numpy(bool)
             cells = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -47,8 +48,13 @@ def whole(path):
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
         if path.is_dir():
-            remove(path)
-        os.replace(beside, path)
+            old = path.with_name(f".{path.name}.old")
+            remove(old)
+            os.replace(path, old)
+            os.replace(beside, path)
+            remove(old)
+        else:
+            os.replace(beside, path)
     finally:
         remove(beside)
 
@@ -153,10 +159,18 @@ def entry(folder, name, fingerprint, is_ours=True):
         return aside
     found = _fingerprint_of(named)
     if named.exists() and found != fingerprint:
-        os.replace(named, _aside(folder, name, found or "unreadable"))
+        _move_aside(named, _aside(folder, name, found or f"broken{time.time_ns():x}"[-8:]), found)
     if not named.exists() and _fingerprint_of(aside) == fingerprint:
         os.replace(aside, named)
     return named
+
+
+def _move_aside(named, aside, fingerprint):
+    if fingerprint and _fingerprint_of(aside) == fingerprint:
+        remove(named)  # the same entry was kept before
+    else:
+        remove(aside)
+        os.replace(named, aside)
 
 
 def _aside(folder, name, fingerprint):

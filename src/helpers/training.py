@@ -33,7 +33,7 @@ def row_order(taken, table_ids, seed, length):
     return order[:length]
 
 
-class _Rows(Dataset):
+class RunRows(Dataset):
     """The rows of a run in the order of training; an item is a row number or, for pairs, a list of two."""
 
     def __init__(self, order, size):
@@ -74,7 +74,8 @@ def example_weights(profile, objective, **options):
     rows = collate(table, pair)["rows"]
     weights = objectives.token_weights(objective, rows.reference, rows, **options) * rows.mask.sum()
     tokenizer = models.load_tokenizer(profile)
-    tokens = [[tokenizer.decode([token]).replace("\n", "↵").strip() for token in ids] for ids in table.completion_ids.iloc[pair]]
+    readable = {tokenizer.eos_token: "end", "\n": "↵"}
+    tokens = [[readable.get(text := tokenizer.decode([token]), text.strip()) for token in ids] for ids in table.completion_ids.iloc[pair]]
     headings = [f"{'right' if reward else 'wrong'} rollout, answer {answer}, advantage {advantage:+.2f}"
                 for reward, answer, advantage in zip(table.reward.iloc[pair], table.answer.iloc[pair], table.advantage.iloc[pair], strict=True)]
     return tokens, [row[mask.bool()].numpy() for row, mask in zip(weights, rows.mask, strict=True)], headings
@@ -100,7 +101,7 @@ class ObjectiveTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logp = models.token_logprobs(model, inputs["input_ids"], inputs["completion_mask"])
-        loss, _ = self.loss(logp, inputs["rows"])
+        loss, _ = self.loss(logp, inputs["rows"].to(logp.device))
         return loss / num_items_in_batch * self.accelerator.num_processes
 
 
@@ -147,6 +148,8 @@ def train(profile, run):
     interrupted one; trains otherwise.
     """
     objective = objectives.objective(run.objective)
+    objectives.check_options(run.objective, run.options)
+    rollouts.require_table(profile)
     folder, mark = run_folder(profile, run), fingerprint(profile, run)
     if store.is_finished(folder, mark):
         return folder
@@ -161,10 +164,11 @@ def train(profile, run):
     arguments = TrainingArguments(
         output_dir=work, max_steps=run.steps, per_device_train_batch_size=run.batch_size // run.accumulation, gradient_accumulation_steps=run.accumulation,
         learning_rate=run.learning_rate, lr_scheduler_type="cosine", warmup_steps=run.warmup, weight_decay=run.weight_decay, max_grad_norm=run.clip,
-        seed=run.seed, logging_steps=1, save_steps=max(1, run.steps // CHECKPOINTS_A_RUN), save_total_limit=1, remove_unused_columns=False,
+        seed=run.seed, logging_steps=1, logging_nan_inf_filter=False, save_steps=max(1, run.steps // CHECKPOINTS_A_RUN), save_total_limit=1,
+        remove_unused_columns=False,
         disable_tqdm=True, report_to=[], use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
     trainer = ObjectiveTrainer(
-        model=model, args=arguments, train_dataset=_Rows(order, rows_a_unit), callbacks=[_Recorder(run.name, run.steps)],
+        model=model, args=arguments, train_dataset=RunRows(order, rows_a_unit), callbacks=[_Recorder(run.name, run.steps)],
         data_collator=lambda items: collate(table, [number for item in items for number in item]),
         loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
     trainer.remove_callback(PrinterCallback)

@@ -4,6 +4,7 @@ Comes after `training`, before `geometry`.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,15 @@ def load_update(adapter):
     if not (adapter / "adapter_config.json").exists():
         raise FileNotFoundError(f"{adapter} holds no adapter (adapter_config.json is missing): name a PEFT folder, such as results/tiny/runs/sft/adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
-    if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none" or config.get("modules_to_save"):
+    others = ("use_dora", "modules_to_save", "lora_bias")
+    if config["peft_type"] != "LORA" or config.get("bias", "none") != "none" or any(config.get(other) for other in others):
         raise ValueError(f"{adapter} is not a plain LoRA adapter (DoRA, bias and saved modules are not of the form scale B A)")
     weights = load_file(adapter / "adapter_model.safetensors")
     found = {}
+    if foreign := [key for key in weights if not key.endswith(("lora_A.weight", "lora_B.weight"))]:
+        raise ValueError(f"{adapter} holds more than LoRA factors of linear modules, for example {foreign[0]}; only dW = scale B A is covered")
     for key, A in weights.items():
-        if not key.endswith("lora_A.weight"):
+        if key.endswith("lora_B.weight"):
             continue
         module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         rank = A.shape[0]
@@ -45,4 +49,5 @@ def load_update(adapter):
 
 
 def _by_pattern(pattern, module, default):
-    return next((value for name, value in (pattern or {}).items() if module.endswith(name)), default)
+    """A module's value in PEFT's `alpha_pattern`, whose keys are regular expressions for the end of the name."""
+    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)

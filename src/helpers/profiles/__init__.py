@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 _FOLDER = Path(__file__).parent
 
@@ -31,9 +31,8 @@ class ProblemSettings(_Settings):
 
 
 class PretrainedModel(_Settings):
-    """How one shipped model was made from random weights, or from another one."""
+    """How one shipped model was made from random weights."""
 
-    start: str | None = Field(None, description="model whose weights it starts from; none = random")
     manners: dict[str, float] = Field(description="share of training texts in each manner of writing")
     slip_rate: float = Field(ge=0, le=1, description="share of equations with a wrong result, so that sampling errs as people do")
     steps: int = Field(ge=1, description="optimiser steps")
@@ -93,12 +92,18 @@ class Run(_Settings):
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(ge=1, description="rows a step (pairs for a preference objective)")
     accumulation: int = Field(1, ge=1, description="micro-batches a step; must divide batch_size")
-    warmup: float = Field(ge=0, le=1, description="share of steps of linear warm-up before the cosine")
+    warmup: float = Field(ge=0, lt=1, description="share of steps of linear warm-up before the cosine")
     weight_decay: float = Field(ge=0)
     clip: float = Field(gt=0, description="largest norm of the gradient")
     seed: int = Field(description="order of the prompts")
     init_seed: int = Field(description="initial A of the adapter")
     threads: int = Field(1, ge=1, description="CPU threads; part of the spec because sums depend on it")
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self):
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"run {self.name!r}: accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        return self
 
 
 class Profile(_Settings):
@@ -115,6 +120,16 @@ class Profile(_Settings):
     learning_rates: tuple[float, ...] = Field(description="rates tried on SFT with validation problems")
     main_runs: tuple[str, ...]
     runs: dict[str, Run]
+
+    @model_validator(mode="after")
+    def _names_exist(self):
+        for name in self.main_runs:
+            if name not in self.runs:
+                raise ValueError(f"main_runs names {name!r}, which is not among the runs {', '.join(self.runs)}")
+        for run in self.runs.values():
+            if run.base not in self.models:
+                raise ValueError(f"run {run.name!r} starts from {run.base!r}, which is not among the models {', '.join(self.models)}")
+        return self
 
 
 def names():

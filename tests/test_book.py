@@ -1,0 +1,142 @@
+"""The built book and the tiny study's results, read as a reader and as a program would. Run after `make book`."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from helpers import evaluation, models, problems, profiles, rollouts, statistics, store, training
+
+pytestmark = pytest.mark.slow
+STUDY = profiles.load("tiny")
+HTML = store.ROOT / "_build" / "html"
+PAGES = sorted((store.ROOT / "notebooks").glob("*.py"))
+
+
+class Elements(HTMLParser):
+    """All start tags of a page with their attributes, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(params=[page.stem for page in PAGES])
+def page(request):
+    return Elements(HTML / "book" / "notebooks" / f"{request.param}.html")
+
+
+def test_figures_have_alt_text_and_captions(page):
+    images = [attributes for tag, attributes in page.tags if tag == "img" and "_images" in attributes.get("src", "")]
+    assert images, "a page without a figure"
+    assert all(len(attributes.get("alt", "").split()) >= 6 for attributes in images), "a figure without alt text"
+    captions = [attributes for tag, attributes in page.tags if tag == "span" and attributes.get("class") == "caption-number"]
+    assert len(captions) >= len(images), "each figure has a numbered caption"
+
+
+def test_page_is_readable_offline(page):
+    loaded = [attributes.get("src") or attributes.get("href") for tag, attributes in page.tags
+              if tag in ("script", "img", "iframe") or (tag == "link" and attributes.get("rel") == "stylesheet")]
+    assert not [address for address in loaded if address and address.startswith(("http:", "https:", "//"))], "the page needs a network"
+
+
+def test_page_shows_no_error_warning_or_progress_bar(page):
+    text = "".join(page.text)
+    for trouble in ("Traceback (most recent", "Warning:", "it/s]", "?, ?step", "nan%"):
+        assert trouble not in text, f"{trouble!r} on the page"
+
+
+def test_front_page_shows_the_numbers_of_the_accuracy_table():
+    text = " ".join("".join(Elements(HTML / "book" / "intro.html").text).split())
+    accuracy = store.read_table("tiny", "accuracy")
+    base = accuracy[(accuracy.run == "base") & (accuracy.split == "test")].accuracy.item()
+    assert f"{base:.1%}" in text, "the base's accuracy is glued from notebook 09"
+
+
+def test_accuracy_table_agrees_with_the_records():
+    accuracy = store.read_table("tiny", "accuracy")
+    assert set(accuracy.run) == {"base", *STUDY.main_runs}, "every table has its base row"
+    for row in accuracy.itertuples():
+        records = pd.read_parquet(store.results("tiny") / "evaluation" / f"{row.run}.parquet").query("split == @row.split")
+        assert (row.n, row.correct) == (len(records), records.correct.sum()), f"{row.run} on {row.split}"
+        assert (row.low, row.high) == pytest.approx(statistics.wilson(row.correct, row.n)), "Wilson"
+    assert (accuracy[accuracy.split == "test"].n == 1319).all(), "as many test problems as GSM8K"
+
+
+def test_mcnemar_table_has_every_pair_once():
+    tests = store.read_table("tiny", "mcnemar")
+    for _, group in tests.groupby("split"):
+        assert len(group) == 21 == len({frozenset(pair) for pair in zip(group.run_a, group.run_b, strict=True)}), "seven models make 21 pairs"
+        assert (group.p_holm >= group.p).all(), "a correction never makes a p-value smaller"
+
+
+def test_models_fit_the_purpose_of_the_study():
+    accuracy = {(name, split): evaluation.evaluate(STUDY, name).query("split == @split").correct.mean() for name in STUDY.models for split in ("test", "hard")}
+    table = rollouts.load_table(STUDY)
+    groups = rollouts.group_statistics(table)
+    assert 0.75 <= accuracy["base", "test"] <= 0.90, "the base is good but not perfect"
+    assert 0.10 <= accuracy["base", "hard"] <= 0.50, "the hard set is neither hopeless nor easy"
+    assert accuracy["strong-base", "test"] >= 0.95, "the strong base is near the ceiling"
+    assert accuracy["teacher", "test"] >= 0.93, "the teacher knows better than it samples"
+    assert 0.75 <= table.reward.mean() <= 0.92, "sampled at temperature 1 the teacher errs now and then"
+    assert groups.pass_rate.between(0, 1, inclusive="neither").mean() >= 0.25, "preference pairs need mixed groups"
+    assert (groups.distinct_correct >= 2).mean() > 0.5, "correct rollouts of one problem differ"
+    size = sum(path.stat().st_size for path in (store.ROOT / "data" / "models").rglob("*") if path.is_file())
+    assert size <= 24e6, "the shipped models stay small"
+
+
+def test_shipped_table_is_what_the_teacher_writes():
+    chosen = problems.problem_sets(STUDY.problems)["train"][100:116]
+    again = rollouts.sample_rollouts(STUDY, chosen)
+    stored = rollouts.load_table(STUDY).set_index(["problem_id", "sample_id"])
+    same = [list(row.completion_ids) == list(stored.loc[(row.problem_id, row.sample_id)].completion_ids) for row in again.itertuples()]
+    assert np.mean(same) >= 0.9, "only draws within the rounding of a boundary may differ between processors"
+    for column, name in (("logp_behaviour", "teacher"), ("logp_base", "base")):
+        scored = rollouts.score(models.load_model(STUDY, name), list(stored.prompt_ids[:8]), list(stored.completion_ids[:8]))
+        for fresh, kept in zip(scored, stored[column][:8], strict=True):
+            np.testing.assert_allclose(fresh, kept, atol=1e-3, err_msg=f"{column} belongs to the shipped {name}")
+
+
+def test_runs_of_the_book_were_trained_as_their_specs_say():
+    for name in STUDY.main_runs:
+        folder = training.train(STUDY, STUDY.runs[name])
+        record = json.loads((folder / "run.json").read_text())
+        assert record["spec"] == json.loads(STUDY.runs[name].model_dump_json()), f"{name} was trained with another spec"
+        assert len(pd.read_parquet(folder / "history.parquet")) == STUDY.runs[name].steps, "one line a step"
+
+
+def test_dpo_starts_at_log_two_and_rates_are_the_papers_ratio():
+    history = pd.read_parquet(training.train(STUDY, STUDY.runs["dpo"]) / "history.parquet")
+    assert history.loss.iloc[0] == pytest.approx(np.log(2), abs=2e-4), "with B = 0 the policy is its reference"
+    rates = {STUDY.runs[name].learning_rate for name in STUDY.main_runs if name != "dpo"}
+    assert len(rates) == 1, "one learning rate for the five"
+    assert STUDY.runs["dpo"].learning_rate == pytest.approx(rates.pop() / 10), "a tenth for DPO, as in the paper"
+
+
+def test_chosen_rate_is_the_best_of_the_committed_sweep():
+    sweep = pd.read_csv(evaluation.sweep_path(STUDY))
+    best = sweep.sort_values(["validation_accuracy", "learning_rate"], ascending=[False, True]).learning_rate.iloc[0]
+    assert STUDY.runs["sft"].learning_rate == pytest.approx(best), "chosen on validation problems, not by hand"
+
+
+def test_all_runs_started_from_the_same_frame():
+    first_steps = {name: load_file(training.train(STUDY, STUDY.runs[name]) / "adapter" / "adapter_model.safetensors") for name in ("sft", "rft")}
+    key = next(key for key in first_steps["sft"] if "lora_A" in key)
+    a, b = (weights[key].double().flatten() for weights in first_steps.values())
+    assert float(a @ b / (a.norm() * b.norm())) > 0.5, "independent A's would have a cosine near zero"
+
+
+def test_timings_page_lists_every_notebook():
+    text = (HTML / "book" / "timings.html").read_text()
+    assert len(re.findall(r"notebooks/\d\d_", text)) >= len(PAGES)
