@@ -21,6 +21,7 @@ NOTEBOOKS = sorted(path.stem for path in (store.ROOT / "notebooks").glob("*.py")
 @pytest.fixture
 def copy(tmp_path):
     """The repository with its finished smoke study, times of files kept."""
+    assert (store.ROOT / "results" / "smoke" / "notebooks" / "09_evaluation.ipynb").exists(), "run `make check` first"
     for name in ("src", "notebooks", "book", "data", ".snakemake", "Snakefile", "_config.yml", "_toc.yml"):
         source = store.ROOT / name
         if source.is_dir():

@@ -316,3 +316,22 @@ def test_unknown_model_is_refused(table, smoke):
 def test_training_without_a_table_says_how_to_make_it(workplace, smoke):
     with pytest.raises(FileNotFoundError, match="python -m helpers rollouts smoke"):
         training.train(smoke, smoke.runs["sft"])
+
+
+def test_a_foreign_or_missing_adapter_is_named_and_nothing_is_touched(smoke, table):
+    run = smoke.runs["sft"]
+    folder = training.train(smoke, run)
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    other = training.train(smoke, smoke.runs["rft"]) / "adapter" / "adapter_model.safetensors"
+    adapter.write_bytes(other.read_bytes())
+    with pytest.raises(ValueError, match=r"runs/sft/adapter/adapter_model\.safetensors is missing or not the adapter"):
+        training.train(smoke, run)
+    assert adapter.read_bytes() == other.read_bytes(), "the message must come before any change"
+    with pytest.raises(FileNotFoundError, match="holds no adapter"):
+        models.load_adapted(smoke, run, folder / "nowhere")
+
+
+def test_an_adapter_of_another_base_is_refused_by_name(smoke, table):
+    adapter = training.train(smoke, smoke.runs["sft"]) / "adapter"
+    with pytest.raises(ValueError, match="was made for another base than 'base' of profile 'tiny'"):
+        models.load_adapted(profiles.load("tiny"), profiles.load("tiny").runs["sft"], adapter)

@@ -80,9 +80,10 @@ def _summed_divergence(sampler, other, records, batch_size=64):
     order = np.argsort([len(p) + len(c) for p, c in zip(records.prompt_ids, records.completion_ids, strict=True)])
     for first in range(0, len(order), batch_size):
         rows = order[first:first + batch_size]
-        input_ids, mask = models.pad([records.prompt_ids.iloc[i] for i in rows], [records.completion_ids.iloc[i] for i in rows], 0)
+        padded = models.pad([records.prompt_ids.iloc[i] for i in rows], [records.completion_ids.iloc[i] for i in rows], 0)
+        input_ids, mask = (part.to(sampler.device) for part in padded)
         own, theirs = (torch.log_softmax(model(input_ids=input_ids, use_cache=False).logits[:, :-1].float(), -1) for model in (sampler, other))
-        found[rows] = ((own.exp() * (own - theirs)).sum(-1) * mask[:, 1:]).sum(1).numpy()
+        found[rows] = ((own.exp() * (own - theirs)).sum(-1) * mask[:, 1:]).sum(1).cpu().numpy()
     return found
 
 

@@ -5,6 +5,7 @@ Comes after `problems` in the flow of data. Nothing here trains.
 
 import functools
 import warnings
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -39,7 +40,7 @@ def model_digest(profile_name, name):
 
 
 def load_model(profile, name="base"):
-    """The model `name` of a profile, in fp32, evaluation mode, without gradients."""
+    """The model `name` of a profile, in fp32, evaluation mode, without gradients, on the GPU where there is one."""
     where = source(profile, name)
     if where == "random":
         torch.manual_seed(sum(name.encode()))
@@ -47,7 +48,7 @@ def load_model(profile, name="base"):
     else:
         _require(store.ROOT / where)
         model = AutoModelForCausalLM.from_pretrained(store.ROOT / where, dtype=torch.float32)
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(profile, name="base"):
@@ -68,10 +69,7 @@ def _require(folder):
 
 
 def prompt_ids(tokenizer, question, instruction=""):
-    """Token ids of a question in the chat template, up to where the answer starts.
-
-    Raises ValueError for a prompt that leaves no room in the model's context.
-    """
+    """Token ids of a question in the chat template, up to where the answer starts."""
     content = f"{question} {instruction}".strip()
     return tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False)
 
@@ -85,8 +83,17 @@ def attach_adapter(model, profile, init_seed):
 
 
 def load_adapted(profile, run, folder):
-    """The run's base model with the adapter stored in `folder`, in evaluation mode."""
-    model = PeftModel.from_pretrained(load_model(profile, run.base), folder)
+    """The run's base model with the adapter stored in `folder`, in evaluation mode.
+
+    Raises FileNotFoundError for a folder without adapter, ValueError for one whose shapes belong to another base.
+    """
+    if not (Path(folder) / "adapter_config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no adapter (adapter_config.json is missing): train the run {run.name!r} first")
+    try:
+        model = PeftModel.from_pretrained(load_model(profile, run.base), folder)
+    except RuntimeError as error:
+        raise ValueError(f"the adapter in {folder} was made for another base than {run.base!r} of profile {profile.name!r}: "
+                         f"{str(error).splitlines()[-1].strip()}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -101,7 +108,7 @@ def token_logprobs(model, input_ids, completion_mask):
     wanted = completion_mask[:, 1:].bool()
     logits = body.lm_head(hidden[wanted]).float()
     chosen = torch.log_softmax(logits, -1).gather(-1, input_ids[:, 1:][wanted].unsqueeze(-1)).squeeze(-1)
-    return torch.zeros(wanted.shape, dtype=chosen.dtype).masked_scatter(wanted, chosen)
+    return torch.zeros(wanted.shape, dtype=chosen.dtype, device=chosen.device).masked_scatter(wanted, chosen)
 
 
 def pad(prompts, completions, pad_id):

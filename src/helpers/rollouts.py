@@ -63,6 +63,12 @@ def sample(model, prompts, *, max_new_tokens, end_id, batch_size, temperature=0.
     for index, prompt in zip(indices, prompts, strict=True):
         if len(prompt) >= context:
             raise ValueError(f"prompt {index} has {len(prompt)} tokens and the model's context is {context}: shorten it or choose another model")
+    with torch.device(model.device):
+        return _sample(model, prompts, list(indices), max_new_tokens, end_id, batch_size, temperature, seed, progress)
+
+
+def _sample(model, prompts, indices, max_new_tokens, end_id, batch_size, temperature, seed, progress):
+    context = model.config.max_position_embeddings
     longest = min(context, max(map(len, prompts), default=0) + max_new_tokens)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     slots = min(batch_size, len(prompts))
@@ -140,10 +146,10 @@ def score(model, prompts, completions, batch_size=64):
     found = [None] * len(prompts)
     for first in range(0, len(order), batch_size):
         rows = order[first:first + batch_size]
-        input_ids, completion_mask = models.pad([prompts[i] for i in rows], [completions[i] for i in rows], 0)
+        input_ids, completion_mask = (part.to(model.device) for part in models.pad([prompts[i] for i in rows], [completions[i] for i in rows], 0))
         logp = models.token_logprobs(model, input_ids, completion_mask)
         for i, values, mask in zip(rows, logp, completion_mask[:, 1:].bool(), strict=True):
-            found[i] = values[mask].numpy()
+            found[i] = values[mask].cpu().numpy()
     return found
 
 

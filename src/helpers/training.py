@@ -4,6 +4,7 @@ Comes after `objectives`, before `evaluation`. Reads the table of rollouts, writ
 `adapter/` (a PEFT folder), `history.parquet` (one row a step) and `run.json` (spec, hashes, versions, minutes).
 """
 
+import json
 import time
 
 import numpy as np
@@ -152,6 +153,7 @@ def train(profile, run):
     rollouts.require_table(profile)
     folder, mark = run_folder(profile, run), fingerprint(profile, run)
     if store.is_finished(folder, mark):
+        _check_adapter(folder)
         return folder
     table = rollouts.with_group_columns(rollouts.load_table(profile))
     taken = rollouts.select(table, run.rows or objective.rows)
@@ -179,11 +181,20 @@ def train(profile, run):
         model.save_pretrained(beside / "adapter")
         history[["step", "loss", "grad_norm", "learning_rate"]].to_parquet(beside / "history.parquet")
         (beside / "run.json").write_text(store.as_json({
-            "fingerprint": mark, "spec": run.model_dump(), "rows": len({number for numbers in taken.values() for number in numbers}),
+            "fingerprint": mark, "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"), "spec": run.model_dump(),
+            "rows": len({number for numbers in taken.values() for number in numbers}),
             "passes": run.steps * run.batch_size * rows_a_unit / sum(map(len, taken.values())), "minutes": round((time.monotonic() - started) / 60, 2),
             "table": store.file_digest(rollouts.table_path(profile)), "base": models.model_digest(profile.name, run.base), "place": store.provenance()}))
     store.remove(work)
     return folder
+
+
+def _check_adapter(folder):
+    """Raise ValueError if the adapter is not the one that the run's record describes."""
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    if not adapter.exists() or store.file_digest(adapter) != json.loads((folder / "run.json").read_text())["adapter"]:
+        raise ValueError(f"{adapter.relative_to(store.ROOT)} is missing or not the adapter that {folder.name}/run.json describes: "
+                         f"put the right one back, or delete {folder.relative_to(store.ROOT)} to train it again")
 
 
 def _last_checkpoint(work):
