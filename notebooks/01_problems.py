@@ -155,7 +155,7 @@ pd.DataFrame([describe(name) for name in study.models]).style.hide(axis="index")
 # How good are the models? Each answers every test and hard problem once, greedily: at each step the most probable token.
 
 # %%
-records = pd.concat([evaluation.evaluate(study, name).assign(run=name) for name in study.models])
+records = evaluation.records(study, study.models)
 accuracy = statistics.accuracy_table(records)
 on_test = accuracy[accuracy.split == "test"]
 on_hard = accuracy[accuracy.split == "hard"]

@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, objectives, problems, profiles, rollouts, statistics, training
+from helpers import evaluation, figures, objectives, profiles, rollouts, statistics, training
 
 study = profiles.load(profile)
 run = study.runs["dft"]
@@ -217,8 +217,7 @@ Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(1
 # The mean log-probability a token of right and wrong rollouts, before and after:
 
 # %%
-effect = evaluation.effect(study, run).pivot(index="reward", columns="model", values="logp")[["base", run.name]]
-effect["change"] = effect[run.name] - effect["base"]
+effect = evaluation.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %% [markdown]
@@ -226,7 +225,7 @@ effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:
 # tokens having become more certain. The accuracies, with intervals, and the paired test of {cite:t}`mcnemar1947`:
 
 # %%
-records = pd.concat([evaluation.evaluate(study, "base").assign(run="base"), evaluation.evaluate(study, run).assign(run=run.name)])
+records = evaluation.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
 accuracy.style.format(precision=3).hide(axis="index")
 
@@ -239,11 +238,7 @@ pairs[["split", "b", "c", "difference", "low", "high", "p"]].style.format({"diff
 # accuracies tells whether the student took on the wordy manner. One problem in the words of both:
 
 # %%
-question = {problem.problem_id: problem.question for problem in problems.problem_sets(study.problems)["test"]}
-chosen = records[records.split == "test"].problem_id.iloc[0]
-print(question[chosen])
-for row in records[records.problem_id == chosen].itertuples():
-    print(f"\n[{figures.LABELS[row.run]}]", row.completion)
+print(evaluation.answers_side_by_side(study, records))
 
 # %%
 summary = accuracy.set_index(["split", "run"])

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, objectives, problems, profiles, rollouts, statistics, training
+from helpers import evaluation, figures, objectives, profiles, rollouts, statistics, training
 
 study = profiles.load(profile)
 run = study.runs["dpo"]
@@ -268,15 +268,14 @@ Markdown(f"**{(margins > 0).mean():.1%}** of the first {len(margins)} pairs have
 # optimiser, it is allowed by {eq}`eq-dpo-loss`. The same, a token and over all rows of the table's first prompts:
 
 # %%
-effect = evaluation.effect(study, run).pivot(index="reward", columns="model", values="logp")[["base", run.name]]
-effect["change"] = effect[run.name] - effect["base"]
+effect = evaluation.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %% [markdown]
 # Compare the changes with those on the five pages before. Now the accuracies, with intervals, and the paired test of {cite:t}`mcnemar1947`.
 
 # %%
-records = pd.concat([evaluation.evaluate(study, "base").assign(run="base"), evaluation.evaluate(study, run).assign(run=run.name)])
+records = evaluation.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
 accuracy.style.format(precision=3).hide(axis="index")
 
@@ -288,11 +287,7 @@ pairs[["split", "b", "c", "difference", "low", "high", "p"]].style.format({"diff
 # As before, `b` counts problems that only the base solved and `c` those that only DPO solved. One problem in the words of both:
 
 # %%
-question = {problem.problem_id: problem.question for problem in problems.problem_sets(study.problems)["test"]}
-example = records[records.split == "test"].problem_id.iloc[0]
-print(question[example])
-for row in records[records.problem_id == example].itertuples():
-    print(f"\n[{figures.LABELS[row.run]}]", row.completion)
+print(evaluation.answers_side_by_side(study, records))
 
 # %%
 change = accuracy.set_index(["split", "run"])

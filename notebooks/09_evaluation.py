@@ -42,8 +42,7 @@ figures.use_style()
 # model and problem.
 
 # %%
-records = pd.concat([evaluation.evaluate(study, "base").assign(run="base")]
-                    + [evaluation.evaluate(study, run).assign(run=name) for name, run in runs.items()])
+records = evaluation.records(study, ["base", *runs.values()])
 records.sample(3, random_state=0)[["run", "split", "completion", "answer", "correct", "tokens"]].style.hide(axis="index")
 
 # %% [markdown]

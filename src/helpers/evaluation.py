@@ -65,6 +65,19 @@ def evaluate(profile, run):
     return _stored(profile, run, "evaluation", "greedy", compute)
 
 
+def records(profile, runs):
+    """The greedy records of several runs (or models by name) below one another, with a column `run`."""
+    return pd.concat([evaluate(profile, run).assign(run=run if isinstance(run, str) else run.name) for run in runs])
+
+
+def answers_side_by_side(profile, answered):
+    """The first problem of the records and what each model wrote to it, as text."""
+    problem_id = answered.problem_id.iloc[0]
+    question = next(p.question for drawn in problems.problem_sets(profile.problems).values() for p in drawn if p.problem_id == problem_id)
+    rows = answered[answered.problem_id == problem_id]
+    return "\n\n".join([question, *(f"[{run}] {text}" for run, text in zip(rows.run, rows.completion, strict=True))])
+
+
 def validation_accuracy(profile, run):
     """Share of validation problems answered correctly by greedy decoding; where hyper-parameters are chosen."""
     chosen = problems.problem_sets(profile.problems)["validation"]
@@ -106,18 +119,17 @@ def divergence(profile, run):
 
 
 def effect(profile, run, prompts=100):
-    """Mean log-probability a token that the base and the trained model give to the first rollouts of the table.
+    """Mean log-probability, nats a token, that the base and the trained model give to the first rollouts of the table.
 
-    Columns: model ("base" or the run's name), reward, logp (nats a token), one row each.
+    Rows: reward 0 and 1. Columns: "base", the run's name, and "change".
     """
     table = rollouts.load_table(profile).head(prompts * profile.rollouts.samples)
-    rows = []
+    tokens = table.groupby(table.reward.astype(int)).tokens.sum()
+    found = {}
     for name, model in (("base", models.load_model(profile, run.base)), (run.name, load_model_of(profile, run))):
-        sums = np.array([values.sum() for values in rollouts.score(model, list(table.prompt_ids), list(table.completion_ids))])
-        for reward in (1.0, 0.0):
-            kept = (table.reward == reward).to_numpy()
-            rows.append({"model": name, "reward": int(reward), "logp": sums[kept].sum() / table.tokens[kept].sum()})
-    return pd.DataFrame(rows)
+        sums = pd.Series([values.sum() for values in rollouts.score(model, list(table.prompt_ids), list(table.completion_ids))], index=table.index)
+        found[name] = sums.groupby(table.reward.astype(int)).sum() / tokens
+    return pd.DataFrame(found).assign(change=found[run.name] - found["base"])
 
 
 def sweep_path(profile):
