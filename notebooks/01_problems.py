@@ -52,7 +52,7 @@ sets = problems.problem_sets(study.problems)
 shortest_first = sorted(sets["validation"], key=lambda problem: problem.steps)
 examples = {problem.steps: problem for problem in shortest_first}
 pd.DataFrame({"steps": examples.keys(), "question": [p.question for p in examples.values()],
-              "answer": [p.answer for p in examples.values()]}).style.hide(axis="index").set_properties(**{"text-align": "left"})
+              "answer": [p.answer for p in examples.values()]}).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% [markdown]
 # Equation {eq}`eq-problems-chain` is all the reasoning there is. That is the point: when a model gets one wrong, it misread a sentence,
@@ -126,7 +126,7 @@ for manner in problems.MANNERS:
 cases = ["So \\boxed{12}", "\\boxed{7} no, \\boxed{12}", "\\boxed{12.0}", "\\boxed{\\frac{24}{2}}", "The answer is 12", "\\boxed{twelve}"]
 graded = [problems.grade(case, "12") for case in cases]
 pd.DataFrame({"completion": cases, "found": [g.answer for g in graded], "status": [g.status for g in graded],
-              "reward": [int(g.correct) for g in graded]}).style.hide(axis="index").set_properties(**{"text-align": "left"})
+              "reward": [int(g.correct) for g in graded]}).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% [markdown]
 # By equation {eq}`eq-problems-reward` the fifth completion earns nothing although its answer is right: it has no box. Such cases are
@@ -159,7 +159,7 @@ records = evaluation.records(study, study.models)
 accuracy = statistics.accuracy_table(records)
 on_test = accuracy[accuracy.split == "test"]
 on_hard = accuracy[accuracy.split == "hard"]
-accuracy.style.format(precision=3).hide(axis="index")
+figures.table(accuracy)
 
 # %% mystnb={"image": {"alt": "Dot plot of greedy accuracy on the test problems for base, strong base and teacher, each with its Wilson interval"}, "figure": {"caption": "Greedy accuracy of the three models on the test problems, with 95 % Wilson intervals.", "name": "fig-models-accuracy"}}
 figures.intervals(on_test, "accuracy", "low", "high", "share of test problems solved");
@@ -228,7 +228,7 @@ wanted = [("base, test", value["base", "test"], 0.75, 0.90), ("base, hard", valu
           ("teacher, sampled", table.reward.mean(), 0.75, 0.92), ("mixed groups", mixed, 0.25, 1.0), ("groups with two right solutions", various, 0.5, 1.0)]
 bands = pd.DataFrame(wanted, columns=["quantity", "value", "low", "high"])
 bands["inside"] = bands.value.between(bands.low, bands.high)
-bands.style.format(precision=3).hide(axis="index")
+figures.table(bands)
 
 # %% [markdown]
 # ## Try it

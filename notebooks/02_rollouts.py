@@ -60,7 +60,7 @@ Markdown(f"The table holds {table.problem_id.nunique()} prompts with $K = {how.s
 
 # %%
 shown = table.head(how.samples)[["problem_id", "sample_id", "completion", "gold", "answer", "reward", "status", "truncated", "tokens"]]
-shown.style.format({"reward": "{:.0f}"}).hide(axis="index").set_properties(**{"text-align": "left"})
+shown.style.format({"reward": "{:.0f}"}).hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% [markdown]
 # The teacher says the same thing in different words, and now and then gets a number wrong and carries it on to the end. The tokens are kept

@@ -111,8 +111,9 @@ pd.Series({**run.model_dump(exclude={"name", "options", "rows"}), "rank r": stud
 # %%
 sweep = pd.read_csv(evaluation.sweep_path(study)) if evaluation.sweep_path(study).exists() else None
 if sweep is not None:
-    sweep["low"], sweep["high"] = zip(*(statistics.wilson(round(a * n), n) for a, n in zip(sweep.validation_accuracy, sweep.n, strict=True)), strict=True)
-    display(sweep.style.format({"learning_rate": "{:.0e}", "validation_accuracy": "{:.3f}", "low": "{:.3f}", "high": "{:.3f}", "final_loss": "{:.3f}"}).hide(axis="index"))
+    ends = [statistics.wilson(round(share * n), n) for share, n in zip(sweep.validation_accuracy, sweep.n, strict=True)]
+    sweep["low"], sweep["high"] = zip(*ends, strict=True)
+    display(figures.table(sweep))
 
 # %% [markdown]
 # The intervals overlap for neighbouring rates: the choice is between orders of magnitude, not between decimals.
@@ -153,11 +154,11 @@ effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:
 # %%
 records = evaluation.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
-accuracy.style.format(precision=3).hide(axis="index")
+figures.table(accuracy)
 
 # %%
 pairs = statistics.mcnemar_table(records)
-pairs[["split", "b", "c", "difference", "low", "high", "p"]].style.format({"difference": "{:+.3f}", "low": "{:+.3f}", "high": "{:+.3f}", "p": "{:.2g}"}).hide(axis="index")
+figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 
 # %% [markdown]
 # Here `b` counts problems that only the base solved, `c` those that only the trained model solved; a positive difference favours the base.

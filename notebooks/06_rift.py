@@ -227,11 +227,11 @@ Markdown(f"The wrong rollouts {direction} ({effect.change[0]:+.3f} nats a token,
 # %%
 records = evaluation.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
-accuracy.style.format(precision=3).hide(axis="index")
+figures.table(accuracy)
 
 # %%
 pairs = statistics.mcnemar_table(records)
-pairs[["split", "b", "c", "difference", "low", "high", "p"]].style.format({"difference": "{:+.3f}", "low": "{:+.3f}", "high": "{:+.3f}", "p": "{:.2g}"}).hide(axis="index")
+figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 
 # %% [markdown]
 # As before, `b` counts problems that only the base solved and `c` those that only RIFT solved. One problem in the words of both:

@@ -60,7 +60,7 @@ records.sample(3, random_state=0)[["run", "split", "completion", "answer", "corr
 
 # %%
 accuracy = store.write_table(profile, "accuracy", statistics.accuracy_table(records))
-accuracy.style.format(precision=3).hide(axis="index")
+figures.table(accuracy)
 
 # %% mystnb={"image": {"alt": "Dot plot of test accuracy with Wilson intervals for base, SFT, RFT, DFT, RIFT, Offline GRPO and DPO, and a dashed line at the base"}, "figure": {"caption": "Share of test problems solved by the base and by each of the six objectives, with 95 % Wilson intervals by {eq}`eq-evaluation-wilson`; dashed: the base.", "name": "fig-evaluation-test"}}
 figures.intervals(accuracy[accuracy.split == "test"], "accuracy", "low", "high", "share of test problems solved", reference="base");
@@ -94,7 +94,7 @@ figures.intervals(accuracy[accuracy.split == "hard"], "accuracy", "low", "high",
 # %%
 flexible = records.groupby(["split", "run"], sort=False).correct_flexible.mean().rename("flexible").reset_index()
 audit = accuracy.merge(flexible)[["split", "run", "accuracy", "flexible", "unparsed", "truncated", "mean_tokens"]]
-audit.style.format(precision=3).hide(axis="index")
+figures.table(audit)
 
 # %%
 difference = (audit.flexible - audit.accuracy).abs().max()
@@ -127,7 +127,7 @@ Markdown(f"Equation {{eq}}`eq-evaluation-mcnemar` gives $p$ = {statistics.mcnema
 # %%
 tests = store.write_table(profile, "mcnemar", statistics.mcnemar_table(records))
 shown = tests[tests.split == "test"].drop(columns="split")
-shown.style.format({column: "{:+.3f}" for column in ("difference", "low", "high")} | {"p": "{:.1e}", "p_holm": "{:.1e}", "detectable": "{:.3f}"}).hide(axis="index")
+figures.table(shown)
 
 # %% [markdown]
 # Each line has an effect beside its p-value: the difference of the two accuracies with the interval of {cite:t}`newcombe1998` for paired shares. The column

@@ -13,6 +13,7 @@ LABELS = {"base": "base", "strong-base": "strong base", "teacher": "teacher", "s
 COLOURS = {"base": "#555555", "strong-base": "#999999", "teacher": "#000000", "sft": "#0072B2", "rft": "#56B4E9", "dft": "#009E73", "rift": "#E69F00",
            "offline-grpo": "#CC79A7", "dpo": "#D55E00"}
 MARKERS = {"base": "o", "strong-base": "o", "teacher": "*", "sft": "s", "rft": "D", "dft": "^", "rift": "v", "offline-grpo": "P", "dpo": "X"}
+_FORMATS = {"p": "{:.2g}", "p_holm": "{:.2g}", "difference": "{:+.3f}", "learning_rate": "{:.0e}"}
 _DIVERGING = "PuOr"
 _WIDTH = 7.0
 _TOKENS_A_LINE = 14
@@ -23,6 +24,11 @@ def use_style():
     plt.rcParams.update({
         "figure.figsize": (_WIDTH, 3.4), "figure.dpi": 110, "figure.facecolor": "white", "figure.constrained_layout.use": True, "savefig.facecolor": "white",
         "font.size": 10.5, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+
+
+def table(frame):
+    """A table for the page: three decimals, p-values and learning rates with two digits, differences with their sign, no index."""
+    return frame.style.format(_FORMATS, precision=3).hide(axis="index")
 
 
 def intervals(table, value, low, high, label, reference=None):

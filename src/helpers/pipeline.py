@@ -4,7 +4,6 @@ Outside the flow of data: it knows which artefacts each notebook reads, and no a
 """
 
 import json
-import shutil
 import sys
 
 from helpers import store
@@ -54,8 +53,13 @@ def prepare_book(profile_name):
         old.unlink()
     lines = []
     for executed in sorted((store.results(profile_name) / "notebooks").glob("*.ipynb")):
-        shutil.copy(executed, target)
-        duration = json.loads(executed.read_text())["metadata"]["papermill"]["duration"]
+        notebook = json.loads(executed.read_text())
+        for cell in notebook["cells"]:
+            tags = cell["metadata"].get("tags", [])
+            if "injected-parameters" in tags:
+                tags.append("remove-cell")
+        (target / executed.name).write_text(json.dumps(notebook))
+        duration = notebook["metadata"]["papermill"]["duration"]
         lines.append(f"| [](notebooks/{executed.name}) | {duration:.0f} |")
     runs = []
     for record in sorted((store.results(profile_name) / "runs").glob("*/run.json")):
