@@ -104,9 +104,10 @@ pd.Series({**run.model_dump(exclude={"name", "options", "rows"}), "rank r": stud
 # %% [markdown]
 # ## One learning rate, chosen once
 #
-# A comparison of objectives is worth little if one of them was tuned and the others not. So the rate is chosen on SFT alone, by greedy
-# accuracy on validation problems, and then used for RFT, DFT, RIFT and Offline GRPO as it is. DPO gets a tenth of it, as in the paper.
-# These are all the rates that were tried; `make sweep` trains them again.
+# A comparison of objectives is worth little if one of them was tuned and the others not. So the rate is chosen on SFT alone and then used
+# for RFT, DFT, RIFT and Offline GRPO as it is. DPO gets a tenth of it, as in the paper. The choice is by the loss on fresh rollouts of the
+# teacher to *validation* problems, which is what SFT is made to lower. It was first meant to be by greedy accuracy, but accuracy cannot
+# choose: as the table shows, it prefers a rate of zero, the base itself. These are all the rates that were tried; `make sweep` trains them again.
 
 # %%
 sweep = pd.read_csv(evaluation.sweep_path(study)) if evaluation.sweep_path(study).exists() else None
@@ -116,7 +117,8 @@ if sweep is not None:
     display(figures.table(sweep))
 
 # %% [markdown]
-# The intervals overlap for neighbouring rates: the choice is between orders of magnitude, not between decimals.
+# The first line is the base. `low` and `high` are the interval of the accuracy; where the intervals of two rates overlap, their accuracies
+# are not told apart by this many problems, and the choice is between orders of magnitude, not between decimals.
 #
 # ## Training
 #

@@ -78,12 +78,19 @@ def answers_side_by_side(profile, answered):
     return "\n\n".join([question, *(f"[{run}] {text}" for run, text in zip(rows.run, rows.completion, strict=True))])
 
 
-def validation_accuracy(profile, run):
-    """Share of validation problems answered correctly by greedy decoding; where hyper-parameters are chosen."""
-    chosen = problems.problem_sets(profile.problems)["validation"]
-    records = _stored(profile, run, "validation", "validation",
-                      lambda: answer(profile, load_model_of(profile, run), chosen).drop(columns=["prompt_ids", "completion_ids"]))
-    return records.correct.mean()
+def validation(profile, run):
+    """One row a validation problem, where hyper-parameters are chosen: `correct` (greedy), and of one rollout of the teacher `nats` and `tokens`.
+
+    `nats` is minus the log-probability that the run gives to the teacher's rollout: what SFT minimises, on problems it never saw.
+    """
+    def compute():
+        chosen = problems.problem_sets(profile.problems)["validation"]
+        model = load_model_of(profile, run)
+        written = answer(profile, models.load_model(profile, "teacher"), chosen, temperature=1.0, seed=2, name="teacher")
+        scored = rollouts.score(model, list(written.prompt_ids), list(written.completion_ids))
+        return pd.DataFrame({"problem_id": written.problem_id, "correct": answer(profile, model, chosen).correct,
+                             "nats": [-float(values.sum()) for values in scored], "tokens": written.tokens})
+    return _stored(profile, run, "validation", "validation", compute)
 
 
 @torch.inference_mode()
@@ -138,13 +145,13 @@ def sweep_path(profile):
 
 
 def sweep(profile):
-    """Train SFT at each of the profile's learning rates, measure validation accuracy, and write the table; returns its path."""
+    """Train SFT at each of the profile's learning rates, measure it on validation problems, and write the table; returns its path."""
     rows = []
-    for rate in profile.learning_rates:
-        run = profile.runs["sft"].model_copy(update={"learning_rate": rate})
-        accuracy = validation_accuracy(profile, run)
-        loss = pd.read_parquet(training.train(profile, run) / "history.parquet").loss.tail(20).mean()
-        rows.append({"learning_rate": rate, "validation_accuracy": accuracy, "n": profile.problems.validation, "final_loss": loss})
+    for rate in (None, *profile.learning_rates):
+        run = "base" if rate is None else profile.runs["sft"].model_copy(update={"learning_rate": rate})
+        measured = validation(profile, run)
+        rows.append({"learning_rate": rate or 0.0, "validation_loss": measured.nats.sum() / measured.tokens.sum(),
+                     "validation_accuracy": measured.correct.mean(), "n": len(measured)})
     with store.whole(sweep_path(profile)) as beside:
         pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.6g")
     return sweep_path(profile)
