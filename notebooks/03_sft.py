@@ -95,7 +95,7 @@ figures.token_weights(tokens, weights, headings);
 # W' = W + \Delta W, \qquad \Delta W = \frac{\alpha}{r} B A, \qquad B \in \mathbb{R}^{d_\text{out} \times r},\; A \in \mathbb{R}^{r \times d_\text{in}} .
 # ```
 #
-# $B$ starts at zero and $A$ at random numbers that are the same for all methods, so all start from the same model and the same frame.
+# $B$ starts at zero and $A$ at random numbers that are the same for all methods, so all start from the same model and the same frame. Before the first step {eq}`eq-sft-lora` adds nothing at all.
 # Everything that differs between two runs stands in their specs; this is the one of the run on this page.
 
 # %%

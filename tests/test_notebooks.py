@@ -43,7 +43,7 @@ def test_one_parameters_cell_and_a_kernel(name):
 
 
 def test_every_figure_has_caption_alt_text_name_and_discussion(name):
-    text = prose(name)
+    text = "".join(cell.source for cell in NOTEBOOKS[name].cells)
     for cell in cells(name, "code"):
         if draws(cell):
             about = cell.metadata.get("mystnb", {})

@@ -33,15 +33,18 @@ def _stored(profile, run, folder, part, compute):
     return store.frame(store.results(profile.name) / folder, name, _fingerprint(profile, run, part), compute, is_ours)
 
 
-def answer(profile, model, chosen, temperature=0.0, seed=0, name=""):
+def answer(profile, model, chosen, temperature=0.0, seed=0, name="", opening=""):
     """Completions of the given problems by `model`, graded: a DataFrame with one row a problem, in the order given.
+
+    `opening` puts the first words into the model's mouth; the completion is what follows them.
 
     Columns: problem_id, split, steps, completion, answer, status, correct, correct_flexible (by the last number, boxed or
     not), tokens, truncated, prompt_ids, completion_ids.
     """
     torch.set_num_threads(profile.evaluation.threads)
     tokenizer = models.load_tokenizer(profile)
-    prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen]
+    begun = tokenizer(opening).input_ids if opening else []
+    prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) + begun for problem in chosen]
     with tqdm(total=len(prompts), desc=f"answering {name}", unit="problem") as progress:
         completions = rollouts.sample(model, prompts, max_new_tokens=profile.evaluation.max_new_tokens, end_id=tokenizer.eos_token_id,
                                       batch_size=profile.evaluation.batch_size, temperature=temperature, seed=seed, progress=progress)
