@@ -105,9 +105,9 @@ def pretrain(profile, name):
     fingerprint = store.digest({"shared": shared, "settings": settings.model_dump(),
                                 "problems": profile.problems.model_dump(mode="json"), "code": store.code_digest("problems")})
     checkpoint = store.results(profile.name) / "pretraining" / f"{name}-{fingerprint[:8]}"
-    done = _restore(checkpoint, model, optimizer)
+    done, minutes = _restore(checkpoint, model, optimizer)
     batches = _batches(profile, settings, tokenizer)
-    started, recent = time.monotonic(), []
+    started, recent = time.monotonic() - 60 * minutes, []
     with tqdm(total=settings.steps, initial=done, desc=f"pretraining {name}", unit="step") as progress:
         for step, (ids, labels) in zip(range(settings.steps), batches, strict=False):
             if step < done:
@@ -118,7 +118,7 @@ def pretrain(profile, name):
             progress.update()
             progress.set_postfix(loss=f"{np.mean(recent[-100:]):.4f}", refresh=False)
             if (step + 1) % _CHECKPOINT_EVERY == 0:
-                _keep(checkpoint, model, optimizer, step + 1)
+                _keep(checkpoint, model, optimizer, step + 1, (time.monotonic() - started) / 60)
     with store.whole(folder) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
@@ -138,23 +138,24 @@ def _step(model, optimizer, parameters, ids, labels):
     return loss.item()
 
 
-def _keep(checkpoint, model, optimizer, step):
+def _keep(checkpoint, model, optimizer, step, minutes):
     with store.whole(checkpoint) as beside:
         beside.mkdir()
         state = optimizer.state_dict()["state"]
         save_file({f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
         save_file({name: value.contiguous() for name, value in model.named_parameters()}, beside / "model.safetensors")
-        (beside / "step.json").write_text(json.dumps(step))
+        (beside / "step.json").write_text(json.dumps({"step": step, "minutes": minutes}))
 
 
 def _restore(checkpoint, model, optimizer):
-    """Load a checkpoint if there is one; returns the number of finished steps."""
+    """Load a checkpoint if there is one; returns the number of finished steps and the minutes they took."""
     if not (checkpoint / "step.json").exists():
-        return 0
+        return 0, 0.0
     model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
     state = {}
     for key, value in load_file(checkpoint / "optimizer.safetensors").items():
         index, field = key.split(".")
         state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return json.loads((checkpoint / "step.json").read_text())
+    progress = json.loads((checkpoint / "step.json").read_text())
+    return progress["step"], progress["minutes"]
