@@ -229,3 +229,9 @@ def test_unknown_profile_and_run_are_refused_naming_those_that_exist(smoke):
         profiles.load("huge")
     with pytest.raises(ValueError, match="unknown run 'ppo' in profile 'smoke': choose one of sft, rft"):
         profiles.run(smoke, "ppo")
+
+
+def test_an_empty_folder_is_no_entry(tmp_path):
+    (tmp_path / "sft").mkdir()
+    assert store.entry(tmp_path, "sft", "0123456789abcdef") == tmp_path / "sft"
+    assert list(tmp_path.iterdir()) == [], "a folder that Snakemake made in advance must not be kept as a broken run"

@@ -157,6 +157,8 @@ def entry(folder, name, fingerprint, is_ours=True):
     named, aside = folder / name, _aside(folder, name, fingerprint)
     if not is_ours:
         return aside
+    if named.is_dir() and not any(named.iterdir()):
+        named.rmdir()  # Snakemake makes the folders of a step's outputs before it starts
     found = _fingerprint_of(named)
     if named.exists() and found != fingerprint:
         _move_aside(named, _aside(folder, name, found or f"broken{time.time_ns():x}"[-8:]), found)
