@@ -42,7 +42,7 @@ def planned(folder):
     """The steps that Snakemake would run to bring the executed notebooks up to date, as names of their first outputs."""
     told = snakemake(folder, "--dry-run", "notebooks")
     assert told.returncode == 0, told.stderr
-    outputs = re.findall(r"^\s+output: results/smoke/([^,\n]+)", told.stdout + told.stderr, re.MULTILINE)
+    outputs = re.findall(r"^\s+output: results/smoke/([^,\s]+)", told.stdout + told.stderr, re.MULTILINE)
     return {output.removesuffix("/run.json").removesuffix(".parquet").removesuffix(".ipynb") for output in outputs}
 
 
