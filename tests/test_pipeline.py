@@ -34,7 +34,7 @@ def copy(tmp_path):
 
 def snakemake(folder, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "snakemake", "--cores", "2", "--config", "profile=smoke", *arguments], cwd=folder, env=environment,
+    return subprocess.run([sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--config", "profile=smoke"], cwd=folder, env=environment,
                           capture_output=True, text=True)
 
 
