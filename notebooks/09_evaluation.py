@@ -116,11 +116,11 @@ some = problems.problem_sets(study.problems)["test"][:400]
 forced = evaluation.answer(study, models.load_model(study), some, opening=opening)
 forced["run"] = "forced base"
 compared = pd.concat([records[records.problem_id.isin(forced.problem_id)], forced])
-manner = compared.groupby("run", sort=False)[["correct", "tokens"]].mean().reset_index()
+manner = statistics.accuracy_table(compared)
 figures.table(manner)
 
 # %%
-share = manner.set_index("run").correct
+share = manner.set_index("run").accuracy
 paired = statistics.mcnemar_table(compared[compared.run.isin(["sft", "forced base"])]).iloc[0]
 Markdown(f"On the same {len(some)} problems the base solves {share['base']:.1%} in its own manner and **{share['forced base']:.1%}** when it is made "
          f"to open like the teacher; SFT solves {share['sft']:.1%}. SFT minus the forced base is {paired.difference:+.1%} "

@@ -12,7 +12,7 @@ from helpers import profiles, store
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "numbers.json"
-    store.write_json(path, 1)
+    path.write_text(store.as_json(1))
 
     def fail():
         with store.whole(path) as beside:

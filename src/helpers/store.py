@@ -67,12 +67,8 @@ def remove(path):
 
 
 def as_json(content):
+    """The text of a record: keys sorted, so that equal contents are equal files."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-
-def write_json(path, content):
-    with whole(path) as beside:
-        beside.write_text(as_json(content))
 
 
 # --- fingerprints --------------------------------------------------------------------------------------------------
