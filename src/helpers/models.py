@@ -17,6 +17,7 @@ from helpers import profiles, store
 logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT still asks for the old name
 _PARTS = ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
+_LENGTH_GROUPS = 4
 _RANDOM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
            "intermediate_size": 64, "max_position_embeddings": 512}
 
@@ -100,15 +101,23 @@ def load_adapted(profile, run, folder):
 def token_logprobs(model, input_ids, completion_mask):
     """log pi(y_t | x, y_<t) at each completion token, shape (rows, tokens - 1), 0 where `completion_mask[:, 1:]` is 0.
 
-    Rows are padded on the right, where causal attention cannot see it, so no attention mask is needed. The language-model
-    head is applied to completion positions only.
+    Rows are padded on the right, where causal attention cannot see it, so no attention mask is needed. Rows of similar length
+    run together, and the language-model head is applied to completion positions only: little is computed for padding.
     """
     body = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = body.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
     wanted = completion_mask[:, 1:].bool()
-    logits = body.lm_head(hidden[wanted]).float()
-    chosen = torch.log_softmax(logits, -1).gather(-1, input_ids[:, 1:][wanted].unsqueeze(-1)).squeeze(-1)
-    return torch.zeros(wanted.shape, dtype=chosen.dtype, device=chosen.device).masked_scatter(wanted, chosen)
+    lengths = wanted.cumsum(1).argmax(1) + 2
+    order = lengths.argsort()
+    parts = []
+    for rows in order.tensor_split(min(_LENGTH_GROUPS, len(order))):
+        width = int(lengths[rows].max())
+        hidden = body.model(input_ids=input_ids[rows, :width], use_cache=False).last_hidden_state[:, :-1]
+        inside, ids = wanted[rows, :width - 1], input_ids[rows, 1:width]
+        logits = body.lm_head(hidden[inside]).float()
+        chosen = torch.log_softmax(logits, -1).gather(-1, ids[inside].unsqueeze(-1)).squeeze(-1)
+        filled = torch.zeros(inside.shape, dtype=chosen.dtype, device=chosen.device).masked_scatter(inside, chosen)
+        parts.append(torch.nn.functional.pad(filled, (0, wanted.shape[1] - width + 1)))
+    return torch.cat(parts)[order.argsort()]
 
 
 def pad(prompts, completions, pad_id):
