@@ -45,11 +45,11 @@ rollouts: venv/ready  ## sample the table of rollouts again
 sweep: venv/ready  ## train SFT at each learning rate of the profile and write the sweep
 	python -m helpers sweep $(PROFILE)
 
-benchmark: venv/ready  ## speed of training and sampling against plain PyTorch and transformers
+benchmark: venv/ready  ## speed of training, sampling and geometry against the plain ways
 	python tests/benchmark.py
 
 clean:  ## remove the built book and executed notebooks; results and the environment stay
-	rm -rf _build book/notebooks book/timings.md
+	rm -rf _build book/notebooks book/timings.md book/verdict_table.md
 
 venv/ready: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; name one with make PYTHON=...')"

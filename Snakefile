@@ -95,6 +95,41 @@ rule evaluate_model:
         "OMP_NUM_THREADS={threads} python -m helpers evaluate {PROFILE} {wildcards.model} 2>&1 | tee {log}"
 
 
+rule held_out:
+    input:
+        pipeline.modules("src/helpers/evaluation.py"),
+        MODEL_FILES,
+    params:
+        settings=pipeline.settings(study, "evaluation", "problems", "models", "rollouts"),
+    output:
+        update(f"{RESULTS}/{pipeline.HELD_OUT}"),
+    log:
+        f"{RESULTS}/logs/held-out.log",
+    threads: study.evaluation.threads
+    shell:
+        "OMP_NUM_THREADS={threads} python -m helpers held-out {PROFILE} 2>&1 | tee {log}"
+
+
+for start in study.main_runs:
+
+    rule:
+        name:
+            f"connect_{start}"
+        input:
+            pipeline.modules("src/helpers/connectivity.py"),
+            [f"{RESULTS}/{path}" for path in pipeline.path_inputs(study, start)],
+        params:
+            run=start,
+            settings=pipeline.settings(study, "evaluation", "problems", "models", "connectivity"),
+        output:
+            update([f"{RESULTS}/{path}" for path in pipeline.path_files(study, start)]),
+        log:
+            f"{RESULTS}/logs/connect-{start}.log",
+        threads: study.evaluation.threads
+        shell:
+            "OMP_NUM_THREADS={threads} python -m helpers connect {PROFILE} {params.run} 2>&1 | tee {log}"
+
+
 rule execute:
     input:
         source="notebooks/{notebook}.py",
@@ -117,7 +152,7 @@ rule execute:
 rule book:
     input:
         notebooks=rules.notebooks.input,
-        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name != "timings.md"],
+        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name not in ("timings.md", "verdict_table.md")],
         configuration=["_config.yml", "_toc.yml"],
         pipeline="src/helpers/pipeline.py",
     output:

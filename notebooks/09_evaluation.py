@@ -231,7 +231,7 @@ Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at {plane.
 
 # %%
 adapters = {name: updates.load_update(training.train(study, run) / "adapter") for name, run in runs.items()}
-cosine = geometry.cosine_matrix(adapters)
+cosine, sd = geometry.stacked_cosine(geometry.compare(adapters))
 
 # %% mystnb={"image": {"alt": "Matrix of cosines between the stacked updates of the six objectives"}, "figure": {"caption": "Cosine between the updates of the six objectives, all modules stacked, by {eq}`eq-evaluation-cosine`.", "name": "fig-evaluation-cosine"}}
 figures.matrix(cosine, list(runs), "cosine");
@@ -239,18 +239,12 @@ figures.matrix(cosine, list(runs), "cosine");
 # %%
 at = {name: place for place, name in enumerate(runs)}
 Markdown(f"SFT and RFT have a cosine of **{cosine[at['sft'], at['rft']]:.3f}** (in the paper .977), SFT and Offline GRPO {cosine[at['sft'], at['offline-grpo']]:.3f} (about .74), "
-         f"SFT and DFT {cosine[at['sft'], at['dft']]:.3f} (.572), SFT and DPO **{cosine[at['sft'], at['dpo']]:.3f}** (.057 to .065).")
+         f"SFT and DFT {cosine[at['sft'], at['dft']]:.3f} (.572), SFT and DPO **{cosine[at['sft'], at['dpo']]:.3f}** (.057 to .065). "
+         f"Unrelated updates with the spectra of the last two would have a cosine within ±{1.96 * sd[at['sft'], at['dpo']]:.3f}.")
 
 # %% [markdown]
-# What are these numbers in {numref}`fig-evaluation-cosine` worth? With the same random $A$ in all runs and independent $B$, the expected cosine is zero and
-# its spread is about $1/\sqrt{r\,d_{\text{out}}}$ a module, less for many modules together. That is the chance level of *unrelated* updates; whether the same data, the
-# same start or the same loss makes two updates alike needs controls of its own, and the geometry pages are about those.
-
-# %%
-modules = next(iter(adapters.values()))
-spread = 1 / np.sqrt(sum(factors.B.numel() for factors in modules.values()))
-Markdown(f"With {len(modules)} modules of this size the chance band of an unrelated pair is about ±{2 * spread:.3f} (two standard deviations, if all modules weigh the same). "
-         f"The cosine of SFT and DPO is {abs(cosine[at['sft'], at['dpo']]) / spread:.1f} standard deviations from zero.")
+# What these numbers in {numref}`fig-evaluation-cosine` are worth, and what lies behind them module by module, is the subject of the [next chapter](10_norms.ipynb), which derives
+# the chance level of each.
 
 # %%
 best, worst = trained.idxmax(), trained.idxmin()
@@ -287,4 +281,4 @@ for key, value in {"strong-base-accuracy": f"{strong.correct[strong.split == 'te
 # ## Summary
 #
 # Every accuracy has its interval, every pair its exact test, its effect and the difference it could have seen, and the base stands in every table. What the six
-# updates look like inside, and which of their likenesses are more than chance, is what the geometry of the updates will have to show.
+# updates look like inside, and which of their likenesses are more than chance, is what the chapters on geometry show, from [norms and cosines](10_norms.ipynb) on.

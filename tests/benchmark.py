@@ -1,7 +1,8 @@
 """Speed as ratios measured in one run, printed by `make benchmark`.
 
 Training: tokens per second of the Trainer against a bare PyTorch loop on the same batches. Sampling: completions per second
-of `rollouts.sample` against transformers' `generate` at its best batch size.
+of `rollouts.sample` against transformers' `generate` at its best batch size. Geometry: all pairs of six adapters from their
+factors against dense matrices, of which a few are measured and the rest extrapolated.
 """
 
 import time
@@ -9,11 +10,13 @@ import time
 import torch
 from transformers import Trainer, TrainingArguments
 
-from helpers import models, objectives, problems, profiles, rollouts, training
+from helpers import geometry, models, objectives, problems, profiles, rollouts, training, updates
 
 STEPS = 12
 PROMPTS = 512
 BATCH_SIZES = (64, 128, 256, 512)
+QWEN = {"q_proj": (4096, 2560), "k_proj": (1024, 2560), "v_proj": (1024, 2560), "o_proj": (2560, 4096)}
+QWEN_LAYERS, QWEN_RANK = 36, 32
 
 
 def best_of(repeats, work):
@@ -86,7 +89,46 @@ def benchmark_sampling(study):
           f"ratio {plain_seconds[best] / our_seconds:.2f} (wanted: 1.5 or more)")
 
 
+def random_adapters(shapes, layers, rank, count=6):
+    """Adapters of the given shapes with independent Gaussian factors; the time does not depend on their values."""
+    return {f"run{run}": {f"model.layers.{layer}.self_attn.{projection}": updates.Factors(torch.randn(d_out, rank), torch.randn(rank, d_in), 2.0)
+                          for layer in range(layers) for projection, (d_out, d_in) in shapes.items()} for run in range(count)}
+
+
+def whole_geometry(adapters, nulls=0):
+    """Everything of the chapters on norms, angles and decomposition; with `nulls`, the chance levels of the angles too."""
+    compared = geometry.compare(adapters)
+    geometry.updates_table(compared), geometry.cosine_table(compared), geometry.orthogonal_table(compared)
+    geometry.angles_table(compared, [geometry.compare(geometry.matched_null(adapters, seed)) for seed in range(nulls)] or [compared])
+
+
+def dense_seconds(shapes, layers, rank, count=6):
+    """The dense way, extrapolated: each module's updates formed, decomposed and multiplied, one of each shape and kind measured."""
+    total = 0.0
+    for d_out, d_in in shapes.values():
+        B, A = torch.randn(d_out, rank), torch.randn(rank, d_in)
+        dense = B @ A
+        decomposed = best_of(1, lambda dense=dense: torch.linalg.svd(dense, full_matrices=False))
+        product = best_of(2, lambda dense=dense, B=B, A=A: ((B @ A) * dense).sum())
+        total += layers * (count * decomposed + count * (count + 1) / 2 * product)
+    return total
+
+
+def benchmark_geometry(study):
+    configuration = models.load_model(study).config
+    shapes = {projection: 2 * (configuration.hidden_size,) for projection in study.lora.modules}
+    adapters = random_adapters(shapes, configuration.num_hidden_layers, study.lora.rank)
+    print(f"geometry, six adapters at the tiny size: {best_of(3, lambda: whole_geometry(adapters)):.2f} s, with chance levels "
+          f"{best_of(2, lambda: whole_geometry(adapters, 8)):.2f} s (wanted: 2 or less)")
+    adapters = random_adapters(QWEN, QWEN_LAYERS, QWEN_RANK)
+    ours, dense = best_of(3, lambda: whole_geometry(adapters)), dense_seconds(QWEN, QWEN_LAYERS, QWEN_RANK)
+    print(f"geometry, six adapters of rank {QWEN_RANK} at Qwen3-4B's shapes ({QWEN_LAYERS * len(QWEN)} modules), {torch.get_num_threads()} threads: "
+          f"{ours:.2f} s (wanted: 5 or less); dense, extrapolated from one module of each shape: {dense / 60:.0f} min; ratio {dense / ours:,.0f}")
+
+
 if __name__ == "__main__":
+    study = profiles.load("tiny")
+    benchmark_geometry(study)
     torch.set_num_threads(1)
-    benchmark_training(profiles.load("tiny"))
-    benchmark_sampling(profiles.load("tiny"))
+    benchmark_training(study)
+    benchmark_sampling(study)

@@ -32,7 +32,10 @@ def prose(name):
 
 
 def draws(cell):
-    return "subplots(" in cell.source or re.search(r"figures\.(bars|histograms|intervals|matrix|scatter_of_runs|token_weights|training_curve)\(", cell.source)
+    names = ("barriers", "bars", "claims", "curves_by_run", "curves_with_runs", "histograms", "intervals", "lines_of_runs",
+             "losses_and_accuracy", "matrix", "module_maps", "pairs", "path_panels", "scatter_of_runs", "strips", "token_weights",
+             "training_curve")
+    return "subplots(" in cell.source or any(f"figures.{name}(" in cell.source for name in names)
 
 
 def test_one_parameters_cell_and_a_kernel(name):

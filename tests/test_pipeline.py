@@ -11,17 +11,18 @@ import sys
 
 import pytest
 
-from helpers import profiles, store
+from helpers import pipeline, profiles, store
 
 pytestmark = pytest.mark.slow
-RUNS = list(profiles.load("smoke").main_runs)
+SMOKE = profiles.load("smoke")
+RUNS = list(SMOKE.main_runs)
 NOTEBOOKS = sorted(path.stem for path in (store.ROOT / "notebooks").glob("*.py"))
 
 
 @pytest.fixture
 def copy(tmp_path):
     """The repository with its finished smoke study, times of files kept."""
-    assert (store.ROOT / "results" / "smoke" / "notebooks" / "09_evaluation.ipynb").exists(), "run `make check` first"
+    assert (store.ROOT / "results" / "smoke" / "notebooks" / "22_verdict.ipynb").exists(), "run `make check` first"
     for name in ("src", "notebooks", "book", "data", ".snakemake", "Snakefile", "_config.yml", "_toc.yml"):
         source = store.ROOT / name
         if source.is_dir():
@@ -53,22 +54,34 @@ def edit(path, old, new):
 
 
 def after(run):
-    """Steps behind a run: its training, its evaluation, and the notebooks that read it."""
+    """Steps behind a run: its training, its evaluation, the paths that end at it, and the notebooks that read any of these."""
     reading = {"sft": ["03_sft", "04_rft"], "rft": ["04_rft"], "dft": ["05_dft"], "rift": ["06_rift"],
                "offline-grpo": ["07_offline_grpo"], "dpo": ["08_dpo"]}[run]
-    return {f"runs/{run}", f"evaluation/{run}", *(f"notebooks/{name}" for name in [*reading, "09_evaluation"])}
+    starts = {first for first, second in SMOKE.paths if run in (first, second.removeprefix(profiles.SCALED))}
+    return {f"runs/{run}", f"evaluation/{run}", *(paths_from(start) for start in starts),
+            *(f"notebooks/{name}" for name in [*reading, "09_evaluation", *GEOMETRY, "22_verdict"])}
 
 
+def paths_from(start):
+    """The first file that the step names which measures the paths from a run."""
+    return pipeline.path_files(SMOKE, start)[0].removesuffix(".parquet")
+
+
+GEOMETRY = ["10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations"]
 ALL_NOTEBOOKS = {f"notebooks/{name}" for name in NOTEBOOKS}
+READ_GEOMETRY = {f"notebooks/{name}" for name in ["09_evaluation", *GEOMETRY, "22_verdict"]}
 EVALUATIONS = {f"evaluation/{name}" for name in ("base", "strong-base", "teacher", *RUNS)}
-EVERYTHING = {*ALL_NOTEBOOKS, *EVALUATIONS, *(f"runs/{run}" for run in RUNS)}
+PATHS = {paths_from(run) for run in RUNS}
+EVERYTHING = {*ALL_NOTEBOOKS, *EVALUATIONS, *PATHS, "held-out/teacher", *(f"runs/{run}" for run in RUNS)}
 EDITS = {
     "nothing": (None, None, None, set()),
     "one notebook": ("notebooks/05_dft.py", "# ## Summary", "# ## Summary of this page", {"notebooks/05_dft"}),
     "figures": ("src/helpers/figures.py", "_WIDTH = 7.0", "_WIDTH = 7.5", ALL_NOTEBOOKS),
-    "geometry": ("src/helpers/geometry.py", "np.diag(gram)", "np.diagonal(gram)", {"notebooks/09_evaluation"}),
+    "geometry": ("src/helpers/geometry.py", "np.diag(gram)", "np.diagonal(gram)", READ_GEOMETRY),
     "statistics": ("src/helpers/statistics.py", "draws=2000", "draws=2001", ALL_NOTEBOOKS - {"notebooks/02_rollouts"}),
-    "evaluation": ("src/helpers/evaluation.py", "batch_size=64", "batch_size=32", EVALUATIONS | ALL_NOTEBOOKS - {"notebooks/02_rollouts"}),
+    "evaluation": ("src/helpers/evaluation.py", "batch_size=64", "batch_size=32",
+                   EVALUATIONS | PATHS | {"held-out/teacher"} | ALL_NOTEBOOKS - {"notebooks/02_rollouts"}),
+    "connectivity": ("src/helpers/connectivity.py", "draws=2000", "draws=2001", PATHS | {"notebooks/13_connectivity", "notebooks/22_verdict"}),
     "objectives": ("src/helpers/objectives.py", "bias=0.1", "bias=0.2", EVERYTHING - {"notebooks/02_rollouts"}),
     "one run's spec": ("src/helpers/profiles/smoke.yaml", "rift: {objective: rift}", "rift: {objective: rift, steps: 4}", after("rift")),
 }

@@ -145,6 +145,20 @@ def test_the_code_fingerprint_does_not_depend_on_modules_it_does_not_import(pack
     assert digest_of_first() == before, "arrows go one way"
 
 
+@pytest.mark.parametrize("valueless", ["store.py", "profiles/__init__.py"])
+def test_the_code_fingerprint_leaves_out_what_determines_no_value_but_not_what_that_imports(package, valueless):
+    (package / "profiles").mkdir()
+    for module in ("store.py", "profiles/__init__.py"):
+        (package / module).write_text("from helpers import fifth\n")
+    (package / "fifth.py").write_text("CONSTANT = 1\n")
+    (package / "first.py").write_text("from helpers import profiles, second, store\n")
+    before = digest_of_first()
+    (package / valueless).write_text("from helpers import fifth\n\nCONSTANT = 2\n")
+    assert digest_of_first() == before, f"{valueless} says where results lie and how settings are read; the settings are hashed themselves"
+    (package / "fifth.py").write_text("CONSTANT = 2\n")
+    assert digest_of_first() != before, "any other module counts, whoever imports it"
+
+
 def test_the_real_training_module_depends_on_profiles_and_rollouts():
     names = {path.parent.name if path.name == "__init__.py" else path.stem for path in store.imported_modules(store.PACKAGE / "training.py")}
     assert {"models", "objectives", "rollouts", "store", "profiles", "problems"} <= names, "direct imports and those of models and rollouts"

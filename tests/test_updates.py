@@ -1,10 +1,12 @@
-"""Updates read from PEFT folders against PEFT's own merged weights, and their geometry against the dense computation."""
+"""Updates read from PEFT folders, combined and put into a model, against PEFT's own merged weights and the dense computation."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from conftest import fill_adapter
+from peft import PeftModel
 
 from helpers import geometry, updates
 
@@ -16,7 +18,6 @@ def saved(model, folder):
 
 def merged_minus_base(tiny_model, folder):
     """{weight name: dense update}, made by PEFT itself."""
-    from peft import PeftModel
     base = tiny_model().state_dict()
     merged = PeftModel.from_pretrained(tiny_model(), folder).merge_and_unload().state_dict()
     return {name: (merged[name].double() - base[name].double()) for name in base}
@@ -40,13 +41,18 @@ def test_factors_multiply_to_what_peft_merges(case, tiny_model, with_adapter, tm
     changed = {name.removesuffix(".weight") for name, update in dense.items() if update.abs().max() > 0}
     assert set(found) == changed, "modules are named as in the base model, and none is missing"
     for module, factors in found.items():
-        product = factors.scale * factors.B @ factors.A
+        product = factors.scale * factors.B.double() @ factors.A.double()
         torch.testing.assert_close(product, dense[module + ".weight"], rtol=1e-5, atol=1e-6, msg=f"{case}: dW of {module} = scale B A")
 
 
-def test_factors_are_float64(tiny_model, with_adapter, tmp_path):
-    factors = next(iter(updates.load_update(saved(with_adapter(tiny_model()), tmp_path / "adapter")).values()))
-    assert (factors.A.dtype, factors.B.dtype) == (torch.float64, torch.float64), "Gram matrices square the condition number: float64"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_factors_keep_the_precision_in_which_they_are_stored(dtype, tiny_model, with_adapter, tmp_path):
+    model = with_adapter(tiny_model()).to(dtype)
+    found = updates.load_update(saved(model, tmp_path / "adapter"))
+    for module, factors in found.items():
+        assert (factors.A.dtype, factors.B.dtype) == (dtype, dtype), "144 modules in float64 would take twice the memory and say no more"
+        own = model.base_model.model.get_submodule(module)
+        assert torch.equal(factors.B, own.lora_B["default"].weight), f"B of {module} is read as it is"
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]},
@@ -64,7 +70,7 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
 
 def test_an_adapter_of_another_kind_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
-    with pytest.raises(ValueError, match="not a plain LoRA adapter"):
+    with pytest.raises(ValueError, match="only LORA adapters"):
         updates.load_update(tmp_path)
 
 
@@ -81,44 +87,122 @@ def dense(update):
     return np.concatenate([(factors.scale * factors.B @ factors.A).numpy().ravel() for factors in update.values()])
 
 
-def test_inner_product_and_cosines_are_those_of_the_dense_updates():
-    chosen = {"a": random_update(0), "b": random_update(1, rank=2), "c": random_update(2)}
-    stacked = np.array([dense(update) for update in chosen.values()])
-    unit = stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
-    np.testing.assert_allclose(geometry.cosine_matrix(chosen), unit @ unit.T, rtol=1e-10, atol=1e-12, err_msg="cosine of all modules stacked")
+def as_matrices(update):
+    return {module: (factors.scale * factors.B.double() @ factors.A.double()).numpy() for module, factors in update.items()}
+
+
+def turned(update, seed=5):
+    """The same update in another gauge: (B M, M^-1 A)."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for module, factors in update.items():
+        change = torch.randn(3, 3, generator=generator).double() + 2 * torch.eye(3).double()
+        found[module] = updates.Factors(factors.B @ change, torch.linalg.inv(change) @ factors.A, factors.scale)
+    return found
+
+
+def test_inner_product_and_norm_are_those_of_the_dense_updates():
+    first, second = random_update(0), random_update(1, rank=2)
     for module in SHAPES:
-        one, two = (chosen[name][module] for name in "ab")
-        expected = ((one.scale * one.B @ one.A) * (two.scale * two.B @ two.A)).sum().item()
-        assert geometry.inner(one, two) == pytest.approx(expected, rel=1e-12), f"<dW1, dW2> of {module}"
+        expected = (as_matrices(first)[module] * as_matrices(second)[module]).sum()
+        assert updates.inner(first[module], second[module]) == pytest.approx(expected, rel=1e-12), f"<dW1, dW2> of {module}"
+    assert updates.norm(first) == pytest.approx(np.linalg.norm(dense(first)), rel=1e-12), "norm of all modules stacked"
 
 
-def test_cosines_do_not_depend_on_the_gauge():
-    torch.manual_seed(5)
+def test_inner_product_of_half_precision_factors_is_taken_in_float64():
+    one = updates.Factors(torch.full((300, 2), 1.0, dtype=torch.bfloat16), torch.full((2, 300), 1.0, dtype=torch.bfloat16), 1.0)
+    assert updates.inner(one, one) == 4 * 300 ** 2, "in bfloat16 a sum of 300 ones is not 300"
+
+
+def test_norm_and_cosines_do_not_depend_on_the_gauge():
     first, second = random_update(0), random_update(1)
-    turned = {}
-    for module, factors in first.items():
-        change = torch.randn(3, 3).double() + 2 * torch.eye(3).double()
-        turned[module] = updates.Factors(factors.B @ change, torch.linalg.inv(change) @ factors.A, factors.scale)
-    plain, other = geometry.cosine_matrix({"a": first, "b": second}), geometry.cosine_matrix({"a": turned, "b": second})
-    np.testing.assert_allclose(other, plain, rtol=1e-9, err_msg="(B M, M^-1 A) is the same update")
-    assert geometry.cosine_matrix({"a": first, "t": turned})[0, 1] == pytest.approx(1, abs=1e-12), "an update is parallel to itself in another gauge"
+    assert updates.norm(turned(first)) == pytest.approx(updates.norm(first), rel=1e-10), "(B M, M^-1 A) is the same update"
+    cosines, _ = geometry.stacked_cosine(geometry.compare({"a": first, "t": turned(first), "b": second}))
+    assert cosines[1, 2] == pytest.approx(cosines[0, 2], rel=1e-9), "its cosine with another is the same"
+    assert cosines[0, 1] == pytest.approx(1, abs=1e-12), "an update is parallel to itself in another gauge"
 
 
 def test_cosine_sees_direction_only():
     update = random_update(0)
     scaled = {module: updates.Factors(factors.B, factors.A, -3 * factors.scale) for module, factors in update.items()}
-    np.testing.assert_allclose(geometry.cosine_matrix({"a": update, "b": scaled}), [[1, -1], [-1, 1]], rtol=1e-12, err_msg="cos(dW, -3 dW) = -1")
+    cosines, _ = geometry.stacked_cosine(geometry.compare({"a": update, "b": scaled}))
+    np.testing.assert_allclose(cosines, [[1, -1], [-1, 1]], rtol=1e-12, err_msg="cos(dW, -3 dW) = -1")
 
 
-def test_a_zero_update_has_no_direction():
+def test_a_zero_update_has_no_norm_and_no_direction():
     zero = {module: updates.Factors(0 * factors.B, factors.A, factors.scale) for module, factors in random_update(0).items()}
-    cosines = geometry.cosine_matrix({"a": random_update(1), "zero": zero})
+    assert updates.norm(zero) == 0
+    cosines, _ = geometry.stacked_cosine(geometry.compare({"a": random_update(1), "zero": zero}))
     assert np.isnan(cosines[:, 1]).all(), "the cosine with a zero update is undefined"
-    assert np.isnan(cosines[1]).all(), "the cosine of a zero update is undefined"
     assert cosines[0, 0] == pytest.approx(1), "the others keep theirs"
 
 
-def test_updates_of_different_modules_are_refused_naming_one():
-    short = {module: factors for module, factors in random_update(1).items() if module != "k_proj"}
-    with pytest.raises(ValueError, match="b and a have different modules, for example k_proj"):
-        geometry.cosine_matrix({"a": random_update(0), "b": short})
+# --- combining and putting -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (1, 0), (-1, 2), (0.3, 0.0)], ids=str)
+def test_combining_is_the_weighted_sum_of_the_dense_updates(weights):
+    first, second = random_update(0), random_update(1, rank=2)
+    found = as_matrices(updates.combine([first, second], weights))
+    for module in SHAPES:
+        expected = weights[0] * as_matrices(first)[module] + weights[1] * as_matrices(second)[module]
+        np.testing.assert_allclose(found[module], expected, rtol=1e-12, atol=1e-12, err_msg=f"w1 dW1 + w2 dW2 of {module}")
+    three = updates.combine([first, second, first], [1, 1, -1])
+    np.testing.assert_allclose(dense(three), dense(second), atol=1e-12, err_msg="any number of updates; what cancels is gone")
+
+
+def test_combining_does_not_depend_on_the_gauge():
+    first, second = random_update(0), random_update(1)
+    plain, other = (updates.combine([update, second], [0.5, 0.5]) for update in (first, turned(first)))
+    np.testing.assert_allclose(dense(other), dense(plain), rtol=1e-9, atol=1e-10, err_msg="the middle of two updates is no matter of their factors")
+
+
+def two_adapters(tiny_model, with_adapter, tmp_path):
+    """A PEFT model with adapters "default" and "second", and both as updates."""
+    first = saved(with_adapter(tiny_model()), tmp_path / "first")
+    torch.manual_seed(1)
+    other = with_adapter(tiny_model(), lora_alpha=6)
+    second = saved(fill_adapter(other, seed=9), tmp_path / "second")
+    model = PeftModel.from_pretrained(tiny_model(), first)
+    model.load_adapter(second, "second")
+    return model, updates.load_update(first), updates.load_update(second)
+
+
+def test_combining_is_what_peft_calls_cat_and_not_what_it_calls_linear(tiny_model, with_adapter, tmp_path):
+    model, first, second = two_adapters(tiny_model, with_adapter, tmp_path)
+    found = updates.combine([first, second], [0.5, 0.5])
+    for kind in ("cat", "linear"):
+        model.add_weighted_adapter(["default", "second"], [0.5, 0.5], kind, combination_type=kind)
+    for module, factors in found.items():
+        layer = model.base_model.model.get_submodule(module)
+        exact, linear = layer.get_delta_weight("cat").double(), layer.get_delta_weight("linear").double()
+        product = factors.scale * factors.B.double() @ factors.A.double()
+        torch.testing.assert_close(product, exact, rtol=1e-5, atol=1e-6, msg=f"half the sum of both updates of {module}")
+        assert (linear - exact).norm() > 0.3 * exact.norm(), "(B1 + B2)(A1 + A2) / 4 has products of B of one with A of the other"
+
+
+def test_a_model_with_an_update_put_in_is_the_one_peft_merges(tiny_model, with_adapter, tmp_path):
+    folder = saved(with_adapter(tiny_model(), rank_pattern={"v_proj": 3}, use_rslora=True), tmp_path / "adapter")
+    update, model = updates.load_update(folder), tiny_model()
+    untouched = {name: weight.clone() for name, weight in model.state_dict().items()}
+    weights = updates.weights_of(model, update)
+    updates.put(model, weights, update)
+    merged = PeftModel.from_pretrained(tiny_model(), folder).merge_and_unload().state_dict()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, merged[name], rtol=1e-6, atol=1e-6, msg=f"{name} is W0 + scale B A")
+    updates.put(model, weights, update)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, merged[name], rtol=1e-6, atol=1e-6, msg="an update put in twice is put in once: W0 is that of `weights`")
+    updates.put(model, weights, updates.combine([update], [0.0]))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, untouched[name]), "the update times 0 gives the base model back, to the last bit"
+
+
+def test_norms_of_weights_are_frobenius_norms(tiny_model):
+    model, modules = tiny_model(), ["model.layers.0.self_attn.q_proj", "lm_head"]
+    found = updates.norms_of(updates.weights_of(model, modules))
+    assert found == {module: pytest.approx(np.linalg.norm(model.get_submodule(module).weight.numpy()), rel=1e-6) for module in modules}
+
+
+@pytest.mark.parametrize(("module", "expected"), [
+    ("model.layers.3.self_attn.q_proj", (3, "q_proj")), ("transformer.h.11.attn.c_attn", (11, "c_attn")), ("lm_head", (-1, "lm_head"))])
+def test_layer_and_projection_are_read_from_the_name(module, expected):
+    assert updates.layer_and_projection(module) == expected

@@ -10,6 +10,8 @@ def main(arguments=None):
     for name, what, takes in (("pretrain", "make a profile's own models from random weights", "model"),
                               ("rollouts", "sample and reward the table of rollouts", None),
                               ("train", "train one named run", "run"), ("evaluate", "evaluate a named run, or a model by its name", "run"),
+                              ("connect", "measure loss and answers on the paths that start at a run", "run"),
+                              ("held-out", "write the teacher's rollouts to validation problems", None),
                               ("sweep", "train SFT at each learning rate of the profile and record its validation accuracy", None)):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("profile", help="name of a profile, for example tiny")
@@ -60,13 +62,26 @@ def _evaluate(chosen):
         evaluation.divergence(profile, run)
 
 
+def _connect(chosen):
+    from helpers import connectivity, profiles
+
+    profile = profiles.load(chosen.profile)
+    connectivity.measure(profile, profiles.run(profile, chosen.run).name)
+
+
+def _held_out(chosen):
+    from helpers import evaluation, profiles
+
+    print(f"{len(evaluation.teacher_rollouts(profiles.load(chosen.profile)))} rollouts")
+
+
 def _sweep(chosen):
     from helpers import evaluation, profiles
 
     print(evaluation.sweep(profiles.load(chosen.profile)))
 
 
-_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "evaluate": _evaluate, "sweep": _sweep}
+_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "evaluate": _evaluate, "connect": _connect, "held-out": _held_out, "sweep": _sweep}
 
 if __name__ == "__main__":
     main()

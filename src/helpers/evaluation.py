@@ -81,18 +81,38 @@ def answers_side_by_side(profile, answered):
     return "\n\n".join([question, *(f"[{run}] {text}" for run, text in zip(rows.run, rows.completion, strict=True))])
 
 
+def teacher_rollouts(profile):
+    """One rollout of the teacher to each validation problem, on which no run trains; stored.
+
+    Columns: problem_id, answer (the problem's), correct, tokens, prompt_ids, completion_ids.
+    """
+    def compute():
+        chosen = problems.problem_sets(profile.problems)["validation"]
+        if profile.rollouts.source == "solutions":
+            written = rollouts.sample_rollouts(profile, chosen).drop_duplicates("problem_id").assign(correct=lambda table: table.reward > 0)
+        else:
+            written = answer(profile, models.load_model(profile, "teacher"), chosen, temperature=1.0, seed=2, name="teacher")
+        return written.assign(answer=[problem.answer for problem in chosen])[["problem_id", "answer", "correct", "tokens", "prompt_ids", "completion_ids"]]
+    return _stored(profile, "teacher", "held-out", "held-out", compute)
+
+
+def held_out(profile, n):
+    """The first n correct rollouts among `teacher_rollouts`."""
+    written = teacher_rollouts(profile)
+    return written[written.correct].head(n).reset_index(drop=True)
+
+
 def validation(profile, run):
     """One row a validation problem, where hyper-parameters are chosen: `correct` (greedy), and of one rollout of the teacher `nats` and `tokens`.
 
     `nats` is minus the log-probability that the run gives to the teacher's rollout: what SFT minimises, on problems it never saw.
     """
     def compute():
-        chosen = problems.problem_sets(profile.problems)["validation"]
-        model = load_model_of(profile, run)
-        written = answer(profile, models.load_model(profile, "teacher"), chosen, temperature=1.0, seed=2, name="teacher")
+        model, written = load_model_of(profile, run), teacher_rollouts(profile)
         scored = rollouts.score(model, list(written.prompt_ids), list(written.completion_ids))
-        return pd.DataFrame({"problem_id": written.problem_id, "correct": answer(profile, model, chosen).correct,
-                             "nats": [-float(values.sum()) for values in scored], "tokens": written.tokens})
+        solved = answer(profile, model, problems.problem_sets(profile.problems)["validation"]).correct
+        nats = [-float(values.sum()) for values in scored]
+        return pd.DataFrame({"problem_id": written.problem_id, "correct": solved, "nats": nats, "tokens": written.tokens})
     return _stored(profile, run, "validation", "validation", compute)
 
 

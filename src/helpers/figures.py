@@ -4,6 +4,8 @@ Last in the flow of data; draws what other modules computed and computes nothing
 read the same in the light and the dark theme, and carry no title: the caption on the page is the title.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
@@ -134,4 +136,188 @@ def scatter_of_runs(table, x, y, label_x, label_y):
     axis.margins(0.15)
     axis.set_xlabel(label_x)
     axis.set_ylabel(label_y)
+    return fig
+
+
+def claims(table, label):
+    """One line a claim, top to bottom: the control's band in grey, ours as a dot with its interval, the paper's value as an open diamond."""
+    fig, axis = plt.subplots(figsize=(_WIDTH, 0.55 * len(table) + 1.0))
+    for place, row in enumerate(table.itertuples()):
+        axis.fill_betweenx([place - 0.3, place + 0.3], row.chance_low, row.chance_high, color="#cccccc", zorder=1)
+        axis.plot([row.low, row.high], [place, place], color=COLOURS["sft"], linewidth=2, zorder=2)
+        axis.plot(row.value, place, "o", color=COLOURS["sft"], markersize=7, zorder=3)
+        axis.plot(row.paper_value, place, "D", color=COLOURS["dpo"], fillstyle="none", markersize=8, markeredgewidth=1.8, zorder=3)
+    axis.set_yticks(range(len(table)), [textwrap.fill(claim, 34) for claim in table.claim], fontsize=9)
+    axis.set_ylim(len(table) - 0.5, -0.5)
+    axis.set_xlabel(label)
+    return fig
+
+
+def _line(name, number):
+    """Colour, marker and label of a method; any other name has a colour of no method, by its place."""
+    colour = COLOURS.get(name, ("#000000", "#6a3d9a", "#777777", "#8c564b")[number % 4])
+    return {"color": colour, "marker": MARKERS.get(name, "os^Dv"[number % 5]), "label": LABELS.get(name, name)}
+
+
+def lines_of_runs(panels, x, value, label_x, label_y, log=False):
+    """One line a run against a common axis, panels side by side: {heading: table with the columns run, x and value}.
+
+    Where a table has them, `low` and `high` are shaded in the run's colour, and `chance_low` and `chance_high` in grey.
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 3.4), sharex=True, sharey=True, squeeze=False)
+    for axis, (heading, table_) in zip(axes[0], panels.items(), strict=True):
+        for number, (name, rows) in enumerate(table_.groupby("run", sort=False)):
+            style = _line(name, number)
+            if "chance_low" in rows:
+                axis.fill_between(rows[x], rows.chance_low, rows.chance_high, color=COLOURS["base"], alpha=0.1, linewidth=0, zorder=0)
+            if "low" in rows:
+                axis.fill_between(rows[x], rows.low, rows.high, color=style["color"], alpha=0.18, linewidth=0)
+            axis.plot(rows[x], rows[value], markersize=5, linewidth=1.6, **style)
+        axis.set_title(heading, fontsize=9.5)
+        axis.set_xlabel(label_x)
+        axis.xaxis.get_major_locator().set_params(integer=not log)
+    axes[0, 0].set_ylabel(label_y)
+    if log:
+        axes[0, 0].set(xscale="log", yscale="log")
+    fig.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return fig
+
+
+def module_maps(panels, layers, projections, insides, label, low=-1.0, high=1.0):
+    """Maps of one number a module, panel under panel: {heading: (projections, layers)}; cells marked in `insides` (within chance) are hatched."""
+    fig, axes = plt.subplots(len(panels), 1, figsize=(_WIDTH, (0.2 * len(projections) + 0.42) * len(panels) + 0.5), sharex=True, squeeze=False)
+    for axis, (heading, values) in zip(axes[:, 0], panels.items(), strict=True):
+        image = axis.imshow(values, cmap=_DIVERGING, vmin=low, vmax=high, aspect="auto")
+        for row, column in np.ndindex(*np.shape(values)):
+            if insides[heading][row][column]:
+                axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#bbbbbb", linewidth=0))
+            if len(layers) <= 12:
+                is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
+                axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+        axis.set_yticks(range(len(projections)), projections, fontsize=8)
+        axis.set_title(heading, loc="left", fontsize=9.5)
+        axis.grid(False)
+    axes[-1, 0].set_xticks(range(len(layers)), layers)
+    axes[-1, 0].set_xlabel("layer")
+    fig.colorbar(image, ax=axes[:, 0], label=label, shrink=0.6)
+    return fig
+
+
+def strips(panels, label_y, chance=None, log=False, share_y=True):
+    """One dot a module, runs side by side, a bar at their median: {heading: {run: values}}; chance: {heading: {run: (low, high)}}, grey."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 3.4), sharey=share_y, squeeze=False)
+    for axis, (heading, groups) in zip(axes[0], panels.items(), strict=True):
+        for place, (name, values) in enumerate(groups.items()):
+            if chance:
+                axis.fill_between([place - 0.42, place + 0.42], *chance[heading][name], color=COLOURS["base"], alpha=0.18, linewidth=0, zorder=0)
+            shift = 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)
+            axis.plot(place + shift, values, ".", color=_line(name, place)["color"], markersize=5, alpha=0.8)
+            axis.plot([place - 0.38, place + 0.38], [np.nanmedian(values)] * 2, color="black", linewidth=1.6)
+        axis.set_xticks(range(len(groups)), [LABELS.get(name, name) for name in groups], rotation=45, ha="right", fontsize=9)
+        axis.set_title(heading, fontsize=9.5)
+        axis.grid(False, axis="x")
+        if log:
+            axis.set_yscale("log")
+    axes[0, 0].set_ylabel(label_y)
+    return fig
+
+
+def pairs(table_, value, label, paper=None):
+    """One dot a pair of runs, its chance band (`chance_low` to `chance_high`) in grey; open diamonds: paper, {(run_a, run_b): its value}."""
+    fig, axis = plt.subplots(figsize=(_WIDTH, 0.27 * len(table_) + 1.0))
+    for place, row in enumerate(table_.itertuples()):
+        axis.fill_betweenx([place - 0.35, place + 0.35], row.chance_low, row.chance_high, color="#cccccc", zorder=1)
+        axis.plot(getattr(row, value), place, "o", color=COLOURS["sft"], markersize=6, zorder=3)
+        if (row.run_a, row.run_b) in (paper or {}):
+            axis.plot(paper[row.run_a, row.run_b], place, "D", color=COLOURS["dpo"], fillstyle="none", markersize=7, markeredgewidth=1.6, zorder=3)
+    axis.set_yticks(range(len(table_)), [f"{LABELS[row.run_a]} – {LABELS[row.run_b]}" for row in table_.itertuples()], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlabel(label)
+    return fig
+
+
+def path_panels(table_, label_y, columns=5):
+    """One small panel a path of a `connectivity` table: value with its interval over t, dashed the chord between the ends; one common y axis."""
+    groups = list(table_.groupby(["run_a", "run_b"], sort=False))
+    rows = -(-len(groups) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(_WIDTH, 1.45 * rows + 0.5), sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(groups):]:
+        axis.axis("off")
+    for axis, ((first, second), group) in zip(axes.flat, groups, strict=False):
+        values = group.value.to_numpy()
+        axis.fill_between(group.t, group.low, group.high, color=COLOURS["base"], alpha=0.2, linewidth=0)
+        axis.plot([0, 1], values[[0, -1]], color=COLOURS["base"], linestyle="--", linewidth=1)
+        axis.plot(group.t, values, color="black", linewidth=1.5, marker="." if len(group) <= 5 else "")
+        for place, run in ((0, first), (-1, second)):
+            axis.plot(group.t.iloc[place], values[place], MARKERS[run], color=COLOURS[run], markersize=7, zorder=3)
+        axis.set_title(f"{LABELS[first]} – {LABELS[second]}", fontsize=8.5)
+        axis.set_xticks([0, 0.5, 1], ["0", ".5", "1"], fontsize=8.5)
+    fig.supxlabel("t, from the first run to the second", fontsize=10)
+    fig.supylabel(label_y, fontsize=10)
+    return fig
+
+
+def curves_by_run(table_, by, x, label_x, label_y, panels):
+    """One panel a metric, {metric: heading}, one line with its interval for each value of column `by`; dashed for an update scaled to another norm."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 3.2), squeeze=False)
+    for axis, (metric, heading) in zip(axes[0], panels.items(), strict=True):
+        for name, group in table_[table_.metric == metric].groupby(by, sort=False):
+            run = name.removeprefix("scaled-")
+            label = LABELS[run] if run == name else f"{LABELS[run]}, scaled"
+            axis.plot(group[x], group.value, "-" if run == name else "--", color=COLOURS[run], linewidth=2, marker=MARKERS[run], markevery=0.25,
+                      markersize=6, label=label)
+            axis.fill_between(group[x], group.low, group.high, color=COLOURS[run], alpha=0.08, linewidth=0)
+        axis.set_title(heading, fontsize=9.5)
+        axis.set_xlabel(label_x)
+    axes[0, 0].set_ylabel(label_y)
+    fig.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return fig
+
+
+def barriers(table_, label_x, panels):
+    """Barriers of paths, one panel a metric, {metric: heading}: dot above the chord, diamond above the mean of the ends, each with its interval; grey up
+    to `noise`, the height that a straight path's curve reaches by chance."""
+    paths = table_[["run_a", "run_b"]].drop_duplicates().reset_index(drop=True)
+    fig, axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 0.3 * len(paths) + 1.1), sharey=True, squeeze=False)
+    for axis, (metric, heading) in zip(axes[0], panels.items(), strict=True):
+        for place, row in enumerate(paths.merge(table_[table_.metric == metric]).itertuples()):
+            axis.fill_betweenx([place - 0.4, place + 0.4], 0, row.noise, color="#cccccc", linewidth=0)
+            axis.plot([row.low, row.high], [place - 0.16] * 2, color=COLOURS["sft"], linewidth=1.5)
+            axis.plot(row.above_chord, place - 0.16, "o", color=COLOURS["sft"], markersize=5, label="above the chord" if place == 0 else None)
+            axis.plot([row.mean_low, row.mean_high], [place + 0.16] * 2, color=COLOURS["rift"], linewidth=1.5)
+            axis.plot(row.above_mean, place + 0.16, "D", color=COLOURS["rift"], markersize=5, label="above the mean of the ends" if place == 0 else None)
+        axis.set_title(heading, fontsize=9.5)
+        axis.set_xlabel(label_x)
+    axes[0, 0].set_yticks(range(len(paths)), [f"{LABELS[row.run_a]} – {LABELS[row.run_b]}" for row in paths.itertuples()], fontsize=9)
+    axes[0, 0].invert_yaxis()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    return fig
+
+
+def losses_and_accuracy(table_, panels):
+    """Share of problems solved against each loss, one panel a metric, {metric: axis label}; markers for runs, grey dots for points between them (run NaN)."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 3.4), sharey=True, squeeze=False)
+    for axis, (metric, label) in zip(axes[0], panels.items(), strict=True):
+        between, ends = table_[table_.run.isna()], table_[table_.run.notna()].drop_duplicates("run")
+        axis.plot(between[metric], between.accuracy, "o", color="#999999", markersize=4)
+        for row in ends.to_dict("records"):
+            axis.plot(row[metric], row["accuracy"], MARKERS[row["run"]], color=COLOURS[row["run"]], markersize=9, linestyle="none", label=LABELS[row["run"]])
+        axis.set_xlabel(label)
+    axes[0, 0].set_ylabel("share of problems solved")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return fig
+
+
+def curves_with_runs(curves, points, paper, label_x, label_y):
+    """Curves {label: (x, y)}, one marker a run on them, and the paper's values as open diamonds; points and paper: a run's x and the y's, one a curve."""
+    fig, axis = plt.subplots()
+    for number, (label, (x, y)) in enumerate(curves.items()):
+        axis.plot(x, y, ("-", "--", ":")[number % 3], color=COLOURS["base"], linewidth=1.5, label=label)
+    for place, (run, (x, values)) in enumerate(points.items()):
+        axis.plot([x] * len(values), values, MARKERS[run], color=COLOURS[run], markersize=8, zorder=3, label=LABELS[run])
+        if run in paper:
+            axis.plot([paper[run][0]] * len(values), paper[run][1], "D", color=COLOURS[run], fillstyle="none", markersize=9, zorder=2 + 0.01 * place)
+    axis.set_xlabel(label_x)
+    axis.set_ylabel(label_y)
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
     return fig

@@ -1,27 +1,383 @@
-"""Geometry of updates, from their factors alone.
+"""Geometry of updates, from their factors alone, and what each number would be by chance.
 
-Comes after `updates`. Every quantity here equals the one of the dense updates and is found without forming them.
+Comes after `updates`. Every quantity equals the one of the dense updates and is found without forming them: each module's
+update is written in orthonormal frames, dW_i = Q_i M_i P_i' with Q_i (d_out, r), P_i (d_in, r) and a core M_i (r, r). All that two
+updates have to do with each other then stands in the small matrices M_i, Q_i' Q_j and P_i' P_j. Everything is float64.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+
 import numpy as np
+import pandas as pd
+import torch
+from scipy.special import gammaln, ndtri
+from threadpoolctl import threadpool_limits
+
+from helpers import updates as updates_
+
+_CONDITION = 1e2  # largest condition number of a factor whose Gram matrix, which squares it, is still good to ten digits
+_RANK_TOLERANCE = 1e-10  # singular values below this share of the largest are rounding
+_SMALL = 1e-3  # radians; below it arccos has lost half its digits
+_CHUNK = 5e6  # float64 numbers of factors held at once
+_LEVEL = 0.95
+_Z = float(ndtri((1 + _LEVEL) / 2))
+_SIDES = ("left", "right")
 
 
-def inner(first, second):
-    """<dW1, dW2>_F = s1 s2 tr((B2' B1)(A1 A2')) of two modules' `Factors`."""
-    return first.scale * second.scale * float(((second.B.T @ first.B) * (first.A @ second.A.T).T).sum())
+# --- from singular values -----------------------------------------------------------------------------------------
+
+def effective_rank(singular_values):
+    """exp(entropy of sigma / sum sigma) along the last axis (Roy & Vetterli 2007); NaN for a zero update, NaN entries are padding."""
+    sigma = np.nan_to_num(np.asarray(singular_values, float))
+    share = _ratio(sigma, sigma.sum(-1, keepdims=True))
+    return np.exp(-np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), np.where(np.isnan(share), np.nan, 0)).sum(-1))
 
 
-def cosine_matrix(updates):
-    """Cosines of updates stacked over all modules, (n, n), for {name: {module: Factors}}; NaN for a zero update.
+def stable_rank(singular_values):
+    """sum sigma^2 / sigma_1^2 along the last axis; NaN for a zero update."""
+    squares = np.nan_to_num(np.asarray(singular_values, float)) ** 2
+    return _ratio(squares.sum(-1), squares.max(-1))
 
-    Raises ValueError naming the first module that one of them lacks.
+
+def participation_ratio(singular_values):
+    """(sum sigma^2)^2 / sum sigma^4 along the last axis; NaN for a zero update."""
+    squares = np.nan_to_num(np.asarray(singular_values, float)) ** 2
+    return _ratio(squares.sum(-1) ** 2, (squares ** 2).sum(-1))
+
+
+def top_k(rank):
+    """How many singular vectors span the compared subspace: a third of the rank, at least 2, below the rank where that has room.
+
+    With k = r the right subspace would be the whole row space of A.
     """
-    names = list(updates)
-    modules = updates[names[0]].keys()
-    for name in names:
-        if different := modules ^ updates[name].keys():
-            raise ValueError(f"{name} and {names[0]} have different modules, for example {sorted(different)[0]}")
-    gram = np.array([[sum(inner(updates[a][module], updates[b][module]) for module in modules) for b in names] for a in names])
+    return max(1, min(max(2, round(rank / 3)), rank - 1))
+
+
+def _ratio(a, b):
+    """a / b, NaN where b is 0."""
+    return np.divide(a, b, out=np.full(np.broadcast_shapes(np.shape(a), np.shape(b)), np.nan), where=np.asarray(b) > 0)
+
+
+# --- all pairs of adapters, module by module -----------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` measured: m modules, n runs, the top k singular vectors of each side. NaN marks what is not defined."""
+
+    runs: list
+    modules: pd.DataFrame  # module, layer, projection, d_out, d_in; one row a module
+    rank: np.ndarray  # (m, n): r of the factors
+    inner: np.ndarray  # (m, n, n): <dW_i, dW_j>
+    cross: np.ndarray  # (m, n, n): |dW_i dW_j'|_F^2
+    singular_values: np.ndarray  # (m, n, largest r), descending, NaN beyond r
+    angles: dict  # side -> (m, n, n, k): principal angles in radians, ascending
+    first: dict  # side -> (m, n, n): abs <u_1, u_1'>
+    alignment: np.ndarray  # (m, n, n): |U_k U_k' dW_j| / |dW_j|, U_k of run i
+
+
+def compare(adapters, k=None):
+    """Measure every pair of updates {run: {module: Factors}} on every module; returns a `Comparison`.
+
+    k: size of the compared subspaces, `top_k` of the smallest rank by default. A subspace is defined where its update has rank k and
+    sigma_k > sigma_(k+1); an update of lower rank takes part with its whole column space, and the missing angles are NaN, as
+    are all angles of a zero update. First vectors need sigma_1 > sigma_2.
+    Raises ValueError naming the first module that one of the updates lacks, or whose shapes differ.
+    """
+    runs = list(adapters)
+    first = adapters[runs[0]]
+    for run in runs:
+        if different := first.keys() ^ adapters[run].keys():
+            raise ValueError(f"{run} and {runs[0]} have different modules, for example {sorted(different)[0]}")
+        for module, factors in adapters[run].items():
+            if (factors.B.shape[0], factors.A.shape[1]) != (first[module].B.shape[0], first[module].A.shape[1]):
+                raise ValueError(f"{module} is {factors.B.shape[0]} x {factors.A.shape[1]} in {run} and {first[module].B.shape[0]} x "
+                                 f"{first[module].A.shape[1]} in {runs[0]}: adapters of different base models cannot be compared")
+    ranks = [adapters[run][module].A.shape[0] for run in runs for module in first]
+    k = k or top_k(min(ranks))
+    names = sorted(first, key=lambda module: (*updates_.layer_and_projection(module), module))
+    groups = {}
+    for place, module in enumerate(names):
+        key = (first[module].B.shape[0], first[module].A.shape[1], *(adapters[run][module].A.shape[0] for run in runs))
+        groups.setdefault(key, []).append(place)
+    m, n, widest = len(names), len(runs), max(ranks)
+    found = Comparison(
+        runs, pd.DataFrame([{"module": module, **dict(zip(("layer", "projection"), updates_.layer_and_projection(module), strict=True)),
+                             "d_out": first[module].B.shape[0], "d_in": first[module].A.shape[1]} for module in names]),
+        np.zeros((m, n), int), np.empty((m, n, n)), np.empty((m, n, n)), np.full((m, n, widest), np.nan),
+        {side: np.full((m, n, n, k), np.nan) for side in _SIDES}, {side: np.full((m, n, n), np.nan) for side in _SIDES}, np.full((m, n, n), np.nan))
+    chunks = []
+    for (d_out, d_in, *shape), places in groups.items():
+        found.rank[places] = shape
+        size = max(1, int(_CHUNK // ((d_out + d_in) * sum(shape))))
+        chunks += [places[begin:begin + size] for begin in range(0, len(places), size)]
+    threads = torch.get_num_threads()
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:  # chunks side by side: no sum depends on the number of threads
+        list(pool.map(lambda chosen: _compare_chunk(found, chosen, [[adapters[run][names[place]] for place in chosen] for run in runs], k), chunks))
+    return found
+
+
+def _compare_chunk(found, places, factors, k):
+    """Fill the rows `places` of a Comparison; factors: for each run its `Factors` on these modules, all of one shape.
+
+    Batches have axes (module, run, ...) or (module, pair, ...), with every pair of runs once; smaller ranks are padded with zeros.
+    """
+    left, right = _Frames([[part.B for part in parts] for parts in factors]), _Frames([[part.A.T for part in parts] for parts in factors])
+    scales = torch.tensor([[part.scale for part in parts] for parts in factors], dtype=torch.float64, device=left.R.device).T
+    cores = scales[:, :, None, None] * left.R @ right.R.mT
+    norms = torch.linalg.matrix_norm(cores)
+    U, sigma, Vh = torch.linalg.svd(cores)
+    rank = (sigma > _RANK_TOLERANCE * sigma[..., :1]).sum(-1)
+    floor = _RANK_TOLERANCE * sigma[..., 0]
+    gaps = sigma - torch.nn.functional.pad(sigma[..., 1:], (0, 1))
+    width = min(k, sigma.shape[-1])
+    count = torch.where(rank <= width, rank, torch.where(gaps[..., width - 1] > floor, width, 0))
+    keep = (torch.arange(width, device=sigma.device) < count[..., None])[:, :, None].double()
+    is_led = (gaps[..., 0] > floor) & (rank > 0)
+    tops = {"left": U[..., :width] * keep, "right": Vh.mT[..., :width] * keep}
+
+    own_rank = torch.as_tensor(found.rank[places], device=sigma.device)
+    found.singular_values[places, :, :sigma.shape[-1]] = sigma.where(torch.arange(sigma.shape[-1], device=sigma.device) < own_rank[..., None], torch.nan).cpu()
+    i, j = torch.triu_indices(len(factors), len(factors), device=sigma.device)
+    QQ, PP = left.shared(i, j), right.shared(i, j)
+    _put(found.inner, places, i, j, (cores[:, i] * (QQ @ cores[:, j] @ PP.mT)).sum((-2, -1)))
+    _put(found.cross, places, i, j, (cores[:, i] @ PP @ cores[:, j].mT).square().sum((-2, -1)))
+    for one, other, Q in ((i, j, QQ), (j, i, QQ.mT)):
+        captured = torch.linalg.matrix_norm(tops["left"][:, one].mT @ Q @ cores[:, other]) / norms[:, other]
+        found.alignment[np.asarray(places)[:, None], one.cpu(), other.cpu()] = captured.where(count[:, one] > 0, torch.nan).cpu()
+    for side, frames, shared in (("left", left, QQ), ("right", right, PP)):
+        cosines = tops[side][:, i].mT @ shared @ tops[side][:, j]
+        _put(found.first[side], places, i, j, cosines[..., 0, 0].abs().where(is_led[:, i] & is_led[:, j], torch.nan))
+        angles = torch.arccos(torch.linalg.svdvals(cosines).clamp(max=1)).where((i != j)[:, None], 0.0)
+        for place, pair in torch.nonzero((angles[..., 0] < _SMALL) & (i != j)).tolist():
+            vectors = [frames.vectors(place, run, tops[side][place, run, :, :count[place, run]]) for run in (i[pair], j[pair])]
+            angles[place, pair, :min(vector.shape[1] for vector in vectors)] = _angles_of(*vectors)
+        is_defined = torch.arange(width, device=sigma.device) < torch.minimum(count[:, i], count[:, j])[..., None]
+        _put(found.angles[side][..., :width], places, i, j, angles.where(is_defined, torch.nan))
+
+
+def _put(array, places, i, j, values):
+    """Write values (module, pair, ...) of every pair into an array (module, run, run, ...), both ways round."""
+    rows, i, j = np.asarray(places)[:, None], i.cpu().numpy(), j.cpu().numpy()
+    array[rows, i, j] = array[rows, j, i] = values.cpu().numpy()
+
+
+class _Frames:
+    """Orthonormal frames of each run's thin matrices (d, r) on a few modules: matrix = L T R, where L T is orthonormal.
+
+    L is a slice of `joined`, either the matrix itself, with T R = 1 from the Cholesky factor of its Gram matrix, or, where the condition
+    number that would square is too large, the orthonormal factor of Householder's QR, with T = 1. T and R are padded with zeros.
+    """
+
+    def __init__(self, matrices):
+        m, widths, d = len(matrices[0]), [parts[0].shape[1] for parts in matrices], matrices[0][0].shape[0]
+        device, widest = matrices[0][0].device, max(widths)
+        self.starts = np.cumsum([0, *widths])
+        self.joined = torch.empty(m, max(d, widest), self.starts[-1], dtype=torch.float64, device=device)
+        self.joined[:, d:] = 0  # a rank above d: rows of zeros change no product
+        self.T, self.R = torch.zeros(2, m, len(widths), widest, widest, dtype=torch.float64, device=device)
+        poor = torch.zeros(m, dtype=torch.bool, device=device)
+        for run, parts in enumerate(matrices):
+            for place, part in enumerate(parts):
+                self.joined[place, :d, self.slice(run)] = part
+        gram = _gram(self.joined)
+        for run, width in enumerate(widths):
+            inside, eye = self.slice(run), torch.eye(width, dtype=torch.float64, device=device).expand(m, -1, -1)
+            lower, failed = torch.linalg.cholesky_ex(gram[:, inside, inside])
+            R = lower.mT.where((failed == 0)[:, None, None], eye)
+            T = torch.linalg.solve_triangular(R, eye, upper=True)
+            bad = (failed != 0) | ~(torch.linalg.matrix_norm(R) * torch.linalg.matrix_norm(T) < _CONDITION * width)
+            if bad.any():
+                Q, R_bad = torch.linalg.qr(self.joined[bad][:, :, inside])
+                self.joined[bad, :, inside], R, T = Q, R.index_put((bad,), R_bad), T.index_put((bad,), eye[bad])
+            self.T[:, run, :width, :width], self.R[:, run, :width, :width] = T, R
+            poor |= bad
+        if poor.any():
+            gram[poor] = _gram(self.joined[poor])
+        blocks = torch.zeros(m, len(widths), len(widths), widest, widest, dtype=torch.float64, device=device)
+        for i, j in np.ndindex(len(widths), len(widths)):
+            blocks[:, i, j, :widths[i], :widths[j]] = gram[:, self.slice(i), self.slice(j)]
+        self.blocks = blocks
+
+    def slice(self, run):
+        return slice(self.starts[run], self.starts[run + 1])
+
+    def shared(self, i, j):
+        """Overlaps (module, pair, r, r) of the frames of the pairs of runs (i, j)."""
+        return self.T[:, i].mT @ self.blocks[:, i, j] @ self.T[:, j]
+
+    def vectors(self, place, run, coordinates):
+        """Orthonormal (d, count): vectors given in the frame of a run, good to the last digit."""
+        L = self.joined[place, :, self.slice(run)]
+        return torch.linalg.qr(L @ (self.T[place, run] @ coordinates)[:L.shape[1]]).Q
+
+
+def _gram(joined):
+    """X'X of each module; numpy's own product uses that it is symmetric and takes half the time."""
+    if joined.is_cuda:
+        return joined.mT @ joined
+    return torch.from_numpy(np.stack([matrix.T @ matrix for matrix in joined.numpy()]))
+
+
+def _angles_of(U, V):
+    """Principal angles, ascending, of the column spaces of orthonormal U and V, the small ones by their sines (Bjorck & Golub 1973)."""
+    if U.shape[1] < V.shape[1]:
+        U, V = V, U
+    cosines = torch.linalg.svdvals(U.T @ V).clamp(max=1)
+    sines = torch.linalg.svdvals(V - U @ (U.T @ V)).clamp(max=1).flip(0)
+    return torch.where(cosines ** 2 > 0.5, torch.arcsin(sines), torch.arccos(cosines))
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+def _scopes(compared):
+    """(scope, layer, projection, module numbers): all modules stacked, each layer, each projection, each module."""
+    modules, everything = compared.modules, np.arange(len(compared.modules))
+    yield "global", -1, "all", everything
+    for layer in sorted(modules.layer.unique()):
+        yield "layer", layer, "all", everything[modules.layer == layer]
+    for projection in modules.projection.unique():
+        yield "projection", -1, projection, everything[modules.projection == projection]
+    for place, row in enumerate(modules.itertuples()):
+        yield "module", row.layer, row.projection, everything[[place]]
+
+
+def stacked_cosine(compared, places=None):
+    """(cosine, sd), each (n, n), of the updates stacked over the modules `places` (all by default); NaN for a zero update.
+
+    sd: standard deviation of the cosine when one of the two is turned by a Haar-random rotation of each module's output space,
+    its spectrum and right vectors kept: |dW_i dW_j'|_F / (sqrt(d_out) |dW_i| |dW_j|) for one module, variances added for several.
+    """
+    places = np.arange(len(compared.modules)) if places is None else places
+    gram = compared.inner[places].sum(0)
     norms = np.sqrt(np.diag(gram))
-    with np.errstate(invalid="ignore"):
-        return gram / np.outer(norms, norms)
+    variance = (compared.cross[places] / compared.modules.d_out.to_numpy()[places, None, None]).sum(0)
+    scale = np.outer(norms, norms)
+    return _ratio(gram, scale), _ratio(np.sqrt(variance), scale)
+
+
+def cosine_table(compared):
+    """The `cosine` table: every pair in every scope, with the 95 % band of the spectrum-matched null (`stacked_cosine`)."""
+    rows = []
+    for scope, layer, projection, places in _scopes(compared):
+        cosine, sd = stacked_cosine(compared, places)
+        for i, j in combinations(range(len(compared.runs)), 2):
+            rows.append({"scope": scope, "layer": layer, "projection": projection, "run_a": compared.runs[i], "run_b": compared.runs[j],
+                         "cosine": cosine[i, j], "chance_low": -_Z * sd[i, j], "chance_high": _Z * sd[i, j]})
+    return pd.DataFrame(rows)
+
+
+def updates_table(compared, base_norms=None):
+    """The `updates` table, one row a run and module, and one a run with layer -1: norms of all modules stacked, ranks averaged over modules.
+
+    base_norms: {module: norm of W0} for the relative norms; NaN without.
+    """
+    modules, n = compared.modules, len(compared.runs)
+    sigma, norm = compared.singular_values, np.sqrt(np.einsum("mii->mi", compared.inner))
+    base = np.array([base_norms[module] if base_norms else np.nan for module in modules.module])[:, None] * np.ones(n)
+    effective = effective_rank(sigma)
+    values = {"norm": norm, "relative_norm": norm / base, "effective_rank": effective, "effective_rank_share": effective / compared.rank,
+              "stable_rank": stable_rank(sigma), "participation_ratio": participation_ratio(sigma)}
+    rows = [{"run": run, "layer": row.layer, "projection": row.projection, **{name: value[place, i] for name, value in values.items()}}
+            for i, run in enumerate(compared.runs) for place, row in enumerate(modules.itertuples())]
+    for i, run in enumerate(compared.runs):
+        total = float(np.linalg.norm(norm[:, i]))
+        means = {name: value[:, i].mean() for name, value in values.items() if name not in ("norm", "relative_norm")}
+        rows.append({"run": run, "layer": -1, "projection": "all", "norm": total, "relative_norm": total / float(np.linalg.norm(base[:, i])), **means})
+    return pd.DataFrame(rows)
+
+
+def angles_table(compared, nulls):
+    """The `angles` table: every pair on every module, in degrees, with the 95 % band of the matched null.
+
+    nulls: Comparisons of `matched_null` updates; their angles are pooled over the modules of one shape.
+    """
+    modules, (i, j) = compared.modules, np.triu_indices(len(compared.runs), 1)
+    shapes = modules.groupby(["d_out", "d_in"]).ngroup().to_numpy()
+    parts = []
+    for side in _SIDES:
+        drawn = np.degrees(np.stack([null.angles[side][:, i, j] for null in nulls]))
+        bands = np.stack([np.nanquantile(drawn[:, shapes == shape], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=(0, 1)) for shape in range(shapes.max() + 1)])
+        measured = np.degrees(compared.angles[side][:, i, j])  # (modules, pairs, k)
+        place, pair, index = (axis.ravel() for axis in np.indices(measured.shape))
+        parts.append(pd.DataFrame({
+            "layer": modules.layer.to_numpy()[place], "projection": modules.projection.to_numpy()[place], "side": side,
+            "run_a": np.array(compared.runs)[i[pair]], "run_b": np.array(compared.runs)[j[pair]], "index": index + 1, "degrees": measured.ravel(),
+            "chance_low": bands[shapes[place], 0, pair, index], "chance_high": bands[shapes[place], 1, pair, index]}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def orthogonal_table(compared, references=None):
+    """The `orthogonal` table: what of each run's update is orthogonal to each reference's, by norm and by energy, in every scope.
+
+    Within a scope the updates are stacked, and the parallel part uses the reference of that scope: a module's own reference
+    for a module, so that the modules' energies do not add up to the global one.
+    """
+    rows = []
+    for scope, layer, projection, places in _scopes(compared):
+        cosine, _ = stacked_cosine(compared, places)
+        for reference in references or compared.runs:
+            for i, run in enumerate(compared.runs):
+                if run != reference:
+                    energy = np.maximum(0, 1 - cosine[i, compared.runs.index(reference)] ** 2)  # which, unlike max, keeps NaN
+                    rows.append({"scope": scope, "layer": layer, "projection": projection, "run": run, "reference": reference,
+                                 "by_norm": np.sqrt(energy), "by_energy": energy})
+    return pd.DataFrame(rows)
+
+
+# --- chance --------------------------------------------------------------------------------------------------------
+
+def random_angles(d, k, draws=2000, seed=0):
+    """Principal angles in radians, (draws, k), ascending, between two random k-dimensional subspaces of R^d.
+
+    One of them may be fixed to the first k axes; the other is spanned by a Gaussian (d, k) matrix, of which only the first k
+    rows X and the Wishart matrix of the others are needed: the cosines are the singular values of X (X'X + W)^(-1/2).
+    """
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((draws, k, k))
+    rest = rng.standard_normal((draws, max(d - k, 0), k)) if d < 2 * k else _bartlett(rng, draws, k, d - k)
+    lower = np.linalg.cholesky(X.mT @ X + rest.mT @ rest)
+    cosines = np.linalg.svd(np.linalg.solve(lower, X.mT), compute_uv=False)
+    return np.arccos(np.clip(cosines, 0, 1))
+
+
+def _bartlett(rng, draws, k, freedom):
+    """Upper triangular (draws, k, k) whose Gram matrices are Wishart with this many degrees of freedom."""
+    found = np.triu(rng.standard_normal((draws, k, k)), 1)
+    found[:, np.arange(k), np.arange(k)] = np.sqrt(rng.chisquare(freedom - np.arange(k), size=(draws, k)))
+    return found
+
+
+def expected_overlap(d):
+    """E |<u, u'>| of two random unit vectors of R^d, about sqrt(2 / (pi d))."""
+    return float(np.exp(gammaln(d / 2) - gammaln((d + 1) / 2)) / np.sqrt(np.pi))
+
+
+def matched_null(adapters, seed):
+    """Updates that share nothing but their row spaces: each keeps its own A, as trained, and B keeps its singular values.
+
+    B becomes O Sigma W with a random orthonormal frame O (d_out, r) and a Haar-random rotation W (r, r), independently for each
+    run and module. Left subspaces are then random ones of R^d_out; right ones are random within the row space of A, which is
+    what runs from one initialisation have in common.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def gaussian(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    found = {}
+    for run, update in adapters.items():
+        by_shape = {}
+        for module, factors in update.items():
+            by_shape.setdefault(factors.B.shape, []).append(module)
+        drawn = {}
+        for (d_out, rank), modules in by_shape.items():
+            B = torch.stack([update[module].B for module in modules]).double()
+            sigma = torch.linalg.eigvalsh(B.mT @ B).clamp(min=0).sqrt()
+            frames, (Q, R) = gaussian(len(modules), d_out, rank), torch.linalg.qr(gaussian(len(modules), rank, rank))
+            rotations = Q * R.diagonal(dim1=1, dim2=2).sign()[:, None]
+            inverse_roots = torch.linalg.cholesky(torch.linalg.inv(frames.mT @ frames))
+            drawn.update(zip(modules, frames @ (inverse_roots * sigma[:, None] @ rotations), strict=True))
+        found[run] = {module: updates_.Factors(drawn[module], factors.A, factors.scale) for module, factors in update.items()}
+    return found

@@ -6,11 +6,15 @@ Outside the flow of data: it knows which artefacts each notebook reads, and no a
 import json
 import sys
 
-from helpers import store
+from helpers import profiles, store
 
+HELD_OUT = "held-out/teacher.parquet"
 READS = {
     "01_problems": ("models",), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
-    "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main"),
+    "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main"), "10_norms": ("adapters",),
+    "11_angles": ("adapters",), "12_decomposition": ("adapters",), "13_connectivity": ("adapters", "paths", "held-out"),
+    "14_representations": ("adapters", "held-out"),
+    "22_verdict": ("09_evaluation", "10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations"),
 }
 
 
@@ -33,20 +37,45 @@ def spec(study, run):
 
 
 def artefacts(study, notebook):
-    """Files under the results folder that a notebook reads: runs with their evaluations, and evaluated models."""
-    found = []
-    for need in READS[notebook]:
-        if need == "models":
-            found += [f"evaluation/{model}.parquet" for model in study.models]
-        else:
-            for run in study.main_runs if need == "main" else (need,):
-                found += [f"runs/{run}/run.json", f"evaluation/{run}.parquet", f"divergence/{run}.parquet"]
-            found.append("evaluation/base.parquet")
+    """Files under the results folder that a notebook reads.
+
+    Its needs in `READS` are "models" (evaluated), "main" (the six runs, evaluated), "adapters" (the six runs), "paths" between
+    them, "held-out" texts, one run by its name, or another notebook, for the tables that it writes.
+    """
+    needs = READS[notebook]
+    runs = {name: f"runs/{name}/run.json" for name in study.main_runs}
+    evaluated = list(study.main_runs) if "main" in needs else [need for need in needs if need in study.runs]
+    found = [runs[name] for name in (study.main_runs if "adapters" in needs else evaluated)]
+    found += [f"{folder}/{name}.parquet" for name in evaluated for folder in ("evaluation", "divergence")]
+    if evaluated or "paths" in needs:
+        found.append("evaluation/base.parquet")
+    if "models" in needs:
+        found += [f"evaluation/{model}.parquet" for model in study.models]
+    if "paths" in needs:
+        found += [path for name in study.main_runs for path in path_files(study, name)]
+    if "held-out" in needs:
+        found.append(HELD_OUT)
+    found += [f"notebooks/{need}.ipynb" for need in needs if need in READS]
     return sorted(set(found))
 
 
+def path_files(study, run):
+    """Files under the results folder that hold what was measured on the paths from a run (`connectivity.measure`)."""
+    starting = [(first, second) for first, second in study.paths if first == run]
+    answered = [path for path in starting if path in study.connectivity.answered_paths]
+    return [f"connectivity/{part}-{first}-{second}.parquet" for part, paths in (("losses", starting), ("answers", answered)) for first, second in paths]
+
+
+def path_inputs(study, run):
+    """Files under the results folder that `connectivity.measure` reads: the runs at both ends, and answers of the ends that answer problems."""
+    starting = [(first, second) for first, second in study.paths if first == run]
+    reached = {end.removeprefix(profiles.SCALED) for path in starting for end in path} - {"base"}
+    answering = {end for path in starting if path in study.connectivity.answered_paths for end in path}
+    return [HELD_OUT, *sorted(f"runs/{end}/run.json" for end in reached), *sorted(f"evaluation/{end}.parquet" for end in answering)]
+
+
 def prepare_book(profile_name):
-    """Lay a profile's executed notebooks into the book and write the page of timings from them."""
+    """Lay a profile's executed notebooks into the book, and write the parts of it that come from them: timings and the front page's table."""
     target = store.ROOT / "book" / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
     for old in target.glob("*.ipynb"):
@@ -70,6 +99,13 @@ def prepare_book(profile_name):
             "| notebook | seconds |", "|---|---|", *lines, "", "Training, each run on one thread unless its spec says otherwise:", "",
             "| run | minutes | rows | passes over them |", "|---|---|---|---|", *runs, ""]
     (store.ROOT / "book" / "timings.md").write_text("\n".join(page))
+    (store.ROOT / "book" / "verdict_table.md").write_text(_verdict_lines(store.read_table(profile_name, "verdict")))
+
+
+def _verdict_lines(claims):
+    """The `verdict` table as Markdown, for the front page."""
+    lines = [f"| {row.claim} | {row.paper} | {row.ours} | {row.control} | **{row.verdict}** |" for row in claims.itertuples()]
+    return "\n".join(["| claim | the paper | this build (95% interval) | chance level or control | verdict |", "|---|---|---|---|---|", *lines, ""])
 
 
 if __name__ == "__main__":

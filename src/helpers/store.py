@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parent
+_VALUELESS = ("store", "profiles")  # where values lie and how settings are read; the settings themselves are hashed with each artefact
 _LIBRARIES = ("torch", "transformers", "peft", "numpy", "math-verify")
 
 
@@ -114,10 +115,14 @@ def imported_modules(source):
 
 @functools.cache
 def code_digest(*modules):
-    """Hash of the named helper modules and those that they import, comments, layout and docstrings left out, and of the library versions."""
+    """Hash of the named helper modules and those that they import, and of the library versions.
+
+    Comments, layout and docstrings are left out, and so are the modules that determine no value: this one and `profiles`.
+    """
     paths = {PACKAGE / f"{module}.py" for module in modules}
     for path in sorted(paths):
         paths.update(imported_modules(path))
+    paths -= {path for path in paths if path.stem in _VALUELESS or path.parent.name in _VALUELESS}
     dumps = {path.name if path.name != "__init__.py" else path.parent.name: _meaning(path) for path in paths}
     return digest({"modules": dumps, "libraries": versions()})
 

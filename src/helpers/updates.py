@@ -1,6 +1,7 @@
-"""A LoRA update as factors: dW = scale B A for each module, read from a PEFT folder; never formed densely.
+"""A LoRA update as factors: dW = scale B A for each module. Read from any PEFT folder, combined exactly, compressed, put into a model, written again.
 
-Comes after `training`, before `geometry`.
+Comes after `training`, before `geometry`. An update is a dict {module: Factors}; it is never formed densely. Factors keep the dtype in
+which they are stored, since a file's bfloat16 numbers are exact in any wider type; what is computed from them is computed in float64.
 """
 
 import json
@@ -9,45 +10,237 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+_PREFIX = "base_model.model."
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What makes an adapter more than scale B A, by its field in PEFT's configuration, and the values that are harmless.
+_OTHERS = {"use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, []), "lora_bias": (False, None),
+           "trainable_token_indices": (None, [], {}), "use_qalora": (False, None)}
+
+
+class AdapterError(ValueError):
+    """An adapter that cannot be used; the message names the file, what is wrong with it, and the way out."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """One module's update, dW = scale B A, with B (d_out, r) and A (r, d_in), in float64."""
+    """One module's update, dW = scale B A, with B (d_out, r) and A (r, d_in), as stored.
+
+    `is_transposed`: the base keeps this module's weight as (d_in, d_out), as GPT-2's Conv1D does (PEFT's `fan_in_fan_out`).
+    """
 
     B: torch.Tensor
     A: torch.Tensor
     scale: float
+    is_transposed: bool = False
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+def read_config(adapter):
+    """PEFT's configuration of an adapter folder, as a dict, checked to be that of a plain LoRA adapter.
+
+    Raises AdapterError (a ValueError) for what is not a folder, holds no or a broken configuration, or another kind of adapter;
+    FileNotFoundError where nothing lies.
+    """
+    folder = Path(adapter)
+    if not folder.exists():
+        raise FileNotFoundError(f"no adapter at {folder}: name a PEFT folder, such as results/tiny/runs/sft/adapter")
+    if not folder.is_dir():
+        raise AdapterError(f"{folder} is not a folder: name the folder that holds {_CONFIG}, not a file in it")
+    path = _inside(folder, _CONFIG)
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no adapter ({_CONFIG} is missing): name a PEFT folder, such as results/tiny/runs/sft/adapter")
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read as JSON ({error}): save the adapter again with `save_pretrained`") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"{path}: peft_type is {kind!r}; only LORA adapters have the form dW = scale B A")
+    for field, harmless in _OTHERS.items():
+        if (value := config.get(field)) not in harmless:
+            raise AdapterError(f"{folder} is not a plain LoRA adapter: {field} is {value!r} in {_CONFIG}, which is not of the form dW = scale B A; "
+                               "merge it into its base and compare the models, or train without it")
+    return config
 
 
 def load_update(adapter):
     """{module: Factors} of a PEFT LoRA folder, modules named as in the base model.
 
-    Raises FileNotFoundError for a folder without an adapter and ValueError for one that is not of the form scale B A.
+    Rank and scale are each module's own: `rank_pattern`, `alpha_pattern`, alpha / sqrt(r) with rsLoRA. Only safetensors are read.
+    Raises FileNotFoundError for a folder without an adapter and AdapterError for one that is not of the form scale B A, or is damaged:
+    a factor missing, of another shape than the configuration says, or not finite.
     """
-    adapter = Path(adapter)
-    if not (adapter / "adapter_config.json").exists():
-        raise FileNotFoundError(f"{adapter} holds no adapter (adapter_config.json is missing): name a PEFT folder, such as results/tiny/runs/sft/adapter")
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    others = ("use_dora", "modules_to_save", "lora_bias")
-    if config["peft_type"] != "LORA" or config.get("bias", "none") != "none" or any(config.get(other) for other in others):
-        raise ValueError(f"{adapter} is not a plain LoRA adapter (DoRA, bias and saved modules are not of the form scale B A)")
-    weights = load_file(adapter / "adapter_model.safetensors")
-    found = {}
-    if foreign := [key for key in weights if not key.endswith(("lora_A.weight", "lora_B.weight"))]:
-        raise ValueError(f"{adapter} holds more than LoRA factors of linear modules, for example {foreign[0]}; only dW = scale B A is covered")
-    for key, A in weights.items():
-        if key.endswith("lora_B.weight"):
-            continue
-        module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        rank = A.shape[0]
-        alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-        scale = alpha / (rank ** 0.5 if config.get("use_rslora") else rank)
-        found[module] = Factors(weights[key.replace("lora_A", "lora_B")].double(), A.double(), scale)
-    return found
+    config, path = read_config(adapter), _weights_file(Path(adapter))
+    try:
+        with safe_open(path, "pt") as stored:
+            weights = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} cannot be read ({error}): it is truncated or not a safetensors file; copy or save it again") from error
+    foreign = [key for key in weights if not (key.startswith(_PREFIX) and key.endswith((".lora_A.weight", ".lora_B.weight")))]
+    if foreign:
+        raise AdapterError(f"{path} holds more than LoRA factors of linear modules, for example {foreign[0]}; only dW = scale B A is covered")
+    modules = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in weights})
+    if not modules:
+        raise AdapterError(f"{path} holds no factors at all: save the adapter again after training it")
+    return {module: _factors(path, config, module, weights) for module in modules}
+
+
+def _factors(path, config, module, weights):
+    """One module's `Factors`, checked."""
+    pair = [weights.get(f"{_PREFIX}{module}.lora_{side}.weight") for side in "BA"]
+    for side, factor in zip("BA", pair, strict=True):
+        if factor is None:
+            raise AdapterError(f"{path}: {module} has no lora_{side}: the file is incomplete; save the adapter again")
+        if factor.ndim != 2:
+            raise AdapterError(f"{path}: lora_{side} of {module} has shape {tuple(factor.shape)}, and only linear modules are covered")
+        if not torch.isfinite(factor).all():
+            raise AdapterError(f"{path}: lora_{side} of {module} holds NaN or infinity: training diverged or the file is damaged; use an earlier checkpoint")
+    B, A = pair
+    rank = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
+    if not B.shape[1] == A.shape[0] == rank:
+        raise AdapterError(f"{path}: {module} has B {tuple(B.shape)} and A {tuple(A.shape)}, but the configuration says rank {rank}: "
+                           f"{_CONFIG} and {_WEIGHTS} belong to different adapters")
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    if not isinstance(alpha, int | float):
+        raise AdapterError(f"{path.with_name(_CONFIG)}: lora_alpha is {alpha!r} for {module}; it must be a number")
+    return Factors(B, A, alpha / (rank ** 0.5 if config.get("use_rslora") else rank), bool(config.get("fan_in_fan_out")))
+
+
+def _weights_file(folder):
+    path = _inside(folder, _WEIGHTS)
+    if not path.exists():
+        if (folder / "adapter_model.bin").exists():
+            raise AdapterError(f"{folder} holds adapter_model.bin, a pickle, which can run code when it is opened. If you trust it, convert it there: "
+                               "python -c \"import torch; from safetensors.torch import save_file; "
+                               f"save_file(torch.load('adapter_model.bin', weights_only=True), '{_WEIGHTS}')\"")
+        raise FileNotFoundError(f"{folder} holds no adapter ({_WEIGHTS} is missing): save it with `save_pretrained`")
+    return path
+
+
+def _inside(folder, name):
+    """The file of a folder; AdapterError if it is a link that leads elsewhere (the blobs of a hub cache excepted)."""
+    path = folder / name
+    target = path.resolve()
+    if not target.is_relative_to(folder.resolve()) and target.parent.name != "blobs":
+        raise AdapterError(f"{path} leads out of its folder, to {target}: copy the file into the folder")
+    return path
 
 
 def _by_pattern(pattern, module, default):
-    """A module's value in PEFT's `alpha_pattern`, whose keys are regular expressions for the end of the name."""
+    """A module's value in PEFT's `rank_pattern` or `alpha_pattern`, whose keys are regular expressions for the end of the name."""
     return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def layer_and_projection(module):
+    """(layer, projection) of a module's name: "model.layers.3.self_attn.q_proj" is (3, "q_proj"); layer -1 if it has none."""
+    layer = re.search(r"\.(\d+)\.", module)
+    return int(layer.group(1)) if layer else -1, module.rsplit(".", 1)[-1]
+
+
+def common(adapters):
+    """(adapters, left_out): updates {run: update} restricted to the modules that all have, and {run: modules} left out.
+
+    Raises AdapterError when no module is common to all.
+    """
+    shared = set.intersection(*(set(update) for update in adapters.values()))
+    if not shared:
+        first = {run: next(iter(update)) for run, update in adapters.items()}
+        raise AdapterError("no module is common to all adapters: " + ", ".join(f"{run} has {module}" for run, module in first.items())
+                           + "; compare adapters of one base model")
+    kept = {run: {module: factors for module, factors in update.items() if module in shared} for run, update in adapters.items()}
+    return kept, {run: sorted(set(update) - shared) for run, update in adapters.items()}
+
+
+# --- arithmetic ----------------------------------------------------------------------------------------------------
+
+def inner(first, second):
+    """<dW1, dW2>_F = s1 s2 tr((B2' B1)(A1 A2')) of two modules' `Factors`, in float64."""
+    (B1, A1), (B2, A2) = ((factors.B.double(), factors.A.double()) for factors in (first, second))
+    return first.scale * second.scale * float(((B2.T @ B1) * (A1 @ A2.T).T).sum())
+
+
+def norm(update):
+    """Frobenius norm of an update, all modules stacked."""
+    return sum(inner(factors, factors) for factors in update.values()) ** 0.5
+
+
+def combine(updates, weights):
+    """The exact weighted sum of updates with equal modules, as factors: [w1 s1 B1, w2 s2 B2, ...] [A1; A2; ...], rank r1 + r2 + ...
+
+    PEFT's `combination_type="linear"` adds A's and B's separately, which is another matrix. Raises ValueError naming a module that
+    one of them lacks (`common` restricts updates to what all have).
+    """
+    for number, update in enumerate(updates):
+        if different := updates[0].keys() ^ update.keys():
+            raise ValueError(f"updates 0 and {number} have different modules, for example {sorted(different)[0]}: a sum needs equal ones")
+    found = {}
+    for module in updates[0]:
+        parts = [(weight * update[module].scale, update[module]) for update, weight in zip(updates, weights, strict=True)]
+        B = torch.cat([factor * part.B for factor, part in parts], 1)
+        found[module] = Factors(B, torch.cat([part.A for _, part in parts]), 1.0, updates[0][module].is_transposed)
+    return found
+
+
+def compress(update, rank):
+    """(update, lost): the best approximation of at most this rank, module by module, and the share of the squared norm that it loses.
+
+    By QR of both factors and the SVD of the small core, in float64; the singular values are shared evenly by B and A.
+    """
+    found, kept, total = {}, 0.0, 0.0
+    for module, factors in update.items():
+        (Q, R), (P, L) = torch.linalg.qr(factors.B.double()), torch.linalg.qr(factors.A.double().T)
+        U, sigma, Vh = torch.linalg.svd(factors.scale * R @ L.T)
+        roots = sigma[:rank].sqrt()
+        found[module] = Factors(Q @ U[:, :rank] * roots, (roots[:, None] * Vh[:rank]) @ P.T, 1.0, factors.is_transposed)
+        kept, total = kept + float((sigma[:rank] ** 2).sum()), total + float((sigma ** 2).sum())
+    return found, 1 - kept / total if total else 0.0
+
+
+# --- models and files ----------------------------------------------------------------------------------------------
+
+def weights_of(model, modules):
+    """{module: a copy of its weight matrix, as the model stores it} of a model."""
+    return {module: model.get_submodule(module).weight.detach().clone() for module in modules}
+
+
+@torch.no_grad()
+def put(model, weights, update):
+    """Write W0 + dW into the model's modules, W0 from `weights_of`; dW itself is never formed."""
+    for module, factors in update.items():
+        target = model.get_submodule(module).weight
+        B, A = factors.B.to(target), factors.A.to(target)
+        left, right = (A.T, B.T) if factors.is_transposed else (B, A)
+        torch.addmm(weights[module], left, right, alpha=factors.scale, out=target.data)
+
+
+def norms_of(weights):
+    """{module: Frobenius norm} of weight matrices."""
+    return {module: float(weight.double().norm()) for module, weight in weights.items()}
+
+
+def export(update, folder, base=None, dtype=torch.float32):
+    """Write an update as a PEFT folder that `PeftModel.from_pretrained` loads; returns the folder.
+
+    base: the base model's name or path, for the configuration. Scales are multiplied into B, so that alpha = r everywhere.
+    """
+    from peft import LoraConfig  # a second that reading does not have to wait for
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = {module: factors.A.shape[0] for module, factors in update.items()}
+    usual = max(ranks.values())
+    others = {re.escape(module): rank for module, rank in ranks.items() if rank != usual}
+    config = LoraConfig(r=usual, lora_alpha=usual, target_modules=sorted(update), rank_pattern=others, alpha_pattern=dict(others), lora_dropout=0.0,
+                        fan_in_fan_out=any(factors.is_transposed for factors in update.values()), task_type="CAUSAL_LM", base_model_name_or_path=base,
+                        inference_mode=True)
+    weights = {}
+    for module, factors in update.items():
+        weights[f"{_PREFIX}{module}.lora_A.weight"] = factors.A.to(dtype).contiguous().cpu()
+        weights[f"{_PREFIX}{module}.lora_B.weight"] = (factors.scale * factors.B.double()).to(dtype).contiguous().cpu()
+    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    return folder

@@ -10,6 +10,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+SCALED = "scaled-"  # a path's end `scaled-dpo` is DPO's update stretched to the norm of the update at the other end
 _FOLDER = Path(__file__).parent
 
 
@@ -80,6 +81,22 @@ class EvaluationSettings(_Settings):
     threads: int = Field(1, ge=1, description="CPU threads; part of the spec because sums depend on it")
 
 
+class ConnectivitySettings(_Settings):
+    """How finely the paths between updates are measured."""
+
+    texts: int = Field(ge=1, description="held-out correct rollouts whose loss is taken along a path, one a problem")
+    points: int = Field(ge=3, description="points of a path, ends included")
+    problems: int = Field(ge=1, description="test problems answered along the named paths: the first ones, always the same")
+    answered_points: int = Field(ge=3, description="points of a named path at which problems are answered, ends included")
+    answered_paths: tuple[tuple[str, str], ...] = Field(description="the named paths, from run to run or to `base`")
+
+
+class RepresentationSettings(_Settings):
+    """From what hidden states are compared."""
+
+    texts: int = Field(ge=10, description="held-out correct rollouts, one row a text")
+
+
 class Run(_Settings):
     """One training run: everything that may differ between two adapters of a profile."""
 
@@ -117,6 +134,8 @@ class Profile(_Settings):
     rollouts: RolloutSettings
     lora: LoraSettings
     evaluation: EvaluationSettings
+    connectivity: ConnectivitySettings
+    representations: RepresentationSettings
     learning_rates: tuple[float, ...] = Field(description="rates tried on SFT with validation problems")
     main_runs: tuple[str, ...]
     runs: dict[str, Run]
@@ -126,10 +145,20 @@ class Profile(_Settings):
         for name in self.main_runs:
             if name not in self.runs:
                 raise ValueError(f"main_runs names {name!r}, which is not among the runs {', '.join(self.runs)}")
+        for path in self.connectivity.answered_paths:
+            if path not in self.paths:
+                raise ValueError(f"connectivity.answered_paths names {' to '.join(path)}, which is not one of the paths; the order is that of main_runs")
         for run in self.runs.values():
             if run.base not in self.models:
                 raise ValueError(f"run {run.name!r} starts from {run.base!r}, which is not among the models {', '.join(self.models)}")
         return self
+
+    @property
+    def paths(self):
+        """All paths between updates as (first, second): every pair of main runs, every run to the base, and to DPO at the run's own norm."""
+        runs = self.main_runs
+        return [*((a, b) for place, a in enumerate(runs) for b in runs[place + 1:]), *((run, "base") for run in runs),
+                *((run, f"{SCALED}dpo") for run in runs if run != "dpo")]
 
 
 def names():

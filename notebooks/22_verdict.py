@@ -1,0 +1,214 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Verdict: the paper's claims, one by one
+#
+# *Previously,* [accuracy](09_evaluation.ipynb), [direction and size](10_norms.ipynb), [angles](11_angles.ipynb), [what is orthogonal](12_decomposition.ipynb),
+# [paths](13_connectivity.ipynb) and [representations](14_representations.ipynb), each with its chance level. *Now* all of it is set beside the
+# claims of {cite:t}`nikolich2026geometry`, one line a claim.
+#
+# **Key takeaways**
+# - A claim holds here when the ordering that it states is true and our interval lies outside the band of its control.
+# - An ordering may be true and prove nothing, because chance or arithmetic would give it too; such lines are marked.
+# - A claim that fails on models of this size is not refuted for larger ones, and one that holds is not confirmed for them.
+#
+# You need: the pages named above. Reads the tables that they wrote. Time to run: a few seconds.
+
+# %% tags=["parameters"]
+profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+
+# %%
+from IPython.display import Markdown
+from myst_nb import glue
+
+from helpers import figures, store, verdict
+
+figures.use_style()
+claims = store.write_table(profile, "verdict", verdict.verdict_table(profile))
+
+
+def section(part):
+    """The lines of one part of the verdict, as a table for the page."""
+    return claims[claims.part == part][["claim", "paper", "ours", "control", "verdict"]].style.hide(axis="index").set_properties(**{"text-align": "left"})
+
+
+def state_of(part):
+    """How many lines of a part have which verdict, as a sentence."""
+    counts = claims[claims.part == part].verdict.value_counts()
+    return Markdown("Of these claims, " + ", ".join(f"{count} *{name}*" for name, count in counts.items()) + ".")
+
+
+# %% [markdown]
+# ## What "holds" means
+#
+# Let a claim state an ordering, such as "DPO's cosine with SFT is smaller than that of any other method", let $[l, h]$ be the 95 % interval of our
+# number, and $[c_l, c_h]$ the band of its control: where the number would lie by chance, or without the thing that the claim is about. The claim holds if the ordering is true and
+#
+# ```{math}
+# :label: eq-verdict-holds
+# h < c_l \quad\text{or}\quad l > c_h .
+# ```
+#
+# If the ordering is true but {eq}`eq-verdict-holds` is not, the line says *holds, but at chance*. If arithmetic makes it true for all data, it
+# says *holds, by construction*. If the ordering is false, it *does not hold here*. A claim of absence, such as "no difference" or "no barrier", has no band to
+# leave; its control says how large a difference would have been seen.
+
+# %%
+Markdown(f"For example, an interval from 0.3 to 0.4 beside a band from −0.1 to 0.1 gives *{verdict.judge(True, 0.3, 0.4, (-0.1, 0.1))}*; "
+         f"from 0.05 to 0.4 it gives *{verdict.judge(True, 0.05, 0.4, (-0.1, 0.1))}*, and with a false ordering *{verdict.judge(False, 0.3, 0.4, (-0.1, 0.1))}*.")
+
+# %% [markdown]
+# Two things limit what such a line is worth. Each method was trained once here, from one seed, so that the intervals are over problems (for accuracy), over texts (for
+# paths and representations), or over modules (for the geometry); they say nothing of what another seed would give. And the control is in each case one of several possible ones.
+#
+# ## Behaviour
+#
+# The paper's first result is a table of accuracies: five methods alike, and DPO above them. Its base model has no line in that table, although its accuracy is known.
+
+# %%
+section("behaviour")
+
+# %%
+state_of("behaviour")
+
+# %% [markdown]
+# The first line is a claim of absence. It is worth as much as the smallest difference that the tests could have found, which stands in its control. The last line is not the paper's:
+# it asks whether the best method improved on the untrained model, and an answer of "no difference" turns "DPO is best" into "DPO harmed least".
+# What the trained models lost, and that the base loses it too when it has to write in the teacher's manner, is told in the chapter on [evaluation](09_evaluation.ipynb).
+#
+# ## Direction
+#
+# These claims are about one number for each pair of methods: the cosine of their updates, all modules stacked.
+
+# %%
+section("direction")
+
+# %%
+state_of("direction")
+
+# %% mystnb={"image": {"alt": "Dot plot of the cosines that the paper claims: the paper's value as an open diamond, ours as a dot with its interval, and the band of unrelated updates in grey"}, "figure": {"caption": "Cosines of the paper (open diamonds) and of this build (dots, with intervals over modules); grey: 95 % of unrelated updates with the same spectra.", "name": "fig-verdict-direction"}}
+cosines = claims[(claims.part == "direction") & claims.chance_low.notna() & claims.paper_value.notna()]
+figures.claims(cosines, "cosine of the stacked updates");
+
+# %% [markdown]
+# In {numref}`fig-verdict-direction` the distance of a dot from its diamond is the distance of two studies whose models differ in size by a factor of three thousand. It is
+# the order of the dots that is comparable. The grey band belongs to updates that have nothing in common; that two updates are outside it says that they share *something*, and the initial adapter, the
+# data and the loss are all candidates.
+#
+# The line about two thirds is there as a warning. The orthogonal part of an update, by norm, is a function of its cosine,
+#
+# ```{math}
+# :label: eq-verdict-identity
+# \frac{\|\Delta W_\perp\|}{\|\Delta W\|} = \sqrt{1 - \cos^2},
+# ```
+#
+# so that .74 and .67 are one finding and not two, by {eq}`eq-verdict-identity`.
+
+# %%
+share = claims[claims.claim.str.startswith("Two thirds")].iloc[0]
+Markdown(f"From the paper's cosine of .74 follows $\\sqrt{{1 - .74^2}}$ = {(1 - 0.74 ** 2) ** 0.5:.2f}; from ours follows {share.value:.2f}.")
+
+# %% [markdown]
+# ## Size and rank
+#
+# A cosine is blind to length. The lengths differ by an order of magnitude in the paper, where DPO was also trained at a tenth of the learning rate.
+
+# %%
+section("size")
+
+# %%
+state_of("size")
+
+# %% [markdown]
+# Part of the first line is the learning rate: the paper's own runs grow three times longer when the rate grows ten times, which would leave a factor of about four for the loss itself. Only runs of DPO at
+# SFT's rate can tell the two apart.
+#
+# ## Angles
+#
+# A small smallest angle says that two updates share one direction; a large largest one says very little, as the band beside it shows.
+
+# %%
+section("angles")
+
+# %%
+state_of("angles")
+
+# %% mystnb={"image": {"alt": "Dot plot of principal angles with SFT: the paper's medians as open diamonds, ours as dots with intervals, and the band of random subspaces in grey"}, "figure": {"caption": "Principal angles with SFT, medians over modules, of the paper (open diamonds) and of this build (dots); grey: random subspaces of the dimensions of this build.", "name": "fig-verdict-angles"}}
+figures.claims(claims[claims.part == "angles"], "degrees");
+
+# %% [markdown]
+# The bands of {numref}`fig-verdict-angles` are ours. In the paper's dimensions random subspaces are further apart: their smallest angle is 80 to 85 degrees and their largest
+# above 89.6, so there the 54.6 degrees between SFT and DPO are far from chance, and the 90 degrees are chance.
+#
+# ## Paths
+#
+# The paper's own metric is the loss of the bare boxed answer, right after the prompt; these lines use it too. The loss of whole correct solutions, which is what the methods trained on, is in the chapter on
+# [connectivity](13_connectivity.ipynb).
+
+# %%
+section("paths")
+
+# %%
+state_of("paths")
+
+# %% [markdown]
+# The control of the last line is the path from RIFT to the *base*. DPO's update is so short that a path towards it is nearly a path towards no update at all, and what looks like a
+# barrier between two methods may be what happens to any update when it is scaled down.
+#
+# ## Representations
+
+# %%
+section("representations")
+
+# %%
+state_of("representations")
+
+# %% [markdown]
+# Debiased {term}`CKA` is near zero for unrelated features, the plain form is not: for independent Gaussian features of a hundred texts in 2560 dimensions it is already .96. Which of the two the paper
+# used is not known to us.
+#
+# ## All in all
+
+# %% mystnb={"image": {"alt": "Bar chart of how many claims have each verdict: holds, holds but at chance, holds by construction, does not hold here"}, "figure": {"caption": "How many of the claims have which verdict in this build.", "name": "fig-verdict-counts"}}
+counts = claims.verdict.value_counts().reindex([verdict.HOLDS, verdict.CHANCE, verdict.CONSTRUCTION, verdict.FAILS], fill_value=0)
+figures.bars(counts, "verdict", "claims");
+
+# %%
+failed = claims[claims.verdict == verdict.FAILS].claim
+glue("verdict-counts", f"of {len(claims)} claims {counts[verdict.HOLDS]} hold, {counts[verdict.CHANCE] + counts[verdict.CONSTRUCTION]} hold only at chance or by "
+     f"construction, and {counts[verdict.FAILS]} do not hold", display=False)
+Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those that do not hold here: " + ("; ".join(f"*{claim}*" for claim in failed) or "none") + ".")
+
+# %% [markdown]
+# {numref}`fig-verdict-counts` is a count of lines and not a score: the lines depend on each other, and a claim that fails here may fail because these models are small, because the teacher's manner
+# costs this base so much, or because it was never more than an accident of one seed. The book can tell these apart only by controls of its own.
+#
+# ## Try it
+#
+# 1. How would the verdict on "DPO is nearly orthogonal to all others" change if the band were that of a fixed cosine of zero, `(0, 0)`?
+#
+# ````{dropdown} Answer
+# Any interval that leaves out zero would then count as outside: `verdict.judge(True, low, high, (0, 0))`. A band of no width asks whether a number is exactly zero, and with enough modules no number is.
+# ````
+#
+# 2. Compare the intervals over modules with the scatter of one method over seeds, if you have trained a second seed.
+#
+# ````{dropdown} What to expect
+# The scatter over seeds is the larger one wherever the initial adapter decides the direction: all modules of a run share its data order, so modules are no substitute for seeds.
+# ````
+#
+# 3. Read the table with a program and keep what holds.
+#
+# ````{dropdown} Answer
+# `store.read_table("tiny", "verdict").query("verdict == 'holds'")[["claim", "value", "low", "high", "control"]]`.
+# ````
+#
+# ## Summary
+#
+# Every claim has a number, an interval, a control and a verdict, and all four come from the tables of this build. The same table stands on the front page.
