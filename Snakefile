@@ -1,5 +1,6 @@
 # The pipeline: tables -> runs -> evaluations -> executed notebooks -> book.
 # Inputs name what a step reads, found from its imports, so that an edit re-runs what depends on it and nothing else.
+# Priorities: what most waits for comes first, training before paths, paths before evaluations.
 # `snakemake --config profile=NAME` chooses the study; executor plugins take the same file to a cluster.
 from pathlib import Path
 
@@ -59,6 +60,7 @@ rule train:
         update(f"{RESULTS}/runs/{{run}}/run.json"),
     log:
         f"{RESULTS}/logs/train-{{run}}.log",
+    priority: 30
     threads: lambda wildcards: study.runs[wildcards.run].threads
     shell:
         "OMP_NUM_THREADS={threads} python -m helpers train {PROFILE} {wildcards.run} 2>&1 | tee {log}"
@@ -75,6 +77,7 @@ rule evaluate_run:
         update(f"{RESULTS}/divergence/{{run}}.parquet"),
     log:
         f"{RESULTS}/logs/evaluate-{{run}}.log",
+    priority: 10
     threads: study.evaluation.threads
     shell:
         "OMP_NUM_THREADS={threads} python -m helpers evaluate {PROFILE} {wildcards.run} 2>&1 | tee {log}"
@@ -90,6 +93,7 @@ rule evaluate_model:
         update(f"{RESULTS}/evaluation/{{model}}.parquet"),
     log:
         f"{RESULTS}/logs/evaluate-{{model}}.log",
+    priority: 10
     threads: study.evaluation.threads
     shell:
         "OMP_NUM_THREADS={threads} python -m helpers evaluate {PROFILE} {wildcards.model} 2>&1 | tee {log}"
@@ -105,6 +109,7 @@ rule held_out:
         update(f"{RESULTS}/{pipeline.HELD_OUT}"),
     log:
         f"{RESULTS}/logs/held-out.log",
+    priority: 20
     threads: study.evaluation.threads
     shell:
         "OMP_NUM_THREADS={threads} python -m helpers held-out {PROFILE} 2>&1 | tee {log}"
@@ -125,6 +130,7 @@ for start in study.main_runs:
             update([f"{RESULTS}/{path}" for path in pipeline.path_files(study, start)]),
         log:
             f"{RESULTS}/logs/connect-{start}.log",
+        priority: 20
         threads: study.evaluation.threads
         shell:
             "OMP_NUM_THREADS={threads} python -m helpers connect {PROFILE} {params.run} 2>&1 | tee {log}"

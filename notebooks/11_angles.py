@@ -41,7 +41,7 @@ figures.use_style()
 
 # %%
 compared = geometry.compare(adapters)
-nulls = [geometry.compare(geometry.matched_null(adapters, seed)) for seed in range(16)]
+nulls = geometry.compare_by_chance(adapters, 16)
 modules, others = compared.modules, list(runs)[1:]
 at = {name: place for place, name in enumerate(compared.runs)}
 k = compared.angles["left"].shape[-1]
@@ -241,7 +241,7 @@ table.rename(index=figures.LABELS).rename_axis("run").reset_index().style.format
 # %%
 at_start = {name: {module: updates.Factors(part.B, A_0[module], part.scale) for module, part in update.items()}
             for name, update in adapters.items()}
-start_nulls = [geometry.compare(geometry.matched_null(at_start, seed)) for seed in range(4)]
+start_nulls = geometry.compare_by_chance(at_start, 16)
 
 
 def smallest_and_largest(comparisons):

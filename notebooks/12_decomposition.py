@@ -298,7 +298,7 @@ Markdown(f"In `{module}` the first {k} of {d_out} output directions of SFT hold 
 # first $k$ directions, only by $\sqrt{\sum_{i \le k} \sigma_i^2 / \sum_i \sigma_i^2}$. A method with SFT's own update would stand there.
 
 # %%
-nulls = [geometry.compare(geometry.matched_null(adapters, seed), k) for seed in range(10)]
+nulls = geometry.compare_by_chance(adapters, 10, k=k)
 
 
 def bands(reference):

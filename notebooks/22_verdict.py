@@ -170,7 +170,7 @@ section("representations")
 state_of("representations")
 
 # %% [markdown]
-# Debiased {term}`CKA` is near zero for unrelated features, the plain form is not: for independent Gaussian features of a hundred texts in 2560 dimensions it is already .96. Which of the two the paper
+# Debiased {term}`CKA <centred kernel alignment>` is near zero for unrelated features, the plain form is not: for independent Gaussian features of a hundred texts in 2560 dimensions it is already .96. Which of the two the paper
 # used is not known to us.
 #
 # ## All in all

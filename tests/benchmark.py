@@ -5,6 +5,7 @@ of `rollouts.sample` against transformers' `generate` at its best batch size. Ge
 factors against dense matrices, of which a few are measured and the rest extrapolated.
 """
 
+import resource
 import time
 
 import torch
@@ -99,7 +100,7 @@ def whole_geometry(adapters, nulls=0):
     """Everything of the chapters on norms, angles and decomposition; with `nulls`, the chance levels of the angles too."""
     compared = geometry.compare(adapters)
     geometry.updates_table(compared), geometry.cosine_table(compared), geometry.orthogonal_table(compared)
-    geometry.angles_table(compared, [geometry.compare(geometry.matched_null(adapters, seed)) for seed in range(nulls)] or [compared])
+    geometry.angles_table(compared, geometry.compare_by_chance(adapters, nulls) or [compared])
 
 
 def dense_seconds(shapes, layers, rank, count=6):
@@ -121,9 +122,20 @@ def benchmark_geometry(study):
     print(f"geometry, six adapters at the tiny size: {best_of(3, lambda: whole_geometry(adapters)):.2f} s, with chance levels "
           f"{best_of(2, lambda: whole_geometry(adapters, 8)):.2f} s (wanted: 2 or less)")
     adapters = random_adapters(QWEN, QWEN_LAYERS, QWEN_RANK)
-    ours, dense = best_of(3, lambda: whole_geometry(adapters)), dense_seconds(QWEN, QWEN_LAYERS, QWEN_RANK)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ours = best_of(3, lambda: whole_geometry(adapters))
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
+    chance, dense = best_of(1, lambda: geometry.compare_by_chance(adapters, 5)), dense_seconds(QWEN, QWEN_LAYERS, QWEN_RANK)
     print(f"geometry, six adapters of rank {QWEN_RANK} at Qwen3-4B's shapes ({QWEN_LAYERS * len(QWEN)} modules), {torch.get_num_threads()} threads: "
-          f"{ours:.2f} s (wanted: 5 or less); dense, extrapolated from one module of each shape: {dense / 60:.0f} min; ratio {dense / ours:,.0f}")
+          f"{ours:.2f} s (wanted: 1.5 or less) and {memory:.2f} GB beyond the factors (wanted: 1 or less), chance levels {chance:.1f} s more; dense, "
+          f"extrapolated from one module of each shape: {dense / 60:.0f} min; ratio {dense / ours:,.0f} (wanted: 500 or more)")
+    for what, options in {"adapters": [{"count": count} for count in (3, 6, 12)], "layers": [{"layers": layers} for layers in (9, 18, 36)],
+                          "rank": [{"rank": rank} for rank in (8, 16, 32)]}.items():
+        seconds = []
+        for option in options:
+            grown = random_adapters(QWEN, **{"layers": 12, "rank": QWEN_RANK, **option})
+            seconds.append(best_of(2, lambda grown=grown: geometry.compare(grown)))
+        print(f"  with {what} {', '.join(str(*option.values()) for option in options)}: {', '.join(f'{one:.2f}' for one in seconds)} s")
 
 
 if __name__ == "__main__":

@@ -521,3 +521,26 @@ def test_two_thirds_orthogonal_is_a_cosine_of_three_quarters():
     row = geometry.orthogonal_table(compare(reference=reference, run=run), ["reference"]).iloc[0]
     assert round(row.by_norm, 2) == 0.67, "the orthogonal part of the paper says what its cosine says"
     assert round(row.by_energy, 2) == 0.45, "as energy it is less than half"
+
+
+def test_chance_drawn_in_small_matrices_is_that_of_the_null_updates_themselves():
+    """Frames drawn by their Gram matrix (Wishart) against updates with explicit random frames, where n r is below and above d."""
+    rng = np.random.default_rng(3)
+    A = rng.standard_normal((4, 30))
+    for d, count in ((40, 3), (10, 3)):
+        def near_A(size, d=d):
+            return factors_of(rng.standard_normal((d, 4)), A + 0.1 * rng.standard_normal((4, 30)), size)
+        runs = {f"run{i}": {"model.layers.0.q_proj": near_A(i + 1)} for i in range(count)}
+        slow = [geometry.compare(geometry.matched_null(runs, seed)) for seed in range(400)]
+        fast = geometry.compare_by_chance(runs, 400)
+        for name, of in {"left angle": lambda found: found.angles["left"][0, 0, 1, 0], "right angle": lambda found: found.angles["right"][0, 0, 1, 1],
+                         "inner": lambda found: found.inner[0, 1, 2], "cross": lambda found: found.cross[0, 0, 2],
+                         "sigma": lambda found: found.singular_values[0, 2, 1], "alignment": lambda found: found.alignment[0, 2, 0]}.items():
+            p = ks_2samp([of(found) for found in slow], [of(found) for found in fast]).pvalue
+            assert p > 1e-3, f"{name} at d = {d}: the two ways draw from different distributions (p = {p:.1e})"
+
+
+def test_chance_is_drawn_from_its_seed(study):
+    one, same, other = (geometry.compare_by_chance(study, 2, seed)[1].inner for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same, err_msg="equal seeds, equal draws")
+    assert not np.array_equal(one, other), "another seed, other draws"

@@ -59,7 +59,7 @@ def after(run):
                "offline-grpo": ["07_offline_grpo"], "dpo": ["08_dpo"]}[run]
     starts = {first for first, second in SMOKE.paths if run in (first, second.removeprefix(profiles.SCALED))}
     return {f"runs/{run}", f"evaluation/{run}", *(paths_from(start) for start in starts),
-            *(f"notebooks/{name}" for name in [*reading, "09_evaluation", *GEOMETRY, "22_verdict"])}
+            *(f"notebooks/{name}" for name in [*reading, "09_evaluation", *GEOMETRY, "22_verdict", "23_your_adapters"])}
 
 
 def paths_from(start):
@@ -69,7 +69,7 @@ def paths_from(start):
 
 GEOMETRY = ["10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations"]
 ALL_NOTEBOOKS = {f"notebooks/{name}" for name in NOTEBOOKS}
-READ_GEOMETRY = {f"notebooks/{name}" for name in ["09_evaluation", *GEOMETRY, "22_verdict"]}
+FACTORS_ONLY = {"notebooks/10_norms", "notebooks/11_angles", "notebooks/12_decomposition"}
 EVALUATIONS = {f"evaluation/{name}" for name in ("base", "strong-base", "teacher", *RUNS)}
 PATHS = {paths_from(run) for run in RUNS}
 EVERYTHING = {*ALL_NOTEBOOKS, *EVALUATIONS, *PATHS, "held-out/teacher", *(f"runs/{run}" for run in RUNS)}
@@ -77,11 +77,14 @@ EDITS = {
     "nothing": (None, None, None, set()),
     "one notebook": ("notebooks/05_dft.py", "# ## Summary", "# ## Summary of this page", {"notebooks/05_dft"}),
     "figures": ("src/helpers/figures.py", "_WIDTH = 7.0", "_WIDTH = 7.5", ALL_NOTEBOOKS),
-    "geometry": ("src/helpers/geometry.py", "np.diag(gram)", "np.diagonal(gram)", READ_GEOMETRY),
-    "statistics": ("src/helpers/statistics.py", "draws=2000", "draws=2001", ALL_NOTEBOOKS - {"notebooks/02_rollouts"}),
+    "geometry": ("src/helpers/geometry.py", "np.diag(gram)", "np.diagonal(gram)",
+                 FACTORS_ONLY | {"notebooks/09_evaluation", "notebooks/22_verdict", "notebooks/23_your_adapters"}),
+    "statistics": ("src/helpers/statistics.py", "draws=2000", "draws=2001",
+                   ALL_NOTEBOOKS - FACTORS_ONLY - {"notebooks/02_rollouts", "notebooks/23_your_adapters"}),
     "evaluation": ("src/helpers/evaluation.py", "batch_size=64", "batch_size=32",
-                   EVALUATIONS | PATHS | {"held-out/teacher"} | ALL_NOTEBOOKS - {"notebooks/02_rollouts"}),
-    "connectivity": ("src/helpers/connectivity.py", "draws=2000", "draws=2001", PATHS | {"notebooks/13_connectivity", "notebooks/22_verdict"}),
+                   EVALUATIONS | PATHS | {"held-out/teacher"} | ALL_NOTEBOOKS - FACTORS_ONLY - {"notebooks/02_rollouts"}),
+    "connectivity": ("src/helpers/connectivity.py", "draws=2000", "draws=2001",
+                     PATHS | {"notebooks/13_connectivity", "notebooks/22_verdict", "notebooks/23_your_adapters"}),
     "objectives": ("src/helpers/objectives.py", "bias=0.1", "bias=0.2", EVERYTHING - {"notebooks/02_rollouts"}),
     "one run's spec": ("src/helpers/profiles/smoke.yaml", "rift: {objective: rift}", "rift: {objective: rift, steps: 4}", after("rift")),
 }

@@ -1,4 +1,6 @@
-"""The command line: `python -m helpers COMMAND PROFILE [NAME]`, what the pipeline and the Makefile call."""
+"""The command line: `python -m helpers COMMAND PROFILE [NAME]`, what the pipeline and the Makefile call, and
+`python -m helpers compare ADAPTER ADAPTER ...` for adapters of your own.
+"""
 
 import argparse
 import sys
@@ -19,11 +21,19 @@ def main(arguments=None):
             command.add_argument("run", help="name of a run (or, to evaluate, of a model) in the profile")
         elif takes == "model":
             command.add_argument("models", nargs="*", help="which of its models; all by default")
+    compare = commands.add_parser("compare", help="compare LoRA adapters of your own", description="Compare PEFT LoRA adapters of one base model: "
+                                  "directions, angles, norms and ranks of their updates, with chance levels; prints a summary and writes a report.")
+    compare.add_argument("adapters", nargs="+", metavar="ADAPTER", help="PEFT folder or hub id (owner/name or owner/name/folder), or NAME=FOLDER")
+    compare.add_argument("--base", help="folder or hub id of the base model: relative norms, intruder dimensions, spectral shift")
+    compare.add_argument("--reference", metavar="NAME", help="adapter that the others are measured against; the first by default")
+    compare.add_argument("--texts", metavar="FILE", help="JSON lines with prompt and completion: losses along paths and CKA (with --base)")
+    compare.add_argument("--out", metavar="DIR", help="folder for report.html and the tables; nothing is written without it")
     chosen = parser.parse_args(arguments)
     try:
         _COMMANDS[chosen.command](chosen)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _pretrain(chosen):
@@ -62,6 +72,15 @@ def _evaluate(chosen):
         evaluation.divergence(profile, run)
 
 
+def _compare(chosen):
+    from helpers import report
+
+    found = report.compare_adapters(chosen.adapters, chosen.base, chosen.reference, chosen.texts)
+    print(found.summary())
+    if chosen.out:
+        print(f"\nreport: {found.write(chosen.out)}")
+
+
 def _connect(chosen):
     from helpers import connectivity, profiles
 
@@ -81,7 +100,8 @@ def _sweep(chosen):
     print(evaluation.sweep(profiles.load(chosen.profile)))
 
 
-_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "evaluate": _evaluate, "connect": _connect, "held-out": _held_out, "sweep": _sweep}
+_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "evaluate": _evaluate, "compare": _compare, "connect": _connect,
+             "held-out": _held_out, "sweep": _sweep}
 
 if __name__ == "__main__":
     main()

@@ -120,8 +120,8 @@ def matrix(values, names, label, low=-1.0, high=1.0):
         for column in range(len(names)):
             is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
             axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=9, color="white" if is_dark else "black")
-    axis.set_xticks(range(len(names)), [LABELS[name] for name in names], rotation=30, ha="right")
-    axis.set_yticks(range(len(names)), [LABELS[name] for name in names])
+    axis.set_xticks(range(len(names)), [LABELS.get(name, name) for name in names], rotation=30, ha="right")
+    axis.set_yticks(range(len(names)), [LABELS.get(name, name) for name in names])
     axis.grid(False)
     fig.colorbar(image, label=label)
     return fig

@@ -5,6 +5,8 @@ update is written in orthonormal frames, dW_i = Q_i M_i P_i' with Q_i (d_out, r)
 updates have to do with each other then stands in the small matrices M_i, Q_i' Q_j and P_i' P_j. Everything is float64.
 """
 
+import copy
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -29,14 +31,22 @@ _SIDES = ("left", "right")
 # --- from singular values -----------------------------------------------------------------------------------------
 
 def effective_rank(singular_values):
-    """exp(entropy of sigma / sum sigma) along the last axis (Roy & Vetterli 2007); NaN for a zero update, NaN entries are padding."""
+    """exp(entropy of sigma / sum sigma) along the last axis (Roy & Vetterli 2007); NaN for a zero update, NaN entries are padding.
+
+    >>> round(float(effective_rank([5, 5, 5, 0])), 6)
+    3.0
+    """
     sigma = np.nan_to_num(np.asarray(singular_values, float))
     share = _ratio(sigma, sigma.sum(-1, keepdims=True))
     return np.exp(-np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), np.where(np.isnan(share), np.nan, 0)).sum(-1))
 
 
 def stable_rank(singular_values):
-    """sum sigma^2 / sigma_1^2 along the last axis; NaN for a zero update."""
+    """sum sigma^2 / sigma_1^2 along the last axis; NaN for a zero update.
+
+    >>> float(stable_rank([2, 1, 1]))
+    1.5
+    """
     squares = np.nan_to_num(np.asarray(singular_values, float)) ** 2
     return _ratio(squares.sum(-1), squares.max(-1))
 
@@ -51,6 +61,9 @@ def top_k(rank):
     """How many singular vectors span the compared subspace: a third of the rank, at least 2, below the rank where that has room.
 
     With k = r the right subspace would be the whole row space of A.
+
+    >>> [top_k(rank) for rank in (1, 4, 16, 32)]
+    [1, 2, 5, 11]
     """
     return max(1, min(max(2, round(rank / 3)), rank - 1))
 
@@ -85,6 +98,22 @@ def compare(adapters, k=None):
     are all angles of a zero update. First vectors need sigma_1 > sigma_2.
     Raises ValueError naming the first module that one of the updates lacks, or whose shapes differ.
     """
+    return _compare(adapters, k, lambda left, right, places: [(left, right)], 1)[0]
+
+
+def compare_by_chance(adapters, draws, seed=0, k=None):
+    """Comparisons of `draws` independent draws of the matched null of the given updates, as `compare(matched_null(...))` would give.
+
+    All that the random frames O of the runs have to do with each other is their Gram matrix, which is drawn itself (Wishart): no vector
+    of length d_out is.
+    """
+    def drawn(left, right, places):
+        return [(left.by_chance(np.random.default_rng([seed, draw, places[0]])), right) for draw in range(draws)]
+    return _compare(adapters, k, drawn, draws)
+
+
+def _compare(adapters, k, variants, count):
+    """`count` Comparisons, one for each variant (left frames, right frames) that `variants` makes of a chunk of modules."""
     runs = list(adapters)
     first = adapters[runs[0]]
     for run in runs:
@@ -97,34 +126,43 @@ def compare(adapters, k=None):
     ranks = [adapters[run][module].A.shape[0] for run in runs for module in first]
     k = k or top_k(min(ranks))
     names = sorted(first, key=lambda module: (*updates_.layer_and_projection(module), module))
+    modules = pd.DataFrame([{"module": module, **dict(zip(("layer", "projection"), updates_.layer_and_projection(module), strict=True)),
+                             "d_out": first[module].B.shape[0], "d_in": first[module].A.shape[1]} for module in names])
+    rank = np.array([[adapters[run][module].A.shape[0] for run in runs] for module in names])
+    found = [_empty(runs, modules, rank, k) for _ in range(count)]
     groups = {}
-    for place, module in enumerate(names):
-        key = (first[module].B.shape[0], first[module].A.shape[1], *(adapters[run][module].A.shape[0] for run in runs))
-        groups.setdefault(key, []).append(place)
-    m, n, widest = len(names), len(runs), max(ranks)
-    found = Comparison(
-        runs, pd.DataFrame([{"module": module, **dict(zip(("layer", "projection"), updates_.layer_and_projection(module), strict=True)),
-                             "d_out": first[module].B.shape[0], "d_in": first[module].A.shape[1]} for module in names]),
-        np.zeros((m, n), int), np.empty((m, n, n)), np.empty((m, n, n)), np.full((m, n, widest), np.nan),
-        {side: np.full((m, n, n, k), np.nan) for side in _SIDES}, {side: np.full((m, n, n), np.nan) for side in _SIDES}, np.full((m, n, n), np.nan))
+    for place, row in enumerate(modules.itertuples()):
+        groups.setdefault((row.d_out, row.d_in, *rank[place]), []).append(place)
     chunks = []
     for (d_out, d_in, *shape), places in groups.items():
-        found.rank[places] = shape
         size = max(1, int(_CHUNK // ((d_out + d_in) * sum(shape))))
         chunks += [places[begin:begin + size] for begin in range(0, len(places), size)]
+
+    def fill(places):
+        factors = [[adapters[run][names[place]] for place in places] for run in runs]
+        left, right = _Frames([[part.B for part in parts] for parts in factors]), _Frames([[part.A.T for part in parts] for parts in factors])
+        scales = torch.tensor([[part.scale for part in parts] for parts in factors], dtype=torch.float64, device=left.R.device).T
+        for comparison, pair in zip(found, variants(left, right, places), strict=True):
+            _measure(comparison, places, *pair, scales, k)
+
     threads = torch.get_num_threads()
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:  # chunks side by side: no sum depends on the number of threads
-        list(pool.map(lambda chosen: _compare_chunk(found, chosen, [[adapters[run][names[place]] for place in chosen] for run in runs], k), chunks))
+        list(pool.map(fill, chunks))
     return found
 
 
-def _compare_chunk(found, places, factors, k):
-    """Fill the rows `places` of a Comparison; factors: for each run its `Factors` on these modules, all of one shape.
+def _empty(runs, modules, rank, k):
+    m, n = rank.shape
+    return Comparison(runs, modules, rank, np.empty((m, n, n)), np.empty((m, n, n)), np.full((m, n, rank.max()), np.nan),
+                      {side: np.full((m, n, n, k), np.nan) for side in _SIDES}, {side: np.full((m, n, n), np.nan) for side in _SIDES},
+                      np.full((m, n, n), np.nan))
+
+
+def _measure(found, places, left, right, scales, k):
+    """Fill the rows `places` of a Comparison from the frames of the modules' B and A' and the scales (module, run).
 
     Batches have axes (module, run, ...) or (module, pair, ...), with every pair of runs once; smaller ranks are padded with zeros.
     """
-    left, right = _Frames([[part.B for part in parts] for parts in factors]), _Frames([[part.A.T for part in parts] for parts in factors])
-    scales = torch.tensor([[part.scale for part in parts] for parts in factors], dtype=torch.float64, device=left.R.device).T
     cores = scales[:, :, None, None] * left.R @ right.R.mT
     norms = torch.linalg.matrix_norm(cores)
     U, sigma, Vh = torch.linalg.svd(cores)
@@ -139,7 +177,7 @@ def _compare_chunk(found, places, factors, k):
 
     own_rank = torch.as_tensor(found.rank[places], device=sigma.device)
     found.singular_values[places, :, :sigma.shape[-1]] = sigma.where(torch.arange(sigma.shape[-1], device=sigma.device) < own_rank[..., None], torch.nan).cpu()
-    i, j = torch.triu_indices(len(factors), len(factors), device=sigma.device)
+    i, j = torch.triu_indices(len(found.runs), len(found.runs), device=sigma.device)
     QQ, PP = left.shared(i, j), right.shared(i, j)
     _put(found.inner, places, i, j, (cores[:, i] * (QQ @ cores[:, j] @ PP.mT)).sum((-2, -1)))
     _put(found.cross, places, i, j, (cores[:, i] @ PP @ cores[:, j].mT).square().sum((-2, -1)))
@@ -150,7 +188,8 @@ def _compare_chunk(found, places, factors, k):
         cosines = tops[side][:, i].mT @ shared @ tops[side][:, j]
         _put(found.first[side], places, i, j, cosines[..., 0, 0].abs().where(is_led[:, i] & is_led[:, j], torch.nan))
         angles = torch.arccos(torch.linalg.svdvals(cosines).clamp(max=1)).where((i != j)[:, None], 0.0)
-        for place, pair in torch.nonzero((angles[..., 0] < _SMALL) & (i != j)).tolist():
+        is_small = (angles[..., 0] < _SMALL) & (i != j)
+        for place, pair in torch.nonzero(is_small).tolist() if frames.joined is not None else ():
             vectors = [frames.vectors(place, run, tops[side][place, run, :, :count[place, run]]) for run in (i[pair], j[pair])]
             angles[place, pair, :min(vector.shape[1] for vector in vectors)] = _angles_of(*vectors)
         is_defined = torch.arange(width, device=sigma.device) < torch.minimum(count[:, i], count[:, j])[..., None]
@@ -171,16 +210,16 @@ class _Frames:
     """
 
     def __init__(self, matrices):
-        m, widths, d = len(matrices[0]), [parts[0].shape[1] for parts in matrices], matrices[0][0].shape[0]
-        device, widest = matrices[0][0].device, max(widths)
+        m, widths, self.d = len(matrices[0]), [parts[0].shape[1] for parts in matrices], matrices[0][0].shape[0]
+        device, widest = "cuda" if torch.cuda.is_available() else matrices[0][0].device, max(widths)
         self.starts = np.cumsum([0, *widths])
-        self.joined = torch.empty(m, max(d, widest), self.starts[-1], dtype=torch.float64, device=device)
-        self.joined[:, d:] = 0  # a rank above d: rows of zeros change no product
+        self.joined = torch.empty(m, max(self.d, widest), self.starts[-1], dtype=torch.float64, device=device)
+        self.joined[:, self.d:] = 0  # a rank above d: rows of zeros change no product
         self.T, self.R = torch.zeros(2, m, len(widths), widest, widest, dtype=torch.float64, device=device)
         poor = torch.zeros(m, dtype=torch.bool, device=device)
         for run, parts in enumerate(matrices):
             for place, part in enumerate(parts):
-                self.joined[place, :d, self.slice(run)] = part
+                self.joined[place, :self.d, self.slice(run)] = part
         gram = _gram(self.joined)
         for run, width in enumerate(widths):
             inside, eye = self.slice(run), torch.eye(width, dtype=torch.float64, device=device).expand(m, -1, -1)
@@ -195,10 +234,31 @@ class _Frames:
             poor |= bad
         if poor.any():
             gram[poor] = _gram(self.joined[poor])
-        blocks = torch.zeros(m, len(widths), len(widths), widest, widest, dtype=torch.float64, device=device)
+        self.blocks = self._split(gram)
+
+    def by_chance(self, rng):
+        """Frames of O Sigma W for each run: O a random orthonormal frame of R^d, Sigma the matrix's singular values, W a Haar rotation."""
+        drawn, device, m = copy.copy(self), self.R.device, len(self.R)
+        total = int(self.starts[-1])
+        gaussian = rng.standard_normal((m, self.joined.shape[1], total)) if self.d < total else _bartlett(rng, m, total, self.d)
+        drawn.joined, drawn.blocks = None, self._split(torch.as_tensor(gaussian.mT @ gaussian, device=device))
+        drawn.T, drawn.R = torch.zeros_like(self.T), torch.zeros_like(self.R)
+        sigma = torch.linalg.svdvals(self.R)
+        for run, width in enumerate(np.diff(self.starts)):
+            upper = torch.linalg.cholesky(drawn.blocks[:, run, run, :width, :width]).mT
+            drawn.T[:, run, :width, :width] = torch.linalg.inv(upper)
+            Q, R = np.linalg.qr(rng.standard_normal((m, width, width)))
+            rotation = torch.as_tensor(Q * np.sign(np.diagonal(R, axis1=1, axis2=2))[:, None], device=device)
+            drawn.R[:, run, :width, :width] = sigma[:, run, :width, None] * rotation
+        return drawn
+
+    def _split(self, gram):
+        """(module, run, run, r, r) from Gram matrices (module, sum of r, sum of r), padded with zeros."""
+        widths, widest = np.diff(self.starts), self.T.shape[-1]
+        blocks = gram.new_zeros(len(gram), len(widths), len(widths), widest, widest)
         for i, j in np.ndindex(len(widths), len(widths)):
             blocks[:, i, j, :widths[i], :widths[j]] = gram[:, self.slice(i), self.slice(j)]
-        self.blocks = blocks
+        return blocks
 
     def slice(self, run):
         return slice(self.starts[run], self.starts[run + 1])
@@ -298,7 +358,10 @@ def angles_table(compared, nulls):
     parts = []
     for side in _SIDES:
         drawn = np.degrees(np.stack([null.angles[side][:, i, j] for null in nulls]))
-        bands = np.stack([np.nanquantile(drawn[:, shapes == shape], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=(0, 1)) for shape in range(shapes.max() + 1)])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN slice")  # a zero update has no angles, drawn or measured
+            bands = np.stack([np.nanquantile(drawn[:, shapes == shape], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=(0, 1))
+                              for shape in range(shapes.max() + 1)])
         measured = np.degrees(compared.angles[side][:, i, j])  # (modules, pairs, k)
         place, pair, index = (axis.ravel() for axis in np.indices(measured.shape))
         parts.append(pd.DataFrame({
@@ -350,7 +413,11 @@ def _bartlett(rng, draws, k, freedom):
 
 
 def expected_overlap(d):
-    """E |<u, u'>| of two random unit vectors of R^d, about sqrt(2 / (pi d))."""
+    """E |<u, u'>| of two random unit vectors of R^d, about sqrt(2 / (pi d)).
+
+    >>> round(expected_overlap(2560), 4)
+    0.0158
+    """
     return float(np.exp(gammaln(d / 2) - gammaln((d + 1) / 2)) / np.sqrt(np.pi))
 
 
@@ -379,5 +446,5 @@ def matched_null(adapters, seed):
             rotations = Q * R.diagonal(dim1=1, dim2=2).sign()[:, None]
             inverse_roots = torch.linalg.cholesky(torch.linalg.inv(frames.mT @ frames))
             drawn.update(zip(modules, frames @ (inverse_roots * sigma[:, None] @ rotations), strict=True))
-        found[run] = {module: updates_.Factors(drawn[module], factors.A, factors.scale) for module, factors in update.items()}
+        found[run] = {module: updates_.Factors(drawn[module], factors.A, factors.scale, factors.is_transposed) for module, factors in update.items()}
     return found

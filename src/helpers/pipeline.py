@@ -15,6 +15,7 @@ READS = {
     "11_angles": ("adapters",), "12_decomposition": ("adapters",), "13_connectivity": ("adapters", "paths", "held-out"),
     "14_representations": ("adapters", "held-out"),
     "22_verdict": ("09_evaluation", "10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations"),
+    "23_your_adapters": ("adapters", "held-out"),
 }
 
 

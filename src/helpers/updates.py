@@ -5,6 +5,7 @@ which they are stored, since a file's bfloat16 numbers are exact in any wider ty
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from helpers import store
+
 _PREFIX = "base_model.model."
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What makes an adapter more than scale B A, by its field in PEFT's configuration, and the values that are harmless.
+# What makes an adapter more than scale B A, by its field in PEFT's configuration, and the values that are harmless. The other ways of
+# initialising (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W0 as well.
 _OTHERS = {"use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, []), "lora_bias": (False, None),
-           "trainable_token_indices": (None, [], {}), "use_qalora": (False, None)}
+           "trainable_token_indices": (None, [], {}), "use_qalora": (False, None), "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
+           "alora_invocation_tokens": (None, []), "layer_replication": (None, []), "target_parameters": (None, []), "use_bdlora": (False, None),
+           "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,)}
 
 
 class AdapterError(ValueError):
@@ -55,7 +61,7 @@ def read_config(adapter):
         raise FileNotFoundError(f"{folder} holds no adapter ({_CONFIG} is missing): name a PEFT folder, such as results/tiny/runs/sft/adapter")
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read as JSON ({error}): save the adapter again with `save_pretrained`") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
@@ -97,15 +103,20 @@ def _factors(path, config, module, weights):
             raise AdapterError(f"{path}: {module} has no lora_{side}: the file is incomplete; save the adapter again")
         if factor.ndim != 2:
             raise AdapterError(f"{path}: lora_{side} of {module} has shape {tuple(factor.shape)}, and only linear modules are covered")
-        if not torch.isfinite(factor).all():
+        if not factor.is_floating_point():
+            raise AdapterError(f"{path}: lora_{side} of {module} is stored as {factor.dtype}; only bfloat16, float16, float32 and float64 are read")
+        if not torch.isfinite(factor.float()).all():
             raise AdapterError(f"{path}: lora_{side} of {module} holds NaN or infinity: training diverged or the file is damaged; use an earlier checkpoint")
     B, A = pair
-    rank = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
-    if not B.shape[1] == A.shape[0] == rank:
+    try:
+        rank = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
+        alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    except (AttributeError, re.error) as error:
+        raise AdapterError(f"{path.with_name(_CONFIG)}: rank_pattern or alpha_pattern does not map regular expressions to numbers ({error})") from error
+    if not B.shape[1] == A.shape[0] == rank or not rank:
         raise AdapterError(f"{path}: {module} has B {tuple(B.shape)} and A {tuple(A.shape)}, but the configuration says rank {rank}: "
                            f"{_CONFIG} and {_WEIGHTS} belong to different adapters")
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float):
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise AdapterError(f"{path.with_name(_CONFIG)}: lora_alpha is {alpha!r} for {module}; it must be a number")
     return Factors(B, A, alpha / (rank ** 0.5 if config.get("use_rslora") else rank), bool(config.get("fan_in_fan_out")))
 
@@ -125,9 +136,14 @@ def _inside(folder, name):
     """The file of a folder; AdapterError if it is a link that leads elsewhere (the blobs of a hub cache excepted)."""
     path = folder / name
     target = path.resolve()
-    if not target.is_relative_to(folder.resolve()) and target.parent.name != "blobs":
+    if not target.is_relative_to(folder.resolve()) and not _is_cached(folder, target):
         raise AdapterError(f"{path} leads out of its folder, to {target}: copy the file into the folder")
     return path
+
+
+def _is_cached(folder, target):
+    """Whether a file is one of the blobs of the hub cache, models--x/snapshots/revision/, that a folder lies in."""
+    return target.parent in [parent.with_name("blobs") for parent in folder.resolve().parents if parent.name == "snapshots"]
 
 
 def _by_pattern(pattern, module, default):
@@ -136,7 +152,11 @@ def _by_pattern(pattern, module, default):
 
 
 def layer_and_projection(module):
-    """(layer, projection) of a module's name: "model.layers.3.self_attn.q_proj" is (3, "q_proj"); layer -1 if it has none."""
+    """(layer, projection) of a module's name; layer -1 if it has none.
+
+    >>> layer_and_projection("model.layers.3.self_attn.q_proj")
+    (3, 'q_proj')
+    """
     layer = re.search(r"\.(\d+)\.", module)
     return int(layer.group(1)) if layer else -1, module.rsplit(".", 1)[-1]
 
@@ -173,6 +193,10 @@ def combine(updates, weights):
 
     PEFT's `combination_type="linear"` adds A's and B's separately, which is another matrix. Raises ValueError naming a module that
     one of them lacks (`common` restricts updates to what all have).
+
+    >>> update = {"q_proj": Factors(torch.tensor([[3.0], [4.0]]), torch.tensor([[1.0, 0.0]]), 2.0)}
+    >>> norm(update), norm(combine([update, update], [0.5, -0.5]))
+    (10.0, 0.0)
     """
     for number, update in enumerate(updates):
         if different := updates[0].keys() ^ update.keys():
@@ -190,14 +214,14 @@ def compress(update, rank):
 
     By QR of both factors and the SVD of the small core, in float64; the singular values are shared evenly by B and A.
     """
-    found, kept, total = {}, 0.0, 0.0
+    found, lost, total = {}, 0.0, 0.0
     for module, factors in update.items():
         (Q, R), (P, L) = torch.linalg.qr(factors.B.double()), torch.linalg.qr(factors.A.double().T)
         U, sigma, Vh = torch.linalg.svd(factors.scale * R @ L.T)
         roots = sigma[:rank].sqrt()
         found[module] = Factors(Q @ U[:, :rank] * roots, (roots[:, None] * Vh[:rank]) @ P.T, 1.0, factors.is_transposed)
-        kept, total = kept + float((sigma[:rank] ** 2).sum()), total + float((sigma ** 2).sum())
-    return found, 1 - kept / total if total else 0.0
+        lost, total = lost + float((sigma[rank:] ** 2).sum()), total + float((sigma ** 2).sum())
+    return found, lost / total if total else 0.0
 
 
 # --- models and files ----------------------------------------------------------------------------------------------
@@ -225,12 +249,14 @@ def norms_of(weights):
 def export(update, folder, base=None, dtype=torch.float32):
     """Write an update as a PEFT folder that `PeftModel.from_pretrained` loads; returns the folder.
 
-    base: the base model's name or path, for the configuration. Scales are multiplied into B, so that alpha = r everywhere.
+    base: the base model's name or path, for the configuration. Scales are multiplied into B, so that alpha = r everywhere. An adapter that
+    lies there is replaced as a whole; AdapterError if the folder holds anything else.
     """
     from peft import LoraConfig  # a second that reading does not have to wait for
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and (others := {child.name for child in folder.iterdir()} - {_CONFIG, _WEIGHTS}):
+        raise AdapterError(f"{folder} holds more than an exported adapter, for example {min(others)}: name a new folder")
     ranks = {module: factors.A.shape[0] for module, factors in update.items()}
     usual = max(ranks.values())
     others = {re.escape(module): rank for module, rank in ranks.items() if rank != usual}
@@ -241,6 +267,7 @@ def export(update, folder, base=None, dtype=torch.float32):
     for module, factors in update.items():
         weights[f"{_PREFIX}{module}.lora_A.weight"] = factors.A.to(dtype).contiguous().cpu()
         weights[f"{_PREFIX}{module}.lora_B.weight"] = (factors.scale * factors.B.double()).to(dtype).contiguous().cpu()
-    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(folder)
+    with store.whole(folder) as beside:
+        config.save_pretrained(beside)
+        save_file(weights, beside / _WEIGHTS, metadata={"format": "pt"})
     return folder
