@@ -513,7 +513,7 @@ for count in (len(folders), 28):
 pd.DataFrame(rows).style.format({"from factors": "{:.1e}", "densely": "{:.1e}", "factors in float32, GB": "{:.2f}"}).hide()
 
 # %% [markdown]
-# By {eq}`eq-adapters-cost` the factors win as long as $n r$ is well below the width; the angles and spectra, which densely would each take a decomposition of a large matrix, are then almost free. The stored factors are all held in memory, and modules are converted to float64 a few at a time, so the last column is about what you need.
+# By {eq}`eq-adapters-cost` the factors win as long as $n r$ is well below the width; the angles and spectra, which densely would each take a decomposition of a large matrix, are then almost free. The stored factors are mapped from their files and not copied into memory, so the system may drop them and fetch them again, and modules are converted to float64 a few at a time: 28 adapters need no more memory than six.
 # `make benchmark` times six such adapters on your machine. Intruders are the slow part with `--base`: each $W_0$ is decomposed once, and the decompositions are kept under `results/decompositions/` by a hash of the weights, so that the next comparison on the same base begins with them.
 #
 # ## How to read your results

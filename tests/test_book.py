@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from helpers import evaluation, models, problems, profiles, rollouts, statistics, store, training
+from helpers import evaluation, models, problems, profiles, rollouts, statistics, store, training, verdict
 
 pytestmark = pytest.mark.slow
 STUDY = profiles.load("tiny")
@@ -136,6 +136,59 @@ def test_all_runs_started_from_the_same_frame():
     key = next(key for key in first_steps["sft"] if "lora_A" in key)
     a, b = (weights[key].double().flatten() for weights in first_steps.values())
     assert float(a @ b / (a.norm() * b.norm())) > 0.5, "independent A's would have a cosine near zero"
+
+
+def test_geometry_tables_hold_every_pair_and_module():
+    runs, layers, projections = set(STUDY.main_runs), 6, len(STUDY.lora.modules)
+    cosine, updates, angles, orthogonal = (store.read_table("tiny", name) for name in ("cosine", "updates", "angles", "orthogonal"))
+    counts = cosine.groupby("scope").size()
+    assert dict(counts) == {"global": 15, "layer": 15 * layers, "projection": 15 * projections, "module": 15 * layers * projections}
+    assert set(updates.run) == runs
+    assert len(updates) == 6 * (layers * projections + 1), "one row a module and one a run"
+    assert (updates.relative_norm > 0).all(), "norms relative to the base's"
+    assert len(angles) == 2 * 15 * layers * projections * angles["index"].max(), "both sides, all pairs"
+    assert angles.degrees.between(0, 90).all()
+    assert (angles.chance_low <= angles.chance_high).all()
+    stacked = cosine[cosine.scope == "global"].set_index(["run_a", "run_b"]).cosine
+    for row in orthogonal[orthogonal.scope == "global"].itertuples():
+        pair = stacked.get((row.run, row.reference), stacked.get((row.reference, row.run)))
+        assert row.by_energy == pytest.approx(1 - pair ** 2) == pytest.approx(row.by_norm ** 2), "the orthogonal part is a function of the cosine"
+
+
+def test_paths_end_where_the_runs_are():
+    table, barriers = store.read_table("tiny", "connectivity"), store.read_table("tiny", "barriers")
+    ends = {}
+    for (run_a, run_b, metric), path in table.groupby(["run_a", "run_b", "metric"]):
+        path = path.sort_values("t")
+        wanted = STUDY.connectivity.answered_points if metric == "accuracy" else STUDY.connectivity.points
+        assert len(path[path.t.between(0, 1)]) == wanted, f"{run_a} to {run_b}"
+        for run, t in ((run_a, 0), (run_b, 1)):
+            ends.setdefault((run, metric), []).append(path[path.t == t].value.item())
+    for (run, metric), values in ends.items():
+        if not run.startswith(profiles.SCALED):
+            assert np.ptp(values) < 1e-4, f"one model has one {metric}, whichever path ends at {run}"
+    assert (barriers.above_chord >= 0).all()
+    assert (barriers.low <= barriers.high).all()
+    assert set(map(tuple, table[table.metric == "accuracy"][["run_a", "run_b"]].drop_duplicates().to_numpy())) == set(STUDY.connectivity.answered_paths)
+
+
+def test_cka_has_every_pair_with_the_base():
+    cka = store.read_table("tiny", "cka")
+    assert (cka.groupby("layer").size() == 21).all(), "seven models make 21 pairs"
+    assert cka.layer.nunique() == 7, "six layers and the embedding"
+    assert cka.debiased.between(-0.1, 1).all(), "a likeness"
+    assert (cka[cka.layer == 0].debiased > 0.9999).all(), "all models share the embedding"
+
+
+def test_verdicts_are_on_the_front_page_and_lie_in_their_intervals():
+    claims = store.read_table("tiny", "verdict")
+    assert {"claim", "paper", "value", "low", "high", "control", "verdict"} <= set(claims.columns)
+    assert claims.claim.is_unique
+    assert ((claims.low <= claims.value) & (claims.value <= claims.high)).all(), "an interval holds its value"
+    text = " ".join("".join(Elements(HTML / "book" / "intro.html").text).split())
+    for row in claims.itertuples():
+        assert " ".join(row.claim.split()).replace("'", "’") in text.replace("'", "’"), f"{row.claim!r} is missing on the front page"
+    assert set(claims.verdict) <= {verdict.HOLDS, verdict.CHANCE, verdict.CONSTRUCTION, verdict.FAILS}
 
 
 def test_timings_page_lists_every_notebook():

@@ -76,7 +76,8 @@ def read_config(adapter):
 def load_update(adapter):
     """{module: Factors} of a PEFT LoRA folder, modules named as in the base model.
 
-    Rank and scale are each module's own: `rank_pattern`, `alpha_pattern`, alpha / sqrt(r) with rsLoRA. Only safetensors are read.
+    Rank and scale are each module's own: `rank_pattern`, `alpha_pattern`, alpha / sqrt(r) with rsLoRA. Only safetensors are read, and the
+    factors are mapped from the file, not copied into memory, so that many adapters fit.
     Raises FileNotFoundError for a folder without an adapter and AdapterError for one that is not of the form scale B A, or is damaged:
     a factor missing, of another shape than the configuration says, or not finite.
     """
