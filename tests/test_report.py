@@ -666,3 +666,7 @@ def test_examples_in_docstrings_are_true(module, least):
     found = doctest.testmod(importlib.import_module(f"helpers.{module}"))
     assert found.failed == 0
     assert found.attempted >= least, f"helpers.{module} shows how it is used"
+
+
+def test_names_in_foreign_files_cannot_steer_the_terminal():
+    assert report.printable("a\x1b[2Jb\nc é β") == "a?[2Jb?c é β", "escape codes and line ends are shown, not obeyed"

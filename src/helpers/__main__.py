@@ -32,7 +32,8 @@ def main(arguments=None):
     try:
         _COMMANDS[chosen.command](chosen)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        one_line = "".join(letter if letter.isprintable() else " " for letter in str(error))
+        print(f"error: {one_line}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -35,7 +35,7 @@ class Report:
 
     def summary(self):
         """A few lines of text: size, direction and rank of each update beside the reference, with chance levels."""
-        return "\n".join(_summary(self))
+        return "\n".join(map(printable, "\n".join(_summary(self)).splitlines()))
 
     def write(self, folder):
         """Write `report.html` and one Parquet file a table into a folder; returns the path of the report."""
@@ -80,6 +80,11 @@ def compare_adapters(adapters, base=None, reference=None, texts=None):
         tables.update(_with_texts(loaded, base_folder, reference, lines))
     return Report({name: str(place) for name, place in named.items()}, reference, compared, tables, left_out,
                   _warnings(settings, left_out), base and str(base), settings)
+
+
+def printable(text):
+    """A line for the terminal: control characters, which names in a foreign file may hold, become question marks."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 # --- what is read --------------------------------------------------------------------------------------------------
