@@ -130,6 +130,14 @@ def _summed_divergence(sampler, other, records, batch_size=64):
     return found
 
 
+def _sampled(profile, name):
+    """One sampled answer of a model to each validation problem of the divergence, stored: the same for every run that starts from it."""
+    def compute():
+        chosen = problems.problem_sets(profile.problems)["validation"][:profile.evaluation.kl_problems]
+        return answer(profile, models.load_model(profile, name), chosen, temperature=1.0, seed=1, name=name)
+    return _stored(profile, name, "samples", "samples", compute)
+
+
 def divergence(profile, run):
     """KL between a run's policy and its base, one row a (direction, validation problem): summed nats and tokens.
 
@@ -139,9 +147,9 @@ def divergence(profile, run):
     def compute():
         chosen = problems.problem_sets(profile.problems)["validation"][:profile.evaluation.kl_problems]
         base, policy = models.load_model(profile, run.base), load_model_of(profile, run)
+        own = answer(profile, policy, chosen, temperature=1.0, seed=1, name=f"KL of {run.name}")
         parts = []
-        for direction, sampler, other in (("forward", base, policy), ("reverse", policy, base)):
-            records = answer(profile, sampler, chosen, temperature=1.0, seed=1, name=f"{direction} KL of {run.name}")
+        for direction, sampler, other, records in (("forward", base, policy, _sampled(profile, run.base)), ("reverse", policy, base, own)):
             parts.append(pd.DataFrame({"direction": direction, "problem_id": records.problem_id, "tokens": records.tokens,
                                        "nats": _summed_divergence(sampler, other, records)}))
         return pd.concat(parts)
