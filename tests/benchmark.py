@@ -100,7 +100,7 @@ def whole_geometry(adapters, nulls=0):
     """Everything of the chapters on norms, angles and decomposition; with `nulls`, the chance levels of the angles too."""
     compared = geometry.compare(adapters)
     geometry.updates_table(compared), geometry.cosine_table(compared), geometry.orthogonal_table(compared)
-    geometry.angles_table(compared, geometry.compare_by_chance(adapters, nulls) or [compared])
+    geometry.angles_table(compared, geometry.compare_by_chance(adapters, nulls) if nulls else [compared])
 
 
 def dense_seconds(shapes, layers, rank, count=6):
