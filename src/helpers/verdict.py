@@ -66,14 +66,21 @@ def _module_norms(tables, run):
     return rows[(rows.run == run) & (rows.layer >= 0)].set_index(["layer", "projection"]).norm
 
 
+def _stacked(cosine, norm_a, norm_b):
+    """Cosine of two stacked updates from the cosines and norms of their modules."""
+    return (cosine * norm_a * norm_b).sum() / np.sqrt((norm_a ** 2).sum() * (norm_b ** 2).sum())
+
+
+def _modules(tables, a, b):
+    """(cosine, norm of a, norm of b), one value a module."""
+    rows = _pair(tables["cosine"], a, b).query("scope == 'module'").set_index(["layer", "projection"])
+    return rows.cosine, *(_module_norms(tables, run).loc[rows.index] for run in (a, b))
+
+
 def _cosine(tables, a, b):
     """((value, low, high), (chance_low, chance_high)) of the cosine of two updates, all modules stacked."""
-    rows = _pair(tables["cosine"], a, b)
-    everything = rows[rows.scope == "global"].iloc[0]
-    cosine = rows[rows.scope == "module"].set_index(["layer", "projection"]).cosine
-    norm_a, norm_b = (_module_norms(tables, run).loc[cosine.index] for run in (a, b))
-    found = _over_modules(lambda c, x, y: (c * x * y).sum() / np.sqrt((x ** 2).sum() * (y ** 2).sum()), cosine, norm_a, norm_b)
-    return found, (everything.chance_low, everything.chance_high)
+    everything = _pair(tables["cosine"], a, b).query("scope == 'global'").iloc[0]
+    return _over_modules(_stacked, *_modules(tables, a, b)), (everything.chance_low, everything.chance_high)
 
 
 def _angle(tables, run, index):
@@ -135,12 +142,16 @@ def _direction(tables):
         ("sft", "rft", "SFT and RFT find nearly the same update", ".977", 0.977, lowest > max(middle)),
         ("sft", "rift", "RIFT is one of their cluster", ".967 with SFT, .969 with RFT", 0.967, lowest > max(middle)),
         ("sft", "offline-grpo", "Offline GRPO is near the cluster, but not in it", "about .74", 0.74, abs(value[nearest, "dpo"]) < middle[1] < lowest),
-        ("sft", "dft", "DFT is further from SFT than Offline GRPO is", ".572", 0.572, abs(value[nearest, "dpo"]) < middle[0] < middle[1]),
+        ("sft", "dft", "DFT is between the cluster and DPO too", ".572", 0.572, abs(value[nearest, "dpo"]) < middle[0] < lowest),
         (nearest, "dpo", "DPO is nearly orthogonal to all others", ".057–.065", 0.065, abs(value[nearest, "dpo"]) < min(middle)))
     for a, b, claim, paper, number, is_true in claims:
         interval, band = found[a, b]
         label = "cosine" if b != "dpo" else f"largest of the five cosines, with {LABELS[a]}"
         yield _row("direction", claim, paper, interval, f"{label}; unrelated updates of these spectra {band[0]:+.3f} to {band[1]:+.3f}", is_true, band, number)
+    gap = _over_modules(lambda *columns: _stacked(*columns[:3]) - _stacked(*columns[3:]),
+                        *_modules(tables, "sft", "offline-grpo"), *_modules(tables, "sft", "dft"))
+    yield _row("direction", "DFT is further from SFT than Offline GRPO is", ".572 beside about .74", gap, "difference of the two cosines; no difference 0",
+               gap[0] > 0, (0, 0), form="{:+.3f}")
     share = tables["orthogonal"].query("scope == 'global' and run == 'offline-grpo' and reference == 'sft'").by_norm.item()
     (_, low, high), band = found["sft", "offline-grpo"]
     yield _row("direction", "Two thirds of Offline GRPO are orthogonal to SFT", ".67 of its norm",
