@@ -155,12 +155,18 @@ def _stored(profile, first, second, part, compute):
 
 # --- what a path says ----------------------------------------------------------------------------------------------
 
-def _curves(measured, draws=2000, seed=0):
-    """(t, loss (points,), resampled losses (draws, points)) of one metric on a path; a draw takes the same texts at every t."""
+def _resampled(measured, draws=2000, seed=0):
+    """(t, nats (texts, points), tokens (texts,), counts (draws, texts)) of one metric on a path; a draw takes the same texts at every t."""
     nats = measured.pivot(index="text", columns="t", values="nats")
     tokens = measured.drop_duplicates("text").set_index("text").tokens.loc[nats.index].to_numpy(float)
     counts = np.random.default_rng(seed).multinomial(len(nats), np.full(len(nats), 1 / len(nats)), size=draws)
-    return nats.columns.to_numpy(), nats.to_numpy().sum(0) / tokens.sum(), (counts @ nats.to_numpy()) / (counts @ tokens)[:, None]
+    return nats.columns.to_numpy(float), nats.to_numpy(), tokens, counts
+
+
+def _curves(measured):
+    """(t, loss (points,), resampled losses (draws, points)) of one metric on a path."""
+    t, nats, tokens, counts = _resampled(measured)
+    return t, nats.sum(0) / tokens.sum(), (counts @ nats) / (counts @ tokens)[:, None]
 
 
 def curve(measured):
@@ -201,11 +207,8 @@ def barrier(measured):
     return pd.DataFrame(rows)
 
 
-def _noise(part, draws=2000, seed=0):
-    nats = part.pivot(index="text", columns="t", values="nats")
-    tokens = part.drop_duplicates("text").set_index("text").tokens.loc[nats.index].to_numpy(float)
-    t, values = nats.columns.to_numpy(float), nats.to_numpy()
-    deviation = values - np.outer(values[:, 0], 1 - t) - np.outer(values[:, -1], t)
+def _noise(part):
+    t, nats, tokens, counts = _resampled(part)
+    deviation = nats - np.outer(nats[:, 0], 1 - t) - np.outer(nats[:, -1], t)
     deviation = deviation - tokens[:, None] * deviation.sum(0) / tokens.sum()
-    counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=draws)
     return float(np.quantile(((counts @ deviation) / (counts @ tokens)[:, None]).max(1), 0.95))

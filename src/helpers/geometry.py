@@ -123,12 +123,11 @@ def _compare(adapters, k, variants, count):
             if (factors.B.shape[0], factors.A.shape[1]) != (first[module].B.shape[0], first[module].A.shape[1]):
                 raise ValueError(f"{module} is {factors.B.shape[0]} x {factors.A.shape[1]} in {run} and {first[module].B.shape[0]} x "
                                  f"{first[module].A.shape[1]} in {runs[0]}: adapters of different base models cannot be compared")
-    ranks = [adapters[run][module].A.shape[0] for run in runs for module in first]
-    k = k or top_k(min(ranks))
     names = sorted(first, key=lambda module: (*updates_.layer_and_projection(module), module))
     modules = pd.DataFrame([{"module": module, **dict(zip(("layer", "projection"), updates_.layer_and_projection(module), strict=True)),
                              "d_out": first[module].B.shape[0], "d_in": first[module].A.shape[1]} for module in names])
     rank = np.array([[adapters[run][module].A.shape[0] for run in runs] for module in names])
+    k = k or top_k(int(rank.min()))
     found = [_empty(runs, modules, rank, k) for _ in range(count)]
     groups = {}
     for place, row in enumerate(modules.itertuples()):

@@ -15,14 +15,14 @@ import pandas as pd
 
 from helpers import geometry, store, updates
 
-_NULLS = 5  # draws of the matched null, each pooled over all modules of a projection
+_NULLS = 5  # draws of the matched null, each pooled over all modules of one shape
 _POINTS = 25
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `compare_adapters` found. `tables` are tidy DataFrames by name, as `write` stores them; see `design` of each in `geometry`."""
+    """What `compare_adapters` found. `tables` are tidy DataFrames by name, as `write` stores them; each is described by the function that makes it."""
 
     folders: dict  # name -> where the adapter was read
     reference: str
@@ -73,9 +73,10 @@ def compare_adapters(adapters, base=None, reference=None, texts=None):
     compared = geometry.compare(loaded)
     tables = {"cosine": geometry.cosine_table(compared), "orthogonal": geometry.orthogonal_table(compared, [reference])}
     tables["angles"] = geometry.angles_table(compared, geometry.compare_by_chance(loaded, _NULLS))
-    tables["updates"] = geometry.updates_table(compared)
     if base:
         tables.update(_with_base(loaded, compared, weights))
+    else:
+        tables["updates"] = geometry.updates_table(compared)
     if texts:
         tables.update(_with_texts(loaded, base_folder, reference, lines))
     return Report({name: str(place) for name, place in named.items()}, reference, compared, tables, left_out,
