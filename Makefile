@@ -8,6 +8,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export JUPYTER_CONFIG_DIR := $(CURDIR)/venv/etc/jupyter
 # Seconds between two updates of a progress bar.
 export TQDM_MININTERVAL ?= $(if $(CI),60,2)
+# `all` trains the controls again instead of taking those that come with the book.
+export CONTROLS ?= shipped
 SNAKEMAKE := snakemake --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
 
 .PHONY: help book test test-slow check study lab rollouts models sweep benchmark clean

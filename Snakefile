@@ -9,14 +9,14 @@ from helpers import pipeline, profiles
 PROFILE = config.get("profile", "tiny")
 study = profiles.load(PROFILE)
 RESULTS = f"results/{PROFILE}"
-TABLE = study.rollouts.table or f"{RESULTS}/rollouts.parquet"
+TABLES = {"teacher": study.rollouts.table or f"{RESULTS}/rollouts.parquet", "base": study.rollouts.own_table or f"{RESULTS}/own-rollouts.parquet"}
 MODELS = [model for model in study.models if model not in study.runs]
 NOTEBOOKS = [path.stem for path in sorted(Path("notebooks").glob("*.py"))]
 MODEL_FILES = [str(path) for folder in study.models.values() if folder != "random" for path in Path(folder).glob("*")]
 
 
 wildcard_constraints:
-    run="|".join(study.runs),
+    run="|".join(study.main_runs),
     model="|".join(MODELS),
     notebook="|".join(NOTEBOOKS),
 
@@ -36,24 +36,28 @@ rule notebooks:
         expand(f"{RESULTS}/notebooks/{{notebook}}.ipynb", notebook=NOTEBOOKS),
 
 
-if not study.rollouts.table:
+for writer, table in TABLES.items():
+    if table.startswith(RESULTS):
 
-    rule rollouts:
-        input:
-            pipeline.modules("src/helpers/rollouts.py"),
-        params:
-            settings=pipeline.settings(study, "rollouts", "problems", "models"),
-        output:
-            TABLE,
-        shell:
-            "python -m helpers rollouts {PROFILE}"
+        rule:
+            name:
+                f"rollouts_{writer}"
+            input:
+                pipeline.modules("src/helpers/rollouts.py"),
+            params:
+                writer=writer,
+                settings=pipeline.settings(study, "rollouts", "problems", "models"),
+            output:
+                table,
+            shell:
+                "python -m helpers rollouts {PROFILE} {params.writer}"
 
 
 rule train:
     input:
         pipeline.modules("src/helpers/training.py"),
         MODEL_FILES,
-        TABLE,
+        TABLES["teacher"],
     params:
         spec=lambda wildcards: pipeline.spec(study, wildcards.run),
     output:
@@ -64,6 +68,32 @@ rule train:
     threads: lambda wildcards: study.runs[wildcards.run].threads
     shell:
         "OMP_NUM_THREADS={threads} python -m helpers train {PROFILE} {wildcards.run} 2>&1 | tee {log}"
+
+
+# Controls that come with the book in results/prerun are not made; those that do not are, a group in one process.
+for group in study.controls:
+    made = [path for path in pipeline.group_files(study, group) if path.startswith(RESULTS)]
+    if made:
+
+        rule:
+            name:
+                f"controls_{group}"
+            input:
+                pipeline.modules("src/helpers/evaluation.py"),
+                MODEL_FILES,
+                TABLES.values(),
+            params:
+                group=group,
+                specs=[pipeline.spec(study, run) for run in study.controls[group].runs],
+                settings=pipeline.settings(study, "evaluation", "problems"),
+            output:
+                update(made),
+            log:
+                f"{RESULTS}/logs/controls-{group}.log",
+            priority: 25
+            threads: study.evaluation.threads
+            shell:
+                "OMP_NUM_THREADS={threads} python -m helpers controls {PROFILE} {params.group} 2>&1 | tee {log}"
 
 
 rule evaluate_run:
@@ -140,8 +170,8 @@ rule execute:
     input:
         source="notebooks/{notebook}.py",
         modules=lambda wildcards: pipeline.modules(f"notebooks/{wildcards.notebook}.py"),
-        table=TABLE,
-        artefacts=lambda wildcards: [f"{RESULTS}/{artefact}" for artefact in pipeline.artefacts(study, wildcards.notebook)],
+        tables=TABLES.values(),
+        artefacts=lambda wildcards: pipeline.artefacts(study, wildcards.notebook),
     params:
         settings=pipeline.settings(study),
     output:

@@ -13,21 +13,21 @@ def study(smoke, workplace, table):
 
 
 def test_divergence_is_none_from_itself_and_positive_from_another(study):
-    written = evaluation._sampled(study, "base")
+    written = evaluation.samples(study, "base")
     base, other = (models.load_model(study, name) for name in ("base", "teacher"))
-    own = evaluation._summed_divergence(base, base, written)
+    own = evaluation.summed_divergence(base, base, written)
     np.testing.assert_allclose(own, 0, atol=1e-6, err_msg="KL(p || p) = 0")
-    assert (evaluation._summed_divergence(base, other, written) > 0).all(), "different models differ (Gibbs' inequality)"
+    assert (evaluation.summed_divergence(base, other, written) > 0).all(), "different models differ (Gibbs' inequality)"
 
 
 def test_divergence_at_one_position_is_that_of_the_two_distributions(study):
-    written = evaluation._sampled(study, "base").head(1).copy()
+    written = evaluation.samples(study, "base").head(1).copy()
     written["completion_ids"] = [written.completion_ids.iloc[0][:1]]
     base, other = (models.load_model(study, name) for name in ("base", "teacher"))
     with torch.inference_mode():
         p, q = (torch.softmax(model(torch.tensor(written.prompt_ids.iloc[0])[None]).logits[0, -1].double(), -1) for model in (base, other))
     expected = float((p * (p / q).log()).sum())
-    assert evaluation._summed_divergence(base, other, written)[0] == pytest.approx(expected, rel=1e-4), "sum_v p log (p / q)"
+    assert evaluation.summed_divergence(base, other, written)[0] == pytest.approx(expected, rel=1e-4), "sum_v p log (p / q)"
 
 
 def test_the_base_is_sampled_once_for_all_runs(study, monkeypatch):

@@ -53,13 +53,16 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-def after(run):
-    """Steps behind a run: its training, its evaluation, the paths that end at it, and the notebooks that read any of these."""
-    reading = {"sft": ["03_sft", "04_rft"], "rft": ["04_rft"], "dft": ["05_dft"], "rift": ["06_rift"],
-               "offline-grpo": ["07_offline_grpo"], "dpo": ["08_dpo"]}[run]
-    starts = {first for first, second in SMOKE.paths if run in (first, second.removeprefix(profiles.SCALED))}
-    return {f"runs/{run}", f"evaluation/{run}", *(paths_from(start) for start in starts),
-            *(f"notebooks/{name}" for name in [*reading, "09_evaluation", *GEOMETRY, "22_verdict", "23_your_adapters"])}
+def importing(module):
+    """Notebooks that import a helper module, directly or through others (`tests/test_store.py` tests how that is found)."""
+    path = store.PACKAGE / f"{module}.py"
+    return {f"notebooks/{name}" for name in NOTEBOOKS if path in store.imported_modules(store.ROOT / "notebooks" / f"{name}.py")}
+
+
+def reading(*needs):
+    """Notebooks that read an artefact of one of these kinds, and those that read their tables."""
+    found = {name for name in NOTEBOOKS if set(needs) & set(pipeline.READS[name])}
+    return {f"notebooks/{name}" for name in NOTEBOOKS if name in found or found & set(pipeline.READS[name])}
 
 
 def paths_from(start):
@@ -67,26 +70,25 @@ def paths_from(start):
     return pipeline.path_files(SMOKE, start)[0].removesuffix(".parquet")
 
 
-GEOMETRY = ["10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations"]
-ALL_NOTEBOOKS = {f"notebooks/{name}" for name in NOTEBOOKS}
-FACTORS_ONLY = {"notebooks/10_norms", "notebooks/11_angles", "notebooks/12_decomposition"}
 EVALUATIONS = {f"evaluation/{name}" for name in ("base", "strong-base", "teacher", *RUNS)}
 PATHS = {paths_from(run) for run in RUNS}
-EVERYTHING = {*ALL_NOTEBOOKS, *EVALUATIONS, *PATHS, "held-out/teacher", *(f"runs/{run}" for run in RUNS)}
+CONTROLS = {f"runs/{group.runs[0]}" for group in SMOKE.controls.values()}
+EVERYTHING = {*(f"notebooks/{name}" for name in NOTEBOOKS), *EVALUATIONS, *PATHS, *CONTROLS, "held-out/teacher", *(f"runs/{run}" for run in RUNS)}
+TO_RIFT = {paths_from(first) for first, second in SMOKE.paths if "rift" in (first, second.removeprefix(profiles.SCALED))}
 EDITS = {
     "nothing": (None, None, None, set()),
     "one notebook": ("notebooks/05_dft.py", "# ## Summary", "# ## Summary of this page", {"notebooks/05_dft"}),
-    "figures": ("src/helpers/figures.py", "_WIDTH = 7.0", "_WIDTH = 7.5", ALL_NOTEBOOKS),
-    "geometry": ("src/helpers/geometry.py", "np.diag(gram)", "np.diagonal(gram)",
-                 FACTORS_ONLY | {"notebooks/09_evaluation", "notebooks/22_verdict", "notebooks/23_your_adapters"}),
-    "statistics": ("src/helpers/statistics.py", "draws=2000", "draws=2001",
-                   ALL_NOTEBOOKS - FACTORS_ONLY - {"notebooks/02_rollouts", "notebooks/23_your_adapters"}),
+    "figures": ("src/helpers/figures.py", "_WIDTH = 7.0", "_WIDTH = 7.5", {f"notebooks/{name}" for name in NOTEBOOKS}),
+    "geometry": ("src/helpers/geometry.py", "np.diag(gram)", "np.diagonal(gram)", importing("geometry")),
+    "statistics": ("src/helpers/statistics.py", "draws=2000", "draws=2001", importing("statistics")),
     "evaluation": ("src/helpers/evaluation.py", "batch_size=64", "batch_size=32",
-                   EVALUATIONS | PATHS | {"held-out/teacher"} | ALL_NOTEBOOKS - FACTORS_ONLY - {"notebooks/02_rollouts"}),
-    "connectivity": ("src/helpers/connectivity.py", "draws=2000", "draws=2001",
-                     PATHS | {"notebooks/13_connectivity", "notebooks/22_verdict", "notebooks/23_your_adapters"}),
+                   EVALUATIONS | PATHS | CONTROLS | {"held-out/teacher"} | importing("evaluation")
+                   | reading("main", "models", "paths", "held-out", *SMOKE.controls)),
+    "connectivity": ("src/helpers/connectivity.py", "draws=2000", "draws=2001", PATHS | importing("connectivity") | reading("paths")),
     "objectives": ("src/helpers/objectives.py", "bias=0.1", "bias=0.2", EVERYTHING - {"notebooks/02_rollouts"}),
-    "one run's spec": ("src/helpers/profiles/smoke.yaml", "rift: {objective: rift}", "rift: {objective: rift, steps: 4}", after("rift")),
+    "one run's spec": ("src/helpers/profiles/smoke.yaml", "rift: {objective: rift, snapshots", "rift: {objective: rift, steps: 4, snapshots",
+                       {"runs/rift", "evaluation/rift"} | TO_RIFT | reading("main", "adapters", "paths", "rift")),
+    "one control's spec": ("src/helpers/profiles/smoke.yaml", "rft-chosen: {", "rft-chosen: {steps: 4, ", {"runs/dpo-matched"} | reading("matched")),
 }
 
 

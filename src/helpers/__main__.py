@@ -10,15 +10,22 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what, takes in (("pretrain", "make a profile's own models from random weights", "model"),
-                              ("rollouts", "sample and reward the table of rollouts", None),
-                              ("train", "train one named run", "run"), ("evaluate", "evaluate a named run, or a model by its name", "run"),
+                              ("rollouts", "sample and reward the table of rollouts", "writer"),
+                              ("train", "train one named run", "run"),
+                              ("evaluate", "evaluate a named run, or a model by its name", "run"),
+                              ("controls", "train the runs of a group of controls and let them answer the test problems", "group"),
                               ("connect", "measure loss and answers on the paths that start at a run", "run"),
                               ("held-out", "write the teacher's rollouts to validation problems", None),
+                              ("ship", "copy the finished controls into results/prerun", None),
                               ("sweep", "train SFT at each learning rate of the profile and record its validation accuracy", None)):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("profile", help="name of a profile, for example tiny")
         if takes == "run":
             command.add_argument("run", help="name of a run (or, to evaluate, of a model) in the profile")
+        elif takes == "group":
+            command.add_argument("group", help="name of a group of controls in the profile")
+        elif takes == "writer":
+            command.add_argument("writer", nargs="?", default="teacher", choices=("teacher", "base"), help="who writes; the teacher by default")
         elif takes == "model":
             command.add_argument("models", nargs="*", help="which of its models; all by default")
     compare = commands.add_parser("compare", help="compare LoRA adapters of your own", description="Compare PEFT LoRA adapters of one base model: "
@@ -51,7 +58,7 @@ def _pretrain(chosen):
 def _rollouts(chosen):
     from helpers import profiles, rollouts
 
-    print(rollouts.make_table(profiles.load(chosen.profile)))
+    print(rollouts.make_table(profiles.load(chosen.profile), chosen.writer))
 
 
 def _train(chosen):
@@ -59,6 +66,20 @@ def _train(chosen):
 
     profile = profiles.load(chosen.profile)
     print(training.train(profile, profiles.run(profile, chosen.run)))
+
+
+def _controls(chosen):
+    from helpers import evaluation, profiles, training
+
+    profile = profiles.load(chosen.profile)
+    if chosen.group not in profile.controls:
+        raise ValueError(f"unknown group {chosen.group!r} in profile {profile.name!r}: choose one of {', '.join(profile.controls)}")
+    group = profile.controls[chosen.group]
+    for name in group.runs:
+        print(training.train(profile, profile.runs[name]), flush=True)
+        if group.answers:
+            evaluation.evaluate(profile, profile.runs[name])
+            evaluation.divergence(profile, profile.runs[name])
 
 
 def _evaluate(chosen):
@@ -95,14 +116,20 @@ def _held_out(chosen):
     print(f"{len(evaluation.teacher_rollouts(profiles.load(chosen.profile)))} rollouts")
 
 
+def _ship(chosen):
+    from helpers import pipeline, profiles
+
+    print(pipeline.ship(profiles.load(chosen.profile)))
+
+
 def _sweep(chosen):
     from helpers import evaluation, profiles
 
     print(evaluation.sweep(profiles.load(chosen.profile)))
 
 
-_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "evaluate": _evaluate, "compare": _compare, "connect": _connect,
-             "held-out": _held_out, "sweep": _sweep}
+_COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "controls": _controls, "evaluate": _evaluate, "compare": _compare,
+             "connect": _connect, "held-out": _held_out, "ship": _ship, "sweep": _sweep}
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 from helpers import models, problems, rollouts, store, training
 
 SPLITS = ("test", "hard")
+CONTROL_PROBLEMS = 600  # the first ones of the test split, for every control; all 1319 would cost as much as training it
+RECIPE = 1  # raised whenever the numbers of evaluation change, as `training.RECIPE`
 
 
 def load_model_of(profile, run):
@@ -21,16 +23,17 @@ def load_model_of(profile, run):
     return models.load_adapted(profile, run, adapter).merge_and_unload()
 
 
-def _fingerprint(profile, run, part):
-    made = models.model_digest(profile.name, run) if isinstance(run, str) else training.fingerprint(profile, run)
-    return store.digest({"model": made, "part": part, "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
-                         "code": store.code_digest("evaluation")})
+def stored(profile, run, folder, compute, settings=None):
+    """What `compute()` finds about a run (or a model by name), stored as `<folder>/<run>.parquet`, or shipped, while it fits.
 
-
-def _stored(profile, run, folder, part, compute):
+    settings: what it depends on besides the run, the profile's evaluation and its problems.
+    """
     name = run if isinstance(run, str) else run.name
+    made = models.model_digest(profile.name, run) if isinstance(run, str) else training.identity(profile, run)
+    identity = store.digest({"model": made, "part": folder, "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
+                             "settings": settings, "recipe": RECIPE})
     is_ours = isinstance(run, str) or profile.runs.get(run.name) == run
-    return store.frame(store.results(profile.name) / folder, name, _fingerprint(profile, run, part), compute, is_ours)
+    return store.record(profile.name, folder, name, identity, store.code_digest("evaluation"), compute, is_ours)
 
 
 def answer(profile, model, chosen, temperature=0.0, seed=0, name="", opening=""):
@@ -59,13 +62,15 @@ def answer(profile, model, chosen, temperature=0.0, seed=0, name="", opening="")
 
 
 def evaluate(profile, run):
-    """Greedy records of a run (or of a model by name) on the test and hard problems, stored as evaluation/<run>.parquet."""
+    """Greedy records of a run (or of a model by name) on the test and hard problems, of a control on the first `CONTROL_PROBLEMS` test problems; stored."""
+    is_control = not isinstance(run, str) and run.name not in profile.main_runs
+
     def compute():
         sets = problems.problem_sets(profile.problems)
-        chosen = [problem for split in SPLITS for problem in sets[split]]
+        chosen = sets["test"][:CONTROL_PROBLEMS] if is_control else [problem for split in SPLITS for problem in sets[split]]
         name = run if isinstance(run, str) else run.name
         return answer(profile, load_model_of(profile, run), chosen, name=name).drop(columns=["prompt_ids", "completion_ids"])
-    return _stored(profile, run, "evaluation", "greedy", compute)
+    return stored(profile, run, "evaluation", compute)
 
 
 def records(profile, runs):
@@ -93,7 +98,7 @@ def teacher_rollouts(profile):
         else:
             written = answer(profile, models.load_model(profile, "teacher"), chosen, temperature=1.0, seed=2, name="teacher")
         return written.assign(answer=[problem.answer for problem in chosen])[["problem_id", "answer", "correct", "tokens", "prompt_ids", "completion_ids"]]
-    return _stored(profile, "teacher", "held-out", "held-out", compute)
+    return stored(profile, "teacher", "held-out", compute)
 
 
 def held_out(profile, n):
@@ -113,11 +118,11 @@ def validation(profile, run):
         solved = answer(profile, model, problems.problem_sets(profile.problems)["validation"]).correct
         nats = [-float(values.sum()) for values in scored]
         return pd.DataFrame({"problem_id": written.problem_id, "correct": solved, "nats": nats, "tokens": written.tokens})
-    return _stored(profile, run, "validation", "validation", compute)
+    return stored(profile, run, "validation", compute)
 
 
 @torch.inference_mode()
-def _summed_divergence(sampler, other, records, batch_size=64):
+def summed_divergence(sampler, other, records, batch_size=64):
     """Per completion, sum over its tokens of KL(sampler || other) of the next-token distributions, in nats."""
     found = np.zeros(len(records))
     order = np.argsort([len(p) + len(c) for p, c in zip(records.prompt_ids, records.completion_ids, strict=True)])
@@ -130,12 +135,12 @@ def _summed_divergence(sampler, other, records, batch_size=64):
     return found
 
 
-def _sampled(profile, name):
+def samples(profile, name):
     """One sampled answer of a model to each validation problem of the divergence, stored: the same for every run that starts from it."""
     def compute():
         chosen = problems.problem_sets(profile.problems)["validation"][:profile.evaluation.kl_problems]
         return answer(profile, models.load_model(profile, name), chosen, temperature=1.0, seed=1, name=name)
-    return _stored(profile, name, "samples", "samples", compute)
+    return stored(profile, name, "samples", compute)
 
 
 def divergence(profile, run):
@@ -149,11 +154,11 @@ def divergence(profile, run):
         base, policy = models.load_model(profile, run.base), load_model_of(profile, run)
         own = answer(profile, policy, chosen, temperature=1.0, seed=1, name=f"KL of {run.name}")
         parts = []
-        for direction, sampler, other, records in (("forward", base, policy, _sampled(profile, run.base)), ("reverse", policy, base, own)):
+        for direction, sampler, other, records in (("forward", base, policy, samples(profile, run.base)), ("reverse", policy, base, own)):
             parts.append(pd.DataFrame({"direction": direction, "problem_id": records.problem_id, "tokens": records.tokens,
-                                       "nats": _summed_divergence(sampler, other, records)}))
+                                       "nats": summed_divergence(sampler, other, records)}))
         return pd.concat(parts)
-    return _stored(profile, run, "divergence", "divergence", compute)
+    return stored(profile, run, "divergence", compute)
 
 
 def effect(profile, run, prompts=100):

@@ -75,12 +75,23 @@ def prompt_ids(tokenizer, question, instruction=""):
     return tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False)
 
 
-def attach_adapter(model, profile, init_seed):
-    """`model` with a fresh LoRA adapter: B = 0, A drawn by PEFT from `init_seed` alone, so that equal seeds share A exactly."""
+def attach_adapter(model, profile, init_seed, zero="B"):
+    """`model` with a fresh LoRA adapter: B = 0, A drawn by PEFT from `init_seed` alone, so that equal seeds share A exactly.
+
+    `zero="A"` is the mirror image: A = 0, and B' drawn as PEFT would draw an A of its shape.
+    """
     config = LoraConfig(r=profile.lora.rank, lora_alpha=profile.lora.alpha, lora_dropout=0.0, target_modules=list(profile.lora.modules), task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(init_seed)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+        if zero == "A":
+            with torch.no_grad():
+                for name, factor in adapted.named_parameters():
+                    if "lora_A" in name:
+                        factor.zero_()
+                    elif "lora_B" in name:
+                        factor.copy_(torch.nn.init.kaiming_uniform_(torch.empty_like(factor.T), a=5 ** 0.5).T)
+        return adapted
 
 
 def load_adapted(profile, run, folder):

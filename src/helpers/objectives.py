@@ -53,6 +53,11 @@ def _mean(per_token, rows, aggregation):
     return sums.sum(), torch.tensor(float(len(sums)))
 
 
+def _total(loss):
+    """Sum and weight of losses of completions or pairs."""
+    return loss.sum(), torch.tensor(float(len(loss)))
+
+
 def sft(logp, rows, aggregation="token"):
     """Negative log-likelihood, -logp_t; also RFT's loss, whose rows are the correct ones (2308.01825)."""
     return _mean(-logp, rows, aggregation)
@@ -77,13 +82,17 @@ def rift(logp, rows, negative_reward=-0.2, level="token"):
     total = (logp * rows.mask).sum(1)
     if level == "length-normalised":
         total = total / rows.mask.sum(1)
-    loss = torch.where(positive, -total, abs(negative_reward) * total.exp())
-    return loss.sum(), torch.tensor(float(len(loss)))
+    return _total(torch.where(positive, -total, abs(negative_reward) * total.exp()))
 
 
 def rift_as_printed(logp, rows, penalty, aggregation="token"):
     """(1 - r lambda)(-logp_t) as 2606.23740 prints it: with lambda > 0 correct rollouts weigh less."""
     return _mean((1 - rows.reward * penalty)[:, None] * -logp, rows, aggregation)
+
+
+def rift_naive(logp, rows, negative_reward=-0.2, aggregation="token"):
+    """-r logp_t for every rollout: what RIFT's bounded branch replaces, unbounded below for r < 0 (2601.09253)."""
+    return _mean(-torch.where(rows.reward > 0, 1.0, negative_reward)[:, None] * logp, rows, aggregation)
 
 
 def offline_grpo(logp, rows, bias=0.1, aggregation="token"):
@@ -107,15 +116,47 @@ def topr(logp, rows):
     """Tapered off-policy REINFORCE (2503.14286): wrong completions weigh clip(pi/mu, 0, 1), correct ones 1."""
     total, behaviour = (logp * rows.mask).sum(1), (rows.behaviour * rows.mask).sum(1)
     taper = (total - behaviour).exp().clamp(0, 1).detach()
-    loss = torch.where(rows.reward > 0, -total, taper * total)
-    return loss.sum(), torch.tensor(float(len(loss)))
+    return _total(torch.where(rows.reward > 0, -total, taper * total))
+
+
+def _gain(logp, rows):
+    """S - S0 of each completion, S = sum of logp_t."""
+    return ((logp - rows.reference) * rows.mask).sum(1)
+
+
+def _margin(scores):
+    """Chosen minus rejected, one entry a pair."""
+    return scores[0::2] - scores[1::2]
 
 
 def dpo(logp, rows, beta=0.1):
     """-log sigmoid(beta [(S_w - S0_w) - (S_l - S0_l)]), S = sum of logp_t; mean over pairs (2305.18290, eq. 7)."""
-    gain = ((logp - rows.reference) * rows.mask).sum(1)
-    loss = -logsigmoid(beta * (gain[0::2] - gain[1::2]))
-    return loss.sum(), torch.tensor(float(len(loss)))
+    return _total(-logsigmoid(beta * _margin(_gain(logp, rows))))
+
+
+def dpo_length_normalised(logp, rows, beta=5.0):
+    """DPO with S and S0 divided by the completion's length; beta as in Tulu 3 (2411.15124, eq. 6)."""
+    return _total(-logsigmoid(beta * _margin(_gain(logp, rows) / rows.mask.sum(1))))
+
+
+def ipo(logp, rows, beta=0.1):
+    """([(S_w - S0_w) - (S_l - S0_l)] - 1/(2 beta))^2, a margin that is reached and not exceeded (2310.12036, eq. 17)."""
+    return _total((_margin(_gain(logp, rows)) - 1 / (2 * beta)) ** 2)
+
+
+def simpo(logp, rows, beta=2.0, margin=1.0):
+    """-log sigmoid(beta (mean logp_w - mean logp_l) - margin): no reference, lengths divided out (2405.14734, eq. 6)."""
+    return _total(-logsigmoid(beta * _margin((logp * rows.mask).sum(1) / rows.mask.sum(1)) - margin))
+
+
+def kto(logp, rows, beta=0.1):
+    """1 - sigmoid(+-beta (S - S0 - z)), + for correct and - for wrong completions, z >= 0 a baseline without gradient (2402.01306, eq. 8).
+
+    The paper estimates z from completions of other prompts; here it is the mean of S - S0 over the batch, where it is positive.
+    """
+    gain = _gain(logp, rows)
+    signs = torch.where(rows.reward > 0, 1.0, -1.0)
+    return _total(1 - torch.sigmoid(signs * beta * (gain - gain.mean().clamp(min=0).detach())))
 
 
 @dataclass(frozen=True)
@@ -132,19 +173,27 @@ OBJECTIVES = {
     "rft": Objective(sft, "correct", "2308.01825"),
     "dft": Objective(dft, "all", "2508.05629"),
     "rift": Objective(rift, "all", "2601.09253"),
+    "rift-naive": Objective(rift_naive, "all", "2601.09253"),
     "rift-paper": Objective(rift_as_printed, "all", "2606.23740"),
     "offline-grpo": Objective(offline_grpo, "all", "2606.23740"),
     "offline-grpo-clipped": Objective(offline_grpo_clipped, "all", "2402.03300"),
     "offline-grpo-probability": Objective(offline_grpo_probability, "all", "effective_llm_alignment"),
     "topr": Objective(topr, "all", "2503.14286"),
     "dpo": Objective(dpo, "pairs", "2305.18290"),
+    "dpo-length-normalised": Objective(dpo_length_normalised, "pairs", "2411.15124"),
+    "ipo": Objective(ipo, "pairs", "2310.12036"),
+    "simpo": Objective(simpo, "pairs", "2405.14734"),
+    "kto": Objective(kto, "pairs", "2402.01306"),
 }
+
+
+ONLINE = {"grpo": "2402.03300", "dapo": "2503.14476"}  # trained on the policy's own rollouts (`online`): their losses are TRL's
 
 
 def objective(name):
     """The objective called `name`; raises ValueError naming the ones that exist."""
     if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
+        raise ValueError(f"unknown objective {name!r}: choose one of {', '.join([*OBJECTIVES, *ONLINE])}")
     return OBJECTIVES[name]
 
 

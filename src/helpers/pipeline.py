@@ -4,6 +4,7 @@ Outside the flow of data: it knows which artefacts each notebook reads, and no a
 """
 
 import json
+import shutil
 import sys
 
 from helpers import profiles, store
@@ -11,10 +12,17 @@ from helpers import profiles, store
 HELD_OUT = "held-out/teacher.parquet"
 READS = {
     "01_problems": ("models",), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
-    "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main"), "10_norms": ("adapters",),
-    "11_angles": ("adapters",), "12_decomposition": ("adapters",), "13_connectivity": ("adapters", "paths", "held-out"),
-    "14_representations": ("adapters", "held-out"),
-    "22_verdict": ("09_evaluation", "10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations"),
+    "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main", "seeds"), "10_norms": ("adapters", "seeds"),
+    "11_angles": ("adapters", "10_norms"), "12_decomposition": ("adapters", "10_norms"), "13_connectivity": ("adapters", "paths", "held-out", "seeds"),
+    "14_representations": ("adapters", "held-out", "seeds"),
+    "15_chance": ("adapters", "seeds"),
+    "16_seeds": ("main", "seeds", "grid-sft", "grid-rft", "grid-dpo", "mirrored", "rates", "subset", "held-out"),
+    "17_matched_dpo": ("models", "main", "matched", "rates", "strong", "preference", "paths", "held-out"),
+    "18_gradient_plane": ("adapters",), "19_variants": ("main", "rift-variants", "grpo-variants", "grid-rft"),
+    "20_on_policy": ("main", "own", "online", "grid-sft", "18_gradient_plane"),
+    "21_interventions": ("main", "matched"),
+    "22_verdict": ("09_evaluation", "10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations", "15_chance", "16_seeds",
+                   "17_matched_dpo", "18_gradient_plane", "19_variants", "20_on_policy", "21_interventions"),
     "23_your_adapters": ("adapters", "held-out"),
 }
 
@@ -37,26 +45,37 @@ def spec(study, run):
     return store.digest({"run": study.runs[run].model_dump(), "lora": study.lora.model_dump()})
 
 
+def run_files(study, name, answers):
+    """A run's record and, with `answers`, what was measured of it, where they lie or are to be made, relative to the repository."""
+    folder = store.place(study.name, study.runs[name]).relative_to(store.ROOT)
+    return [f"{folder}/runs/{name}/run.json", *(f"{folder}/{part}/{name}.parquet" for part in ("evaluation", "divergence") if answers)]
+
+
+def group_files(study, group):
+    """All files of a group of controls."""
+    return [file for name in study.controls[group].runs for file in run_files(study, name, study.controls[group].answers)]
+
+
 def artefacts(study, notebook):
-    """Files under the results folder that a notebook reads.
+    """Files that a notebook reads, relative to the repository.
 
     Its needs in `READS` are "models" (evaluated), "main" (the six runs, evaluated), "adapters" (the six runs), "paths" between
-    them, "held-out" texts, one run by its name, or another notebook, for the tables that it writes.
+    them, "held-out" texts, one run or one group of controls by its name, or another notebook, for the tables that it writes.
     """
-    needs = READS[notebook]
-    runs = {name: f"runs/{name}/run.json" for name in study.main_runs}
+    needs, folder = READS[notebook], f"results/{study.name}"
     evaluated = list(study.main_runs) if "main" in needs else [need for need in needs if need in study.runs]
-    found = [runs[name] for name in (study.main_runs if "adapters" in needs else evaluated)]
-    found += [f"{folder}/{name}.parquet" for name in evaluated for folder in ("evaluation", "divergence")]
+    found = [file for name in evaluated for file in run_files(study, name, True)]
+    found += [run_files(study, name, False)[0] for name in study.main_runs if "adapters" in needs]
+    found += [file for group in study.controls if group in needs for file in group_files(study, group)]
     if evaluated or "paths" in needs:
-        found.append("evaluation/base.parquet")
+        found.append(f"{folder}/evaluation/base.parquet")
     if "models" in needs:
-        found += [f"evaluation/{model}.parquet" for model in study.models]
+        found += [f"{folder}/evaluation/{model}.parquet" for model in study.models]
     if "paths" in needs:
-        found += [path for name in study.main_runs for path in path_files(study, name)]
+        found += [f"{folder}/{path}" for name in study.main_runs for path in path_files(study, name)]
     if "held-out" in needs:
-        found.append(HELD_OUT)
-    found += [f"notebooks/{need}.ipynb" for need in needs if need in READS]
+        found.append(f"{folder}/{HELD_OUT}")
+    found += [f"{folder}/notebooks/{need}.ipynb" for need in needs if need in READS]
     return sorted(set(found))
 
 
@@ -75,6 +94,29 @@ def path_inputs(study, run):
     return [HELD_OUT, *sorted(f"runs/{end}/run.json" for end in reached), *sorted(f"evaluation/{end}.parquet" for end in answering)]
 
 
+def ship(study):
+    """Copy the finished controls of a profile, and what was measured of them, from its results to results/prerun; returns that folder."""
+    target = store.shipped(study.name)
+    for group in study.controls.values():
+        for name in group.runs:
+            for part in ("runs", "evaluation", "divergence") if group.answers else ("runs",):
+                entry = f"{part}/{name}" + (".parquet" if part != "runs" else "")
+                _copy(store.results(study.name) / entry, target / entry)
+    for record in sorted((store.results(study.name) / "interventions").glob("*.parquet")):
+        _copy(record, target / "interventions" / record.name)
+    return target
+
+
+def _copy(source, target):
+    if not source.exists():
+        return
+    with store.whole(target) as beside:
+        if source.is_dir():
+            shutil.copytree(source, beside)
+        else:
+            shutil.copy2(source, beside)
+
+
 def prepare_book(profile_name):
     """Lay a profile's executed notebooks into the book, and write the parts of it that come from them: timings and the front page's table."""
     target = store.ROOT / "book" / "notebooks"
@@ -91,14 +133,18 @@ def prepare_book(profile_name):
         (target / executed.name).write_text(json.dumps(notebook))
         duration = notebook["metadata"]["papermill"]["duration"]
         lines.append(f"| [](notebooks/{executed.name}) | {duration:.0f} |")
-    runs = []
-    for record in sorted((store.results(profile_name) / "runs").glob("*/run.json")):
-        content = json.loads(record.read_text())
-        runs.append(f"| {record.parent.name} | {content['minutes']:.1f} | {content['rows']} | {content['passes']:.2f} |")
+    study, runs = profiles.load(profile_name), []
+    for name, run in study.runs.items():
+        folder = store.place(profile_name, run)
+        content = json.loads((folder / "runs" / name / "run.json").read_text())
+        data = f"{content['rows']} | {content['passes']:.2f}" if "rows" in content else "its own | –"
+        trained = content["date"] if folder == store.shipped(profile_name) else "this build"
+        runs.append(f"| {name} | {content['minutes']:.1f} | {data} | {trained} |")
     place = ", ".join(f"{name} {version}" for name, version in store.provenance().items())
     page = ["# Timings", "", f"Profile `{profile_name}`, computed on the machine that built this book ({place}).", "",
-            "| notebook | seconds |", "|---|---|", *lines, "", "Training, each run on one thread unless its spec says otherwise:", "",
-            "| run | minutes | rows | passes over them |", "|---|---|---|---|", *runs, ""]
+            "| notebook | seconds |", "|---|---|", *lines, "", "Training, each run on one thread unless its spec says otherwise. Runs that come with the "
+            "book say when they were trained; `make book CONTROLS=all` trains them again:", "",
+            "| run | minutes | rows | passes over them | trained |", "|---|---|---|---|---|", *runs, ""]
     (store.ROOT / "book" / "timings.md").write_text("\n".join(page))
     (store.ROOT / "book" / "verdict_table.md").write_text(_verdict_lines(store.read_table(profile_name, "verdict")))
 

@@ -163,32 +163,34 @@ _SCHEMA = pa.schema({
 })
 
 
-def table_path(profile):
-    """Where the profile's table lies: shipped under data/, or made under results/."""
-    return store.ROOT / profile.rollouts.table if profile.rollouts.table else store.results(profile.name) / "rollouts.parquet"
+def table_path(profile, writer="teacher"):
+    """Where the table of the rollouts of a writer ("teacher", or "base" for its own) lies: shipped under data/, or made under results/."""
+    shipped, made = {"teacher": (profile.rollouts.table, "rollouts.parquet"), "base": (profile.rollouts.own_table, "own-rollouts.parquet")}[writer]
+    return store.ROOT / shipped if shipped else store.results(profile.name) / made
 
 
-def settings(profile):
+def settings(profile, writer="teacher"):
     """All that determines the table, as written into its metadata."""
-    kept = profile.rollouts.model_dump(exclude={"table", "batch_size"})
+    kept = profile.rollouts.model_dump(exclude={"table", "own_table", "batch_size"})
     return {"profile": profile.name, "rollouts": kept, "problems": profile.problems.model_dump(mode="json"),
-            "models": {name: models.model_digest(profile.name, name) for name in ("teacher", "base")}}
+            "models": {name: models.model_digest(profile.name, name) for name in (writer, "base")}}
 
 
-def sample_rollouts(profile, chosen, batch_size=None):
+def sample_rollouts(profile, chosen, batch_size=None, writer="teacher"):
     """The rows of the table for the given problems, as a DataFrame: K completions each, rewarded, without log-probabilities."""
-    tokenizer = models.load_tokenizer(profile, "teacher")
+    tokenizer = models.load_tokenizer(profile, writer)
     how = profile.rollouts
     prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen for _ in range(how.samples)]
     if how.source == "solutions":
         rng = np.random.default_rng(how.seed)
-        texts = [problems.worked_solution(problem, "wordy", rng, slip_rate=0.15) for problem in chosen for _ in range(how.samples)]
+        manner = {"teacher": "wordy", "base": "terse"}[writer]
+        texts = [problems.worked_solution(problem, manner, rng, slip_rate=0.15) for problem in chosen for _ in range(how.samples)]
         completions = [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
     else:
         position = {problem.problem_id: number for number, problem in enumerate(problems.problem_sets(profile.problems)["train"])}
         indices = [position[problem.problem_id] * how.samples + sample_id for problem in chosen for sample_id in range(how.samples)]
         with tqdm(total=len(prompts), desc="rollouts", unit="completion") as progress:
-            completions = sample(models.load_model(profile, "teacher"), prompts, max_new_tokens=how.max_new_tokens, end_id=tokenizer.eos_token_id,
+            completions = sample(models.load_model(profile, writer), prompts, max_new_tokens=how.max_new_tokens, end_id=tokenizer.eos_token_id,
                                  batch_size=batch_size or how.batch_size, temperature=how.temperature, seed=how.seed, indices=indices, progress=progress)
     rows = []
     for number, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
@@ -201,37 +203,37 @@ def sample_rollouts(profile, chosen, batch_size=None):
     return pd.DataFrame(rows)
 
 
-def make_table(profile):
-    """Sample, reward and score the profile's table and write it whole; returns its path."""
-    table = sample_rollouts(profile, problems.problem_sets(profile.problems)["train"])
-    for column, name in (("logp_behaviour", "teacher"), ("logp_base", "base")):
+def make_table(profile, writer="teacher"):
+    """Sample, reward and score the rollouts of a writer and write them whole; returns the table's path."""
+    table = sample_rollouts(profile, problems.problem_sets(profile.problems)["train"], writer=writer)
+    for column, name in (("logp_behaviour", writer), ("logp_base", "base")):
         table[column] = score(models.load_model(profile, name), list(table.prompt_ids), list(table.completion_ids))
     arrow = pa.Table.from_pandas(table, schema=_SCHEMA, preserve_index=False)
-    metadata = {"settings": json.dumps(settings(profile), sort_keys=True), "versions": json.dumps(store.provenance())}
-    with store.whole(table_path(profile)) as beside:
+    metadata = {"settings": json.dumps(settings(profile, writer), sort_keys=True), "versions": json.dumps(store.provenance())}
+    with store.whole(table_path(profile, writer)) as beside:
         pq.write_table(arrow.replace_schema_metadata(metadata), beside, compression="zstd")
-    return table_path(profile)
+    return table_path(profile, writer)
 
 
-def require_table(profile):
-    """Path of the profile's table; FileNotFoundError says how to make it."""
-    path = table_path(profile)
+def require_table(profile, writer="teacher"):
+    """Path of a writer's table; FileNotFoundError says how to make it."""
+    path = table_path(profile, writer)
     if not path.exists():
-        raise FileNotFoundError(f"no table of rollouts at {path.relative_to(store.ROOT)}: make it with `python -m helpers rollouts {profile.name}`")
+        raise FileNotFoundError(f"no table of rollouts at {path.relative_to(store.ROOT)}: make it with `python -m helpers rollouts {profile.name} {writer}`")
     return path
 
 
-def load_table(profile):
-    """The profile's table as a DataFrame, one row a rollout.
+def load_table(profile, writer="teacher"):
+    """The table of a writer's rollouts as a DataFrame, one row a rollout.
 
     Raises FileNotFoundError when it was not made yet, ValueError when it was made with other settings or models, naming what differs.
     """
-    path = require_table(profile)
-    made_with, wanted = json.loads(pq.read_schema(path).metadata[b"settings"]), json.loads(json.dumps(settings(profile)))
+    path = require_table(profile, writer)
+    made_with, wanted = json.loads(pq.read_schema(path).metadata[b"settings"]), json.loads(json.dumps(settings(profile, writer)))
     for part, value in wanted.items():
         if made_with[part] != value:
             raise ValueError(f"{path.relative_to(store.ROOT)} was made with other {part}: {made_with[part]}, the profile says {value}; "
-                             f"make it again with `python -m helpers rollouts {profile.name}`")
+                             f"make it again with `python -m helpers rollouts {profile.name} {writer}`")
     return pd.read_parquet(path)
 
 
@@ -256,10 +258,13 @@ def select(table, rows):
 
     `rows`: "all"; "correct"; "correct-one" = the first correct one; "correct-distinct" = one a list of equations (2308.01825;
     of those with equal equations the one with the largest summed edit distance to those kept); "pairs" = first correct and
-    first wrong one of each mixed group, as [chosen, rejected].
+    first wrong one of each mixed group, as [chosen, rejected]; "chosen" = the correct ones of those; "random" = as many as there are
+    correct ones, drawn from all without looking at rewards ("random-2": another draw).
     """
+    if rows in ("random", "random-2"):
+        return _random(table, int(rows == "random-2"))
     if rows not in _SELECTIONS:
-        raise ValueError(f"unknown choice of rows {rows!r}: choose one of {', '.join(_SELECTIONS)}")
+        raise ValueError(f"unknown choice of rows {rows!r}: choose one of {', '.join([*_SELECTIONS, 'random', 'random-2'])}")
     taken = {}
     numbered = table.assign(number=np.arange(len(table)))
     for problem_id, group in numbered.groupby("problem_id", sort=False):
@@ -268,6 +273,12 @@ def select(table, rows):
     if not taken:
         raise ValueError(f"the table of rollouts has no rows of the kind {rows!r}: sample more prompts or completions")
     return taken
+
+
+def _random(table, seed):
+    drawn = set(np.random.default_rng(seed).permutation(len(table))[:int((table.reward > 0).sum())].tolist())
+    taken = {problem_id: [number for number in numbers if number in drawn] for problem_id, numbers in select(table, "all").items()}
+    return {problem_id: numbers for problem_id, numbers in taken.items() if numbers}
 
 
 def _correct(group):
@@ -302,4 +313,4 @@ def _edit_distance(a, b):
 
 
 _SELECTIONS = {"all": lambda group: list(group.number), "correct": _correct, "correct-one": lambda group: _correct(group)[:1],
-               "correct-distinct": _distinct, "pairs": _pair}
+               "correct-distinct": _distinct, "pairs": _pair, "chosen": lambda group: _pair(group)[:1]}

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parent
 _VALUELESS = ("store", "profiles")  # where values lie and how settings are read; the settings themselves are hashed with each artefact
-_LIBRARIES = ("torch", "transformers", "peft", "numpy", "math-verify")
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "numpy", "math-verify")
 
 
 def results(profile_name):
@@ -32,6 +32,35 @@ def results(profile_name):
     folder = ROOT / "results" / profile_name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def shipped(profile_name):
+    """Folder of the long runs that come with the repository, in the formats of `results`; it may not exist.
+
+    With CONTROLS=all in the environment it is one that never exists, so that everything is made again.
+    """
+    return ROOT / "results" / ("prerun" if os.environ.get("CONTROLS") != "all" else "none") / profile_name
+
+
+def place(profile_name, run):
+    """Folder under which a run (its spec) and what was measured of it is found or is to be made: the shipped one if it has a run of this spec."""
+    try:
+        is_shipped = json.loads((shipped(profile_name) / "runs" / run.name / "run.json").read_text())["spec"] == run.model_dump(mode="json")
+    except (OSError, ValueError, KeyError):
+        is_shipped = False
+    return shipped(profile_name) if is_shipped else results(profile_name)
+
+
+def origin(profile_name, runs):
+    """A sentence for the page: how many of these runs (specs) were trained by this build, and when and with what the others were."""
+    folders = {run.name: place(profile_name, run) for run in runs}
+    records = [json.loads((folder / "runs" / name / "run.json").read_text()) for name, folder in folders.items() if folder == shipped(profile_name)]
+    if not records:
+        return f"All {len(runs)} runs of this page were trained by this build."
+    dates = sorted({record["date"] for record in records})
+    places = sorted({f"torch {record['place']['torch']}, {record['place']['processor']}" for record in records})
+    return (f"Of the {len(runs)} runs of this page, {len(runs) - len(records)} were trained by this build; {len(records)} come with the book, trained on "
+            f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))} ({'; '.join(places)}). All geometry and all statistics are computed here.")
 
 
 # --- whole files ---------------------------------------------------------------------------------------------------
@@ -182,10 +211,19 @@ def _aside(folder, name, fingerprint):
 
 
 def _fingerprint_of(path):
+    return _mark(path, "fingerprint")
+
+
+def identity_of(path):
+    """What a stored entry says that determines it, its recipe's number in place of the code; None if nothing readable lies there."""
+    return _mark(path, "identity")
+
+
+def _mark(path, kind):
     try:
         if path.suffix == ".parquet":
-            return pq.read_schema(path).metadata[b"fingerprint"].decode()
-        return json.loads((path / "run.json").read_text())["fingerprint"]
+            return pq.read_schema(path).metadata[kind.encode()].decode()
+        return json.loads((path / "run.json").read_text())[kind]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -200,6 +238,18 @@ def frame(folder, name, fingerprint, compute, is_ours=True):
     path = entry(folder, f"{name}.parquet", fingerprint, is_ours)
     if not is_finished(path, fingerprint):
         write_frame(path, compute(), {"fingerprint": fingerprint})
+    return pd.read_parquet(path)
+
+
+def record(profile_name, folder, name, identity, code, compute, is_ours=True):
+    """`frame` under the profile's results, or the shipped record of the same identity; a record's fingerprint is its identity and its code."""
+    fingerprint = digest({"identity": identity, "code": code})
+    path = entry(results(profile_name) / folder, f"{name}.parquet", fingerprint, is_ours)
+    shipped_path = shipped(profile_name) / folder / f"{name}.parquet"
+    if not is_finished(path, fingerprint):
+        if identity_of(shipped_path) == identity:
+            return pd.read_parquet(shipped_path)
+        write_frame(path, compute(), {"fingerprint": fingerprint, "identity": identity})
     return pd.read_parquet(path)
 
 

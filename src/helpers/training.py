@@ -5,6 +5,7 @@ Comes after `objectives`, before `evaluation`. Reads the table of rollouts, writ
 """
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -17,6 +18,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from helpers import models, objectives, rollouts, store
 
 CHECKPOINTS_A_RUN = 3
+_HISTORY = ("step", "loss", "grad_norm", "learning_rate", "reward")  # the mean reward of a step exists online only
+RECIPE = 1  # raised whenever training's numbers change: a run under results/prerun is served only while its recipe is today's
 
 
 # --- data ----------------------------------------------------------------------------------------------------------
@@ -106,6 +109,17 @@ class ObjectiveTrainer(Trainer):
         return loss / num_items_in_batch * self.accelerator.num_processes
 
 
+class _Snapshots(TrainerCallback):
+    """Keeps the adapter as it is after the given steps."""
+
+    def __init__(self, folder, steps):
+        self.folder, self.steps = folder, steps
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step in self.steps:
+            model.save_pretrained(self.folder / f"step-{state.global_step}")
+
+
 class _Recorder(TrainerCallback):
     """Keeps one line a step, stops at a loss that is not a number, and draws the progress bar."""
 
@@ -131,10 +145,15 @@ class _Recorder(TrainerCallback):
 
 # --- runs ----------------------------------------------------------------------------------------------------------
 
-def fingerprint(profile, run):
-    """Hash of all that determines a run's adapter: spec, adapter settings, base model, table of rollouts, code, libraries."""
+def identity(profile, run):
+    """Hash of all that determines a run's adapter, with the recipe's number in place of the code: spec, adapter settings, base model, table."""
     return store.digest({"run": run.model_dump(exclude={"name"}), "lora": profile.lora.model_dump(), "base": models.model_digest(profile.name, run.base),
-                         "table": store.file_digest(rollouts.table_path(profile)), "code": store.code_digest("training")})
+                         "table": store.file_digest(rollouts.table_path(profile, run.writer)), "recipe": RECIPE})
+
+
+def fingerprint(profile, run):
+    """Hash of all that determines a run's adapter: its `identity`, the code and the libraries."""
+    return store.digest({"identity": identity(profile, run), "code": store.code_digest("training")})
 
 
 def run_folder(profile, run):
@@ -142,51 +161,75 @@ def run_folder(profile, run):
     return store.entry(store.results(profile.name) / "runs", run.name, fingerprint(profile, run), is_ours=profile.runs.get(run.name) == run)
 
 
-def train(profile, run):
-    """Folder of the finished run, with `adapter/`, `history.parquet` and `run.json`.
+def train(profile, run, takes_shipped=True):
+    """Folder of the finished run, with `adapter/`, `history.parquet`, `run.json`, and `snapshots/step-N/` where the run keeps some.
 
-    Returns at once when the store holds a run of the same spec, data and code; goes on from the last checkpoint of an
-    interrupted one; trains otherwise.
+    Returns at once when the store holds a run of the same spec, data and code, or results/prerun one of the same spec, data and
+    recipe; goes on from the last checkpoint of an interrupted one; trains otherwise. `takes_shipped=False` leaves results/prerun alone.
     """
-    objective = objectives.objective(run.objective)
-    objectives.check_options(run.objective, run.options)
-    rollouts.require_table(profile)
+    if run.objective not in objectives.ONLINE:
+        objectives.check_options(run.objective, run.options)
+        rollouts.require_table(profile, run.writer)
     folder, mark = run_folder(profile, run), fingerprint(profile, run)
     if store.is_finished(folder, mark):
         _check_adapter(folder)
         return folder
-    table = rollouts.with_group_columns(rollouts.load_table(profile))
-    taken = rollouts.select(table, run.rows or objective.rows)
-    rows_a_unit = 2 if objective.rows == "pairs" else 1
-    order = row_order(taken, list(table.problem_id.unique()), run.seed, run.steps * run.batch_size * rows_a_unit)
+    shipped = store.shipped(profile.name) / "runs" / run.name
+    if takes_shipped and store.identity_of(shipped) == identity(profile, run):
+        _check_adapter(shipped)
+        return shipped
     torch.set_num_threads(run.threads)
-    set_seed(run.seed)
-    model = models.attach_adapter(models.load_model(profile, run.base), profile, run.init_seed)
     work = store.results(profile.name) / "checkpoints" / mark
-    arguments = TrainingArguments(
-        output_dir=work, max_steps=run.steps, per_device_train_batch_size=run.batch_size // run.accumulation, gradient_accumulation_steps=run.accumulation,
-        learning_rate=run.learning_rate, lr_scheduler_type="cosine", warmup_steps=run.warmup, weight_decay=run.weight_decay, max_grad_norm=run.clip,
-        seed=run.seed, logging_steps=1, logging_nan_inf_filter=False, save_steps=max(1, run.steps // CHECKPOINTS_A_RUN), save_total_limit=1,
-        remove_unused_columns=False,
-        disable_tqdm=True, report_to=[], use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
-    trainer = ObjectiveTrainer(
-        model=model, args=arguments, train_dataset=RunRows(order, rows_a_unit), callbacks=[_Recorder(run.name, run.steps)],
-        data_collator=lambda items: collate(table, [number for item in items for number in item]),
-        loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
-    trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
+    trainer, about = _trainer(profile, run, work)
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     history = pd.DataFrame([line for line in trainer.state.log_history if "loss" in line])
     with store.whole(folder) as beside:
-        model.save_pretrained(beside / "adapter")
-        history[["step", "loss", "grad_norm", "learning_rate"]].to_parquet(beside / "history.parquet")
+        trainer.model.save_pretrained(beside / "adapter")
+        if (work / "snapshots").exists():
+            shutil.copytree(work / "snapshots", beside / "snapshots")
+        history[[column for column in _HISTORY if column in history]].to_parquet(beside / "history.parquet")
         (beside / "run.json").write_text(store.as_json({
-            "fingerprint": mark, "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"), "spec": run.model_dump(),
-            "rows": len({number for numbers in taken.values() for number in numbers}),
-            "passes": run.steps * run.batch_size * rows_a_unit / sum(map(len, taken.values())), "minutes": round((time.monotonic() - started) / 60, 2),
-            "table": store.file_digest(rollouts.table_path(profile)), "base": models.model_digest(profile.name, run.base), "place": store.provenance()}))
+            "fingerprint": mark, "identity": identity(profile, run), "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"),
+            "spec": run.model_dump(), **about, "minutes": round((time.monotonic() - started) / 60, 2), "date": time.strftime("%Y-%m-%d"),
+            "table": store.file_digest(rollouts.table_path(profile, run.writer)), "base": models.model_digest(profile.name, run.base),
+            "place": store.provenance()}))
     store.remove(work)
     return folder
+
+
+def _trainer(profile, run, work):
+    """The trainer of a run, ready to start, and what its record says of its rows."""
+    settings = {
+        "output_dir": work, "max_steps": run.steps, "per_device_train_batch_size": run.batch_size // run.accumulation,
+        "gradient_accumulation_steps": run.accumulation, "learning_rate": run.learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": run.warmup,
+        "weight_decay": run.weight_decay, "max_grad_norm": run.clip, "seed": run.seed, "logging_steps": 1, "logging_nan_inf_filter": False,
+        "save_steps": max(1, run.steps // CHECKPOINTS_A_RUN), "save_total_limit": 1, "remove_unused_columns": False, "disable_tqdm": True, "report_to": [],
+        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": False}
+    callbacks = [_Recorder(run.name, run.steps), _Snapshots(work / "snapshots", run.snapshots)]
+    set_seed(run.seed)
+    base = models.load_model(profile, run.base)
+    if run.objective in objectives.ONLINE:
+        from helpers import online  # TRL takes seconds to import, and no other run needs it
+
+        model = models.attach_adapter(base, profile, run.init_seed, run.zero)
+        return online.trainer(profile, run, model, settings, callbacks), {}
+    objective = objectives.objective(run.objective)
+    table = rollouts.with_group_columns(rollouts.load_table(profile, run.writer))
+    taken = rollouts.select(table, run.rows or objective.rows)
+    rows_a_unit = 2 if objective.rows == "pairs" else 1
+    order = row_order(taken, list(table.problem_id.unique()), run.seed, run.steps * run.batch_size * rows_a_unit)
+    if objective.rows == "pairs" and run.base != "base":
+        used = sorted(set(order))
+        scored = rollouts.score(base, list(table.prompt_ids.iloc[used]), list(table.completion_ids.iloc[used]))
+        table.loc[table.index[used], "logp_base"] = pd.Series(scored, index=table.index[used])
+    trainer = ObjectiveTrainer(
+        model=models.attach_adapter(base, profile, run.init_seed, run.zero), args=TrainingArguments(**settings), train_dataset=RunRows(order, rows_a_unit),
+        callbacks=callbacks, data_collator=lambda items: collate(table, [number for item in items for number in item]),
+        loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
+    return trainer, {"rows": len({number for numbers in taken.values() for number in numbers}),
+                     "passes": run.steps * run.batch_size * rows_a_unit / sum(map(len, taken.values()))}
 
 
 def _check_adapter(folder):

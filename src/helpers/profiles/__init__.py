@@ -62,6 +62,7 @@ class RolloutSettings(_Settings):
     seed: int
     batch_size: int = Field(ge=1, description="sequences sampled side by side")
     table: str | None = Field(None, description="a shipped table, relative to the repository; none = made under results/")
+    own_table: str | None = Field(None, description="the same for the rollouts that the base writes itself")
 
 
 class LoraSettings(_Settings):
@@ -104,6 +105,7 @@ class Run(_Settings):
     objective: str = Field(description="name in `objectives.OBJECTIVES`")
     options: dict[str, float | str] = Field({}, description="the objective's own parameters")
     base: str = Field("base", description="the model it starts from, by its name in the profile")
+    writer: Literal["teacher", "base"] = Field("teacher", description="the model whose rollouts it trains on")
     rows: str | None = Field(None, description="which rows of the table (`rollouts.select`); none = what the objective asks for")
     learning_rate: float = Field(gt=0, description="peak of the cosine schedule")
     steps: int = Field(ge=1, description="optimiser steps")
@@ -114,6 +116,8 @@ class Run(_Settings):
     clip: float = Field(gt=0, description="largest norm of the gradient")
     seed: int = Field(description="order of the prompts")
     init_seed: int = Field(description="initial A of the adapter")
+    zero: Literal["A", "B"] = Field("B", description="the factor that starts at 0; the other one is drawn")
+    snapshots: tuple[int, ...] = Field((), description="steps after which the adapter is also kept")
     threads: int = Field(1, ge=1, description="CPU threads; part of the spec because sums depend on it")
 
     @model_validator(mode="after")
@@ -121,6 +125,13 @@ class Run(_Settings):
         if self.batch_size % self.accumulation:
             raise ValueError(f"run {self.name!r}: accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
         return self
+
+
+class Controls(_Settings):
+    """A group of runs that answer one question beside the main ones; one step of the pipeline trains them."""
+
+    runs: tuple[str, ...]
+    answers: bool = Field(True, description="whether they answer the test problems, or are compared by their updates only")
 
 
 class Profile(_Settings):
@@ -138,6 +149,7 @@ class Profile(_Settings):
     representations: RepresentationSettings
     learning_rates: tuple[float, ...] = Field(description="rates tried on SFT with validation problems")
     main_runs: tuple[str, ...]
+    controls: dict[str, Controls] = Field({}, description="the other runs, by what they are for")
     runs: dict[str, Run]
 
     @model_validator(mode="after")
@@ -176,7 +188,11 @@ def load(name):
         raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or add {path.name} beside them")
     fields = yaml.safe_load(path.read_text())
     defaults = fields.pop("run_defaults", {})
-    fields["runs"] = {run: {**defaults, **spec, "name": run} for run, spec in fields.get("runs", {}).items()}
+    runs, groups = fields.get("runs", {}), fields.get("controls", {})
+    for group in groups.values():
+        runs |= group["runs"]
+        group["runs"] = list(group["runs"])
+    fields["runs"] = {run: {**defaults, **spec, "name": run} for run, spec in runs.items()}
     try:
         return Profile(name=name, **fields)
     except ValidationError as error:

@@ -1,0 +1,128 @@
+"""Runs that come with the book: served only while spec, data and recipe are today's, and the same when they are trained again."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import evaluation, pipeline, profiles, store, training, updates
+
+TINY = profiles.load("tiny")
+SHIPPED = sorted(path.parent.name for path in (store.ROOT / "results" / "prerun" / "tiny" / "runs").glob("*/run.json"))
+SAMPLE = 3  # how many of them the slow test trains again
+
+
+@pytest.fixture
+def shipped(table, smoke, monkeypatch):
+    """A smoke study whose control `rft-low` comes with it; from here on training and answering are errors."""
+    monkeypatch.delenv("CONTROLS", raising=False)
+    run = smoke.runs["rft-low"]
+    training.train(smoke, run)
+    evaluation.evaluate(smoke, run)
+    pipeline.ship(smoke)
+    store.remove(store.results("smoke") / "runs")
+    store.remove(store.results("smoke") / "evaluation")
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+    monkeypatch.setattr(training.ObjectiveTrainer, "train", refuse)
+    monkeypatch.setattr(evaluation, "answer", refuse)
+    return run
+
+
+def test_a_shipped_run_and_its_answers_are_served(shipped, smoke):
+    assert training.train(smoke, shipped) == store.shipped("smoke") / "runs" / "rft-low", "the shipped folder itself"
+    assert len(evaluation.evaluate(smoke, shipped)) == smoke.problems.test, "and the shipped records"
+
+
+@pytest.mark.parametrize("change", ["spec", "recipe", "table", "CONTROLS=all"])
+def test_a_shipped_run_that_does_not_fit_is_trained_again(shipped, smoke, monkeypatch, change):
+    run = shipped
+    if change == "spec":
+        run = shipped.model_copy(update={"learning_rate": 0.5})
+    elif change == "recipe":
+        monkeypatch.setattr(training, "RECIPE", training.RECIPE + 1)
+    elif change == "table":
+        path = store.results("smoke") / "rollouts.parquet"
+        path.write_bytes(path.read_bytes() + b" ")
+        monkeypatch.setattr(training.rollouts, "load_table", lambda *_: (_ for _ in ()).throw(AssertionError("computed again")))
+    else:
+        monkeypatch.setenv("CONTROLS", "all")
+    with pytest.raises(AssertionError, match="computed again"):
+        training.train(smoke, run)
+
+
+def test_a_damaged_shipped_adapter_is_named(shipped, smoke):
+    adapter = store.shipped("smoke") / "runs" / "rft-low" / "adapter" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"prerun/smoke/runs/rft-low/adapter/adapter_model\.safetensors is missing or not the adapter"):
+        training.train(smoke, shipped)
+
+
+def test_the_page_says_what_was_trained_by_this_build(shipped, smoke):
+    both = store.origin("smoke", [shipped, smoke.runs["sft"]])
+    assert "Of the 2 runs of this page, 1 were trained by this build; 1 come with the book" in both, both
+    assert store.origin("smoke", [smoke.runs["sft"]]).startswith("All 1 runs"), "nothing loaded, nothing claimed"
+
+
+def test_the_pipeline_takes_what_is_shipped_and_makes_the_rest(shipped, smoke):
+    files = pipeline.group_files(smoke, "rates")
+    assert "results/prerun/smoke/runs/rft-low/run.json" in files, "shipped"
+    assert "results/smoke/runs/sft-low/run.json" in files, "to be trained"
+
+
+def test_snapshots_are_kept_and_the_last_one_is_the_adapter(table, smoke):
+    folder = training.train(smoke, smoke.runs["sft"].model_copy(update={"snapshots": (1, 3)}))
+    kept = {path.name: load_file(path / "adapter_model.safetensors") for path in (folder / "snapshots").iterdir()}
+    assert sorted(kept) == ["step-1", "step-3"], "one folder for each step named in the spec"
+    final = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(kept["step-3"][name], weight) for name, weight in final.items()), "the run has three steps"
+    assert all(not weight.any() for name, weight in kept["step-1"].items() if "lora_B" in name), "the first step of the warm-up has rate 0"
+
+
+# --- what is in the repository -------------------------------------------------------------------------------------
+
+def test_what_is_shipped_has_today_s_spec_data_and_recipe():
+    answering = {name for group in TINY.controls.values() if group.answers for name in group.runs}
+    folder = store.ROOT / "results" / "prerun" / "tiny"
+    assert set(SHIPPED) <= {name for group in TINY.controls.values() for name in group.runs}, "controls only: the main runs are trained by every build"
+    for name in SHIPPED:
+        assert store.identity_of(folder / "runs" / name) == training.identity(TINY, TINY.runs[name]), f"{name}: train it again and `helpers ship tiny`"
+        for part in ("evaluation", "divergence") if name in answering else ():
+            assert store.identity_of(folder / part / f"{name}.parquet"), f"{name} has no {part}"
+
+
+def test_shipped_runs_take_less_than_sixty_megabytes():
+    files = [path for path in (store.ROOT / "results" / "prerun" / "tiny").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 60e6, "the repository stays small"
+
+
+def chosen_by_the_commit():
+    """A sample of the shipped runs that changes with every commit and cannot be chosen by hand."""
+    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=store.ROOT, capture_output=True, text=True)
+    return sorted(SHIPPED, key=lambda name: hashlib.sha256(f"{told.stdout}{name}".encode()).hexdigest())[:SAMPLE]
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_shipped_runs_trains_to_the_same_adapters_again(tmp_path):
+    code = ("import sys; from pathlib import Path; from helpers import profiles, store, training; store.ROOT = Path(sys.argv[1]); "
+            "profile = profiles.load('tiny'); training.train(profile, profile.runs[sys.argv[2]], takes_shipped=False)")
+    (tmp_path / "data").symlink_to(store.ROOT / "data")
+    names = chosen_by_the_commit()
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], env={**os.environ, "OMP_NUM_THREADS": "1"}) for name in names]
+    assert [process.wait() for process in running] == [0] * len(names), names
+    for name in names:
+        again = updates.load_update(tmp_path / "results" / "tiny" / "runs" / name / "adapter")
+        record = store.ROOT / "results" / "prerun" / "tiny" / "runs" / name
+        kept = updates.load_update(record / "adapter")
+        distance = updates.norm(updates.combine([again, kept], [1, -1])) / updates.norm(kept)
+        made = json.loads((record / "run.json").read_text())["place"]
+        assert distance < TOLERANCE, f"{name}: trained again it is {distance:.2g} of its length away from the shipped one, made with {made}"
+
+
+TOLERANCE = 0.05  # of an update's length; rounding on another processor grows over the steps of a run
