@@ -184,11 +184,36 @@ def hand_made():
     ("all", {"a": [0, 1, 2, 3], "b": [4, 5], "c": [6, 7], "d": [8, 9, 10, 11, 12]}),
     ("correct", {"a": [1, 3], "b": [4, 5], "d": [8, 10, 11, 12]}),
     ("correct-one", {"a": [1], "b": [4], "d": [8]}),
-    ("pairs", {"a": [1, 0], "d": [8, 9]})])
+    ("pairs", {"a": [1, 0], "d": [8, 9]}),
+    ("chosen", {"a": [1], "d": [8]})])
 def test_rows_are_chosen_for_each_prompt(rows, expected, hand_made):
     found = rollouts.select(hand_made, rows)
     assert found == expected, f"rows {rows!r}: groups without a row of the kind are left out"
     assert list(found) == list(expected), "prompts stay in the table's order"
+
+
+@pytest.mark.parametrize("rows", ["random", "random-2"])
+def test_random_rows_are_as_many_as_the_correct_ones_and_blind_to_rewards(rows, hand_made):
+    found = rollouts.select(hand_made, rows)
+    numbers = sorted(itertools.chain(*found.values()))
+    assert len(numbers) == len(set(numbers)) == (hand_made.reward > 0).sum(), "as many rows as RFT takes, each once"
+    assert all(hand_made.problem_id[number] == problem_id for problem_id, chosen in found.items() for number in chosen), "rows stay with their prompt"
+    order = list(hand_made.problem_id.unique())
+    assert list(found) == [problem_id for problem_id in order if problem_id in found], "prompts stay in the table's order"
+    other = hand_made.assign(reward=hand_made.reward.to_numpy()[::-1])
+    assert rollouts.select(other, rows) == found, "which rollouts are right plays no part, only how many"
+
+
+def test_the_two_random_choices_differ_and_repeat(hand_made):
+    first, second = (rollouts.select(hand_made, rows) for rows in ("random", "random-2"))
+    assert first != second, "another draw"
+    assert rollouts.select(hand_made, "random") == first, "a draw does not depend on the state of a generator"
+
+
+def test_random_rows_hold_right_ones_at_the_tables_own_rate():
+    table = pd.DataFrame({"problem_id": np.repeat(np.arange(1000), 4).astype(str), "reward": np.tile([1, 1, 1, 0], 1000), "completion": ""})
+    numbers = list(itertools.chain(*rollouts.select(table, "random").values()))
+    assert table.reward[numbers].mean() == pytest.approx(0.75, abs=0.03), "a sample without regard to rewards keeps the pass rate"
 
 
 def test_distinct_paths_are_kept_once_each_and_far_from_the_others():

@@ -144,6 +144,34 @@ def test_equal_initial_seeds_share_a_and_start_at_zero(smoke):
             assert weight.abs().max() <= bound, "kaiming uniform with a = sqrt 5: |A| <= 1 / sqrt(d_in)"
 
 
+def test_the_mirrored_start_draws_b_as_the_usual_one_draws_a(smoke):
+    first, again, other, usual = (dict(models.attach_adapter(models.load_model(smoke), smoke, seed, zero).named_parameters())
+                                  for seed, zero in ((7, "A"), (7, "A"), (8, "A"), (7, "B")))
+    for name, weight in first.items():
+        if "lora_A" in name:
+            assert (weight == 0).all(), f"{name}: A starts at 0, so that the first policy is the base here too"
+        if "lora_B" in name:
+            assert torch.equal(weight, again[name]), f"{name}: equal seeds share B exactly"
+            assert not torch.equal(weight, other[name]), f"{name}: another seed, another B"
+            bound = 1 / math.sqrt(weight.shape[0])
+            assert bound / 2 < weight.abs().max() <= bound, "kaiming uniform with a = sqrt 5 on the transpose: |B| <= 1 / sqrt(d_out)"
+            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2), "uniform on that interval"
+        if "lora_" not in name:
+            assert torch.equal(weight, usual[name]), f"{name}: the base is the same"
+
+
+def test_the_mirrored_start_moves_a_first_and_stays_in_the_drawn_columns(table, smoke):
+    run = edited(smoke, "sft", zero="A", steps=2, warmup=0.0, weight_decay=0.0, snapshots=())
+    start = models.attach_adapter(models.load_model(smoke), smoke, run.init_seed, "A")
+    drawn = {name.replace(".default", ""): weight for name, weight in start.named_parameters() if "lora_B" in name}
+    one = weights(training.train(smoke, run.model_copy(update={"steps": 1})))
+    for name, B in drawn.items():
+        assert torch.equal(one[name], B), f"{name}: the first gradient with respect to B is 0, since A is"
+        assert one[name.replace("lora_B", "lora_A")].norm() > 0, "the first step moves A"
+    two = weights(training.train(smoke, run))
+    assert all((two[name] - B).norm() > 0 for name, B in drawn.items()), "from the second step on B moves as well"
+
+
 def test_the_initial_adapter_does_not_depend_on_the_state_of_the_generator(smoke):
     torch.manual_seed(1)
     first = models.attach_adapter(models.load_model(smoke), smoke, 7).state_dict()

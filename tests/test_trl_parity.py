@@ -1,12 +1,15 @@
 """Our losses on our forward pass against TRL's trainers on one batch: the same loss and the same gradients of the adapter."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import fill_adapter
 from datasets import Dataset
 from peft import LoraConfig
 from transformers.utils import logging
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.cpo import CPOTrainer
 
 from helpers import models, objectives
 
@@ -68,21 +71,58 @@ def test_sft_and_dft_are_those_of_trl(objective, loss_type, pieces, common):
     assert_same(model, ours(model, objective), trainer.compute_loss(model, dict(batch)))
 
 
-def test_dpo_is_that_of_trl(pieces, common):
+@pytest.mark.parametrize(("objective", "loss_type", "beta", "pairs"), [
+    ("dpo", "sigmoid", 0.1, ((1, 3), (0, 2))), ("dpo-length-normalised", "sigmoid_norm", 5.0, ((1, 3), (0, 2))), ("ipo", "ipo", 0.4, ((0, 3),))])
+def test_losses_of_pairs_with_a_reference_are_those_of_trl(objective, loss_type, beta, pairs, pieces, common):
     words = [{"prompt": "Tom has", "chosen": " 3 apples.", "rejected": " 4 apples."}]
-    trainer = DPOTrainer(**pieces, args=DPOConfig(**common, beta=0.1, loss_type="sigmoid", max_length=None), train_dataset=Dataset.from_list(words))
+    trainer = DPOTrainer(**pieces, args=DPOConfig(**common, beta=beta, loss_type=loss_type, max_length=None), train_dataset=Dataset.from_list(words))
     model = fill_adapter(trainer.model)
-    pairs = [{"prompt_ids": PROMPTS[i], "chosen_ids": COMPLETIONS[i], "rejected_ids": COMPLETIONS[j]} for i, j in ((1, 3),)]
-    batch = trainer.data_collator([*pairs, {"prompt_ids": PROMPTS[0], "chosen_ids": COMPLETIONS[0], "rejected_ids": COMPLETIONS[2]}])
+    batch = trainer.data_collator([{"prompt_ids": PROMPTS[i], "chosen_ids": COMPLETIONS[i], "rejected_ids": COMPLETIONS[j]} for i, j in pairs])
     model.train()
     their_loss = trainer.compute_loss(model, dict(batch))
 
-    prompts = [PROMPTS[i] for i in (1, 1, 0, 0)]
-    completions = [COMPLETIONS[i] for i in (1, 3, 0, 2)]
-    input_ids, completion_mask = models.pad(prompts, completions, 0)
+    prompts = [PROMPTS[i] for i, _ in pairs for _ in range(2)]
+    input_ids, completion_mask = models.pad(prompts, [COMPLETIONS[i] for pair in pairs for i in pair], 0)
     with model.disable_adapter(), torch.no_grad():
         reference = models.token_logprobs(model, input_ids, completion_mask)
-    mask, none = completion_mask[:, 1:].float(), torch.zeros(4)
-    loss, weight = objectives.dpo(models.token_logprobs(model, input_ids, completion_mask), objectives.Rows(mask, none, none, none, 0 * mask, reference))
-    assert abs((loss / weight).item() - 0.6931) > 1e-3, "the adapter must have left the base, or the comparison says nothing"
+    mask, none = completion_mask[:, 1:].float(), torch.zeros(len(prompts))
+    rows = objectives.Rows(mask, none, none, none, 0 * mask, reference)
+    loss, weight = objectives.objective(objective).loss(models.token_logprobs(model, input_ids, completion_mask), rows)
+    start, start_weight = objectives.objective(objective).loss(reference, rows)
+    assert abs((loss / weight - start / start_weight).item()) > 1e-3, "the adapter must have left the base, or the comparison says nothing"
+    if objective == "ipo":  # TRL divides both scores by their lengths, here both 4: its beta of .4 is the .1 of sums, its loss a sixteenth
+        their_loss = 16 * their_loss
     assert_same(model, loss / weight, their_loss)
+
+
+def test_kto_is_that_of_trl_where_the_baseline_is_zero(pieces, common):
+    words = [{"prompt": "Tom has", "completion": " 3 apples.", "label": True}, {"prompt": "Tom has", "completion": " 4 apples.", "label": False}]
+    trainer = KTOTrainer(**pieces, args=KTOConfig(**common, beta=0.1, max_length=None), train_dataset=Dataset.from_list(words))
+    trainer.calculate_KL = False  # their baseline comes from completions of other prompts, ours from the batch
+    model = fill_adapter(trainer.model)
+    input_ids, completion_mask = models.pad(PROMPTS, COMPLETIONS, 0)
+    reward = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    model.train()
+    batch = {"input_ids": input_ids, "attention_mask": (input_ids > 0).long(), "completion_mask": completion_mask, "label": reward}
+    their_loss = trainer.compute_loss(model, batch)
+
+    with model.disable_adapter(), torch.no_grad():
+        reference = models.token_logprobs(model, input_ids, completion_mask)
+    logp, mask, none = models.token_logprobs(model, input_ids, completion_mask), completion_mask[:, 1:].float(), torch.zeros(4)
+    assert ((logp - reference) * mask).sum() < 0, "on average the adapter lowers these completions, so that our baseline is 0 too"
+    loss, weight = objectives.kto(logp, objectives.Rows(mask, reward, none, none, 0 * mask, reference))
+    assert abs((loss / weight).item() - 0.5) > 1e-4, "the adapter must have left the base, or the comparison says nothing"
+    assert_same(model, loss / weight, their_loss)
+
+
+def test_simpo_is_that_of_trl():
+    torch.manual_seed(1)
+    logp, mask = -2 * torch.rand(6, 5), (torch.arange(5) < torch.tensor([5, 2, 3, 4, 1, 5])[:, None]).float()
+    logp, none = (logp * mask).requires_grad_(True), torch.zeros(6)
+    settings = SimpleNamespace(loss_type="simpo", simpo_gamma=1.0, beta=2.0, alpha=0.0, label_smoothing=0.0, accelerator=SimpleNamespace(device="cpu"))
+    means = (logp * mask).sum(1) / mask.sum(1)
+    theirs = CPOTrainer.cpo_loss(settings, means[0::2], means[1::2])[0].mean()
+    loss, weight = objectives.simpo(logp, objectives.Rows(mask, none, none, none, 0 * mask, 0 * mask))
+    torch.testing.assert_close(loss / weight, theirs, msg="SimPO with beta 2 and a margin of 1")
+    gradients = [torch.autograd.grad(value, logp, retain_graph=True)[0] for value in (loss / weight, theirs)]
+    torch.testing.assert_close(*gradients, msg="gradient of SimPO differs from TRL's")
