@@ -544,3 +544,84 @@ def test_chance_is_drawn_from_its_seed(study):
     one, same, other = (geometry.compare_by_chance(study, 2, seed)[1].inner for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same, err_msg="equal seeds, equal draws")
     assert not np.array_equal(one, other), "another seed, other draws"
+
+
+def shared_A(rng, d_out, r, d_in, count):
+    """Two runs of `count` modules whose A differ from module to module, and are nearly the same in both runs."""
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(count)]
+    start = {name: rng.standard_normal((r, d_in)) * np.geomspace(1, 0.2, r)[:, None] for name in names}
+    return {run: {name: factors_of(np.ones((d_out, r)), start[name] + 0.1 * rng.standard_normal((r, d_in)), 2.0) for name in names} for run in "ab"}
+
+
+@pytest.mark.parametrize("keeps_A", [True, False])
+def test_the_spread_of_the_cosine_of_gaussian_updates_has_a_closed_form(keeps_A):
+    adapters = shared_A(np.random.default_rng(0), 60, 3, 40, 200)
+    cosines, expected = [], []
+    for seed in range(5):
+        null = geometry.gaussian_null(adapters, seed, keeps_A)
+        for name, part in adapters["a"].items():
+            x, y = (dense(null[run][name]).ravel() for run in "ab")
+            cosines.append(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+            A, A_other = part.A.numpy(), adapters["b"][name].A.numpy()
+            on_A = np.linalg.norm(A @ A_other.T) / np.linalg.norm(A) / np.linalg.norm(A_other) / np.sqrt(60)
+            expected.append(on_A if keeps_A else 1 / np.sqrt(60 * 40))
+    assert np.mean(cosines) == pytest.approx(0, abs=4 * np.mean(expected) / np.sqrt(len(cosines))), "unrelated on average"
+    assert np.sqrt(np.mean(np.square(cosines))) == pytest.approx(np.sqrt(np.mean(np.square(expected))), rel=0.1), "spread of the cosine"
+
+
+def test_gaussian_updates_keep_what_they_say_and_nothing_else():
+    adapters = shared_A(np.random.default_rng(0), 50, 4, 30, 3)
+    one, same, other = (geometry.gaussian_null(adapters, seed, True) for seed in (0, 0, 1))
+    all_new = geometry.gaussian_null(adapters, 0, False)
+    entries = torch.cat([part.B.flatten() for update in one.values() for part in update.values()])
+    assert (entries.mean().item(), entries.std().item()) == pytest.approx((0, 1), abs=0.1), "B is standard normal"
+    for run, update in adapters.items():
+        for name, part in update.items():
+            assert torch.equal(one[run][name].A, part.A), "A is kept where it is said to be"
+            assert not torch.allclose(all_new[run][name].A, part.A), "and drawn anew where not"
+            assert (one[run][name].B.shape, all_new[run][name].A.shape) == (part.B.shape, part.A.shape), "shapes and ranks stay"
+            assert torch.equal(one[run][name].B, same[run][name].B), "one seed, one draw"
+            assert not torch.allclose(one[run][name].B, other[run][name].B), "another seed, another draw"
+    blocks = torch.stack([part.B for update in one.values() for part in update.values()]).flatten(1)
+    overlaps = torch.corrcoef(blocks) - torch.eye(len(blocks))
+    assert overlaps.abs().max() < 0.35, "runs and modules are drawn independently"
+
+
+def test_permuted_modules_come_from_another_layer_of_their_projection(study):
+    met = set()
+    for seed in range(20):
+        moved, moves = geometry.permuted(study, seed), set()
+        for run, update in study.items():
+            for name in update:
+                source = next(other for other in update if moved[run][name] is update[other])
+                (layer, projection), (layer_of_source, projection_of_source) = map(updates.layer_and_projection, (name, source))
+                assert projection == projection_of_source, "a projection stays one"
+                assert layer != layer_of_source, "no module stays in its place"
+                moves.add((name, source))
+        assert len(moves) == len(study["a"]), "all runs are moved alike, and every module has one source"
+        met |= moves
+    assert len(met) == 2 * 3 * 2, "over many draws each pair of different layers meets, in both projections"
+
+
+def test_permuting_changes_no_update_but_only_who_meets_whom():
+    """A direction common to all layers survives, one that belongs to a layer does not."""
+    rng, layers = np.random.default_rng(0), range(8)
+    common, own = orthonormal(rng, 40, 1), [orthonormal(rng, 40, 1) for _ in layers]
+    adapters = {run: {f"model.layers.{layer}.self_attn.o_proj": factors_of(np.c_[common, own[layer]] * sizes, rng.standard_normal((2, 30)))
+                      for layer in layers} for run, sizes in {"a": [3, 1], "b": [2, 1]}.items()}
+    moved = {f"{run}, moved": update for run, update in geometry.permuted(adapters, 0).items()}
+    compared = geometry.compare({**adapters, **moved}, k=2)
+    cosines, _ = geometry.stacked_cosine(compared)
+    norms = np.sqrt(np.diag(compared.inner.sum(0)))
+    assert norms[2:] == pytest.approx(norms[:2]), "the same updates"
+    in_place, elsewhere = compared.angles["left"][:, 0, 1], compared.angles["left"][:, 0, 3]
+    np.testing.assert_allclose(in_place, 0, atol=1e-6, err_msg="in its place each module shares both directions")
+    assert elsewhere[:, 0].max() < 1e-6, "the common direction is met everywhere"
+    assert elsewhere[:, 1].min() > np.radians(45), "the layer's own one is not"
+    assert abs(cosines[0, 3]) < 0.35, "A differs from layer to layer"
+
+
+def test_a_single_module_cannot_be_permuted():
+    adapters = {"a": {Q_PROJ: factors_of(np.ones((3, 2)), np.ones((2, 4)))}}
+    with pytest.raises(ValueError, match=rf"{Q_PROJ} is the only q_proj of shape 3 x 4"):
+        geometry.permuted(adapters, 0)

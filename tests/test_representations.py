@@ -1,4 +1,4 @@
-"""Hidden states against the model's own logits, and CKA against the n x n kernels written out."""
+"""Hidden states against the model's own logits, CKA against the n x n kernels written out, and the functional cosine against outputs written out."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import representations
+from helpers import geometry, representations, updates
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -235,3 +235,63 @@ def test_one_completion_token_of_each_text_is_drawn(texts, tiny_model):
     for text in range(7):
         completion = np.flatnonzero(found.is_completion & (found.text == text))
         assert set(drawn[:, text]) == set(completion), "any token of the completion, whatever its place"
+
+
+# --- updates as the data see them ----------------------------------------------------------------------------------
+
+MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.self_attn.o_proj")
+
+
+def inputs_of(model, module, prompts, completions):
+    """(tokens, d_in) inputs of a module, one text at a time."""
+    found = []
+    handle = model.get_submodule(module).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0]))
+    for prompt, completion in zip(prompts, completions, strict=True):
+        model(input_ids=torch.tensor([prompt + completion]))
+    handle.remove()
+    return torch.cat(found).double()
+
+
+def draw_updates(model, runs=("a", "b", "c"), rank=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {module: model.get_submodule(module).weight.shape for module in MODULES}
+    return {run: {module: updates.Factors(torch.randn(d_out, rank, generator=generator), torch.randn(rank, d_in, generator=generator), 0.5 + place)
+                  for place, (module, (d_out, d_in)) in enumerate(shapes.items())} for run in runs}
+
+
+def test_input_moments_are_means_of_outer_products_over_all_tokens(texts, tiny_model, monkeypatch):
+    model = tiny_model()
+    monkeypatch.setattr(representations, "_BATCH", 3)
+    moments = representations.input_moments(model, MODULES, *texts)
+    for module in MODULES:
+        h = inputs_of(model, module, *texts)
+        torch.testing.assert_close(moments[module], h.T @ h / len(h), rtol=1e-4, atol=1e-5, msg=f"{module}: E[h h'], padding left out")
+    assert not any(model.get_submodule(module)._forward_pre_hooks for module in MODULES), "the model is left as it was"
+
+
+def test_functional_cosine_is_the_cosine_of_what_the_updates_write(texts, tiny_model):
+    model = tiny_model()
+    adapters = draw_updates(model)
+    cosine, sd = representations.functional_cosine(adapters, representations.input_moments(model, MODULES, *texts))
+    written = {run: torch.cat([(part.scale * inputs_of(model, module, *texts) @ part.A.double().T @ part.B.double().T).flatten()
+                               for module, part in update.items()]) for run, update in adapters.items()}
+    stacked = torch.nn.functional.normalize(torch.stack(list(written.values())))
+    np.testing.assert_allclose(cosine, stacked @ stacked.T, rtol=1e-4, atol=1e-5, err_msg="E[(dW1 h)'(dW2 h)] over the texts, normalised")
+    assert (sd[~np.eye(3, dtype=bool)] > 0).all(), "every pair has a chance level"
+
+
+def test_functional_cosine_with_white_inputs_is_the_plain_one(tiny_model):
+    adapters = draw_updates(tiny_model())
+    white = {module: 7.0 * torch.eye(part.A.shape[1], dtype=torch.float64) for module, part in adapters["a"].items()}
+    for found, plain in zip(representations.functional_cosine(adapters, white), geometry.stacked_cosine(geometry.compare(adapters)), strict=True):
+        np.testing.assert_allclose(found, plain, rtol=1e-9, atol=1e-12, err_msg="C = c I weighs all inputs alike")
+
+
+def test_functional_cosine_ignores_what_no_input_reaches(tiny_model):
+    adapters = draw_updates(tiny_model())
+    v = torch.randn(adapters["a"][MODULES[0]].A.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    moments = {MODULES[0]: torch.outer(v, v)}
+    single = {run: {MODULES[0]: update[MODULES[0]]} for run, update in adapters.items()}
+    write = {run: update[MODULES[0]].B.double() @ (update[MODULES[0]].A.double() @ v) for run, update in single.items()}
+    expected = float(torch.nn.functional.cosine_similarity(write["a"], write["b"], dim=0))
+    assert representations.functional_cosine(single, moments)[0][0, 1] == pytest.approx(expected, rel=1e-6), "one input direction, one vector written"

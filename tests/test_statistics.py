@@ -1,11 +1,15 @@
 """Statistics against statsmodels, published values, symmetry, and simulation of what they promise."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as draw
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmodels
 
 from helpers import statistics
@@ -160,3 +164,113 @@ def test_mcnemar_table_pairs_problems_by_their_name(records):
 def test_mcnemar_table_refuses_runs_on_different_problems(records):
     with pytest.raises(ValueError, match="problem"):
         statistics.mcnemar_table(records[~((records.run == "sft") & (records.problem_id == "p0"))])
+
+
+# --- crossed designs -----------------------------------------------------------------------------------------------
+
+def crossed(**sizes):
+    return pd.DataFrame(list(product(*(range(size) for size in sizes.values()))), columns=list(sizes))
+
+
+def vectors(levels, d, components, rng):
+    """Random-effects vectors (n, d): an independent Gaussian of mean squared norm `components[part]` for each level of each part."""
+    found = np.zeros((len(levels), d))
+    for part, size in components.items():
+        keys = levels[list(part)].apply(tuple, axis=1) if part else pd.Series([()] * len(levels))
+        drawn = {key: rng.standard_normal(d) * np.sqrt(size / d) for key in keys.unique()}
+        found += np.stack([drawn[key] for key in keys])
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # statsmodels has no residual to divide by
+def test_observed_parts_are_the_sums_of_squares_of_an_analysis_of_variance():
+    levels = crossed(loss=3, init=2, order=4)
+    rng = np.random.default_rng(0)
+    columns = rng.standard_normal((len(levels), 5)) + 3
+    found = statistics.crossed_parts(columns @ columns.T, levels).set_index("part")
+    sums = 0
+    for y in columns.T:
+        sums = sums + anova_lm(ols("y ~ C(loss) * C(init) * C(order)", levels.assign(y=y)).fit()).sum_sq.iloc[:-1]
+    expected = {name.replace("C(", "").replace(")", "").replace(":", " x "): value for name, value in sums.items()}
+    expected["mean"] = len(levels) * (columns.mean(0) ** 2).sum()
+    for part, value in expected.items():
+        assert found.observed[part] == pytest.approx(value / (columns ** 2).sum()), f"{part}: sum of squares by statsmodels, over all columns"
+    assert found.observed.sum() == pytest.approx(1), "the parts are orthogonal"
+    assert (found.by_chance * len(levels)).round(9).tolist() == [1, 2, 1, 3, 2, 6, 3, 6], "degrees of freedom"
+
+
+def test_shares_solve_the_expected_mean_squares_of_the_random_effects_model():
+    levels = crossed(init=3, order=4)
+    X = np.random.default_rng(1).standard_normal((12, 7))
+    found = statistics.crossed_parts(X @ X.T, levels).set_index("part")
+    total, squares = (X ** 2).sum(), found.observed / found.by_chance / 12
+    rest = squares["init x order"]
+    expected = {"init x order": rest, "init": (squares["init"] - rest) / 4, "order": (squares["order"] - rest) / 3,
+                "mean": (squares["mean"] - squares["init"] - squares["order"] + rest) / 12}
+    for part, value in expected.items():
+        assert found.share[part] == pytest.approx(12 * value, abs=1e-9), f"{part}: from E MS(init) = 4 s_init + s_rest and so on, over {total / 12:.2f}"
+    assert found.share.sum() == pytest.approx(1), "shares of the mean squared norm"
+
+
+def test_shares_find_planted_components_and_observed_ones_do_not():
+    levels, rng = crossed(init=3, order=3), np.random.default_rng(2)
+    planted = {(): 0.2, ("init",): 0.5, ("order",): 0.0, ("init", "order"): 0.3}
+    X = vectors(levels, 4000, planted, rng)
+    found = statistics.crossed_parts(X @ X.T, levels)
+    assert found.share.to_numpy() == pytest.approx(list(planted.values()), abs=0.03), "four thousand dimensions average for themselves"
+    assert found.observed[2] > 0.05, "the noise of nine vectors alone puts two ninths of its square into the order"
+
+
+def test_vectors_at_right_angles_have_only_the_last_share():
+    found = statistics.crossed_parts(np.eye(8), crossed(loss=2, init=2, order=2))
+    assert found.share.tolist() == pytest.approx([0] * 7 + [1]), "nothing is shared"
+    assert found.observed.tolist() == pytest.approx(found.by_chance.tolist()), "what unrelated vectors give"
+    same = statistics.crossed_parts(np.ones((8, 8)), crossed(loss=2, init=2, order=2))
+    assert same.share.tolist() == pytest.approx([1] + [0] * 7), "one vector eight times is all mean"
+
+
+def test_crossed_parts_do_not_depend_on_the_order_of_the_rows_or_on_units():
+    levels, rng = crossed(init=3, order=3), np.random.default_rng(3)
+    X = rng.standard_normal((9, 5))
+    order = rng.permutation(9)
+    plain = statistics.crossed_parts(X @ X.T, levels)
+    moved = statistics.crossed_parts(100 * (X @ X.T)[np.ix_(order, order)], levels.iloc[order])
+    pd.testing.assert_frame_equal(plain, moved)
+
+
+def test_a_design_with_a_gap_is_refused():
+    with pytest.raises(ValueError, match="8 vectors, 8 different combinations, 9 possible"):
+        statistics.crossed_parts(np.eye(8), crossed(init=3, order=3).iloc[:8])
+
+
+def test_one_level_leaves_undefined_what_it_would_tell():
+    found = statistics.crossed_parts(np.eye(3), crossed(init=1, order=3)).set_index("part")
+    assert np.isnan(found.share["mean"]), "no pair has another initialisation"
+    assert found.alike["init x order"] == 1
+
+
+def test_jackknife_over_levels_of_one_factor_is_the_t_interval_of_the_mean():
+    levels, values = crossed(init=5), np.array([1.0, 4, 2, 8, 5])
+    value, low, high = statistics.jackknife_levels(levels, ["init"], lambda rows: values[rows].mean())
+    expected = ttest_1samp(values, 0).confidence_interval()
+    assert (value, low, high) == pytest.approx((4, expected.low, expected.high)), "the jackknife of a mean is its standard error"
+
+
+def test_jackknife_over_levels_covers_the_planted_shares():
+    levels, rng = crossed(init=3, order=3), np.random.default_rng(4)
+    planted = {(): 0.3, ("init",): 0.5, ("order",): 0.05, ("init", "order"): 0.15}
+    covered = np.zeros(4)
+    for _ in range(24):
+        gram = (X := vectors(levels, 50, planted, rng)) @ X.T
+        _, low, high = statistics.jackknife_levels(levels, ["init", "order"], lambda rows, gram=gram: statistics.crossed_parts(
+            gram[np.ix_(rows, rows)], levels.iloc[rows]).share.to_numpy())
+        covered += (low <= list(planted.values())) & (list(planted.values()) <= high)
+    assert (covered >= 20).all(), f"the 95 % intervals cover the truth in {covered} of 24 designs"
+
+
+def test_jackknife_of_two_levels_has_no_interval_where_one_level_says_nothing():
+    levels = crossed(init=2, order=2)
+    value, *interval = statistics.jackknife_levels(levels, ["init", "order"], lambda rows: statistics.crossed_parts(
+        np.eye(4)[np.ix_(rows, rows)], levels.iloc[rows]).share.to_numpy())
+    assert np.isfinite(value).all(), "the shares themselves are defined"
+    assert np.isnan(interval).all(), "but not what they would be with other levels"

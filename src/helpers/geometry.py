@@ -447,3 +447,37 @@ def matched_null(adapters, seed):
             drawn.update(zip(modules, frames @ (inverse_roots * sigma[:, None] @ rotations), strict=True))
         found[run] = {module: updates_.Factors(drawn[module], factors.A, factors.scale, factors.is_transposed) for module, factors in update.items()}
     return found
+
+
+def gaussian_null(adapters, seed, keeps_A):
+    """Updates of standard normal factors, independent for each run and module: shapes and ranks are those given, and, if `keeps_A`, each A.
+
+    With d_out large beside r, the cosine of two of them in one module has the standard deviation 1 / sqrt(d_out d_in), or, on kept A's,
+    |A_1 A_2'|_F / (sqrt(d_out) |A_1| |A_2|), which is 1 / sqrt(d_out r) for one A with perpendicular rows of equal length.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(factor):
+        return torch.randn(factor.shape, generator=generator, dtype=torch.float64)
+
+    return {run: {module: updates_.Factors(drawn(part.B), part.A if keeps_A else drawn(part.A), part.scale, part.is_transposed)
+                  for module, part in update.items()} for run, update in adapters.items()}
+
+
+def permuted(adapters, seed):
+    """The given updates with every module in another's place, the same place for all runs: only what is tied to the place is lost.
+
+    The modules of one projection and shape are moved round, in the order of the layers, by a random number of places that is not 0. Compared with the
+    updates themselves, as further runs, they tell what two updates have in common wherever one looks.
+    Raises ValueError for a projection of which there is a single module.
+    """
+    rng, source, groups = np.random.default_rng(seed), {}, {}
+    first = next(iter(adapters.values()))
+    for module in sorted(first, key=updates_.layer_and_projection):
+        kind = (updates_.layer_and_projection(module)[1], first[module].B.shape[0], first[module].A.shape[1])
+        groups.setdefault(kind, []).append(module)
+    for (projection, d_out, d_in), modules in groups.items():
+        if len(modules) == 1:
+            raise ValueError(f"{modules[0]} is the only {projection} of shape {d_out} x {d_in}: it can change places with no other; leave it out")
+        source.update(zip(modules, np.roll(modules, rng.integers(1, len(modules))).tolist(), strict=True))
+    return {run: {module: update[source[module]] for module in update} for run, update in adapters.items()}

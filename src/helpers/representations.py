@@ -1,4 +1,5 @@
-"""Representations: hidden states of the same tokens in two models, how alike they are (CKA), and at which layer a model has decided.
+"""Representations: hidden states of the same tokens in two models, how alike they are (CKA), at which layer a model has decided, and updates as the
+data see them.
 
 Comes after `connectivity`. Features are compared without forming the n x n kernels: every term of the unbiased estimate has a form
 in the features alone, so that n may be all tokens of all texts.
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import models
+from helpers import geometry, models, updates
 
 _BATCH = 32
 _ROUNDING = 1e-12  # a feature whose spread is this share of its size is constant
@@ -31,10 +32,8 @@ class States:
 @torch.inference_mode()
 def states(model, prompts, completions):
     """The `States` of `model` on the given texts, lists of token ids; texts of similar length run together."""
-    lengths = np.array([len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)])
-    order, found = np.argsort(lengths, kind="stable"), [None] * len(lengths)
-    for rows in (order[first:first + _BATCH] for first in range(0, len(order), _BATCH)):
-        input_ids, mask = models.pad([prompts[i] for i in rows], [completions[i] for i in rows], 0)
+    found = [None] * len(prompts)
+    for rows, lengths, input_ids, mask in _batches(prompts, completions):
         layers = model.model(input_ids=input_ids.to(model.device), output_hidden_states=True, use_cache=False).hidden_states
         followed = torch.nn.functional.pad(mask[:, 1:], (0, 1)).bool()
         wanted = [layer[followed.to(model.device)] for layer in layers]
@@ -43,11 +42,19 @@ def states(model, prompts, completions):
         decided[followed] = (len(layers) - (named == named[-1]).flip(0).cumprod(0).sum(0)).cpu()
         hidden = torch.stack(layers).float().cpu().numpy()
         for row, i in enumerate(rows):
-            inside = slice(0, lengths[i])
-            position, is_completion = np.arange(lengths[i]), mask[row, inside].numpy().astype(bool)
-            found[i] = (hidden[:, row, inside], decided[row, inside].numpy(), np.full(lengths[i], i), position, is_completion)
+            inside = slice(0, lengths[row])
+            position, is_completion = np.arange(lengths[row]), mask[row, inside].numpy().astype(bool)
+            found[i] = (hidden[:, row, inside], decided[row, inside].numpy(), np.full(lengths[row], i), position, is_completion)
     hidden, *about = zip(*found, strict=True)
     return States(np.concatenate(hidden, 1), *(np.concatenate(parts) for parts in about))
+
+
+def _batches(prompts, completions):
+    """(numbers, lengths, input_ids, completion_mask) of texts of similar length, batch by batch."""
+    lengths = np.array([len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)])
+    order = np.argsort(lengths, kind="stable")
+    for rows in (order[first:first + _BATCH] for first in range(0, len(order), _BATCH)):
+        yield rows, lengths[rows], *models.pad([prompts[i] for i in rows], [completions[i] for i in rows], 0)
 
 
 def one_a_text(found, seed=0):
@@ -150,3 +157,43 @@ def _cosines(matrices):
     gram = flat @ flat.T
     norms = np.sqrt(np.diag(gram))
     return np.divide(gram, np.outer(norms, norms), out=np.full_like(gram, np.nan), where=np.outer(norms, norms) > 0)
+
+
+# --- updates as the data see them ----------------------------------------------------------------------------------
+
+@torch.inference_mode()
+def input_moments(model, modules, prompts, completions):
+    """{module: C = E[h h'], (d_in, d_in), float64}: second moments of the inputs h of linear modules, over all tokens of the given texts of token ids."""
+    found, tokens, inside = dict.fromkeys(modules, 0.0), 0, None
+
+    def add(module):
+        def hook(_, inputs):
+            h = inputs[0][inside].double()
+            found[module] = found[module] + h.T @ h
+        return hook
+
+    handles = [model.get_submodule(module).register_forward_pre_hook(add(module)) for module in modules]
+    try:
+        for _, lengths, input_ids, _ in _batches(prompts, completions):
+            inside = (torch.arange(input_ids.shape[1]) < torch.from_numpy(lengths)[:, None]).to(model.device)
+            tokens += int(lengths.sum())
+            model.model(input_ids=input_ids.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {module: total / tokens for module, total in found.items()}
+
+
+def functional_cosine(adapters, moments):
+    """(cosine, sd), each (n, n): cosine of what n updates {run: {module: Factors}} add to the modules' outputs, all modules stacked.
+
+    <dW1, dW2>_C = tr(dW1 C dW2') = E[(dW1 h)'(dW2 h)], C = E[h h'] from `input_moments`; sd by chance as in `geometry.stacked_cosine`. A root of C is
+    multiplied into A.
+    """
+    roots = {}
+    for module, moment in moments.items():
+        values, vectors = torch.linalg.eigh(moment.cpu())
+        roots[module] = vectors * values.clamp(min=0).sqrt()  # (d_in, d_in), root root' = C
+    seen = {run: {module: updates.Factors(part.B, part.A.double() @ roots[module], part.scale, part.is_transposed) for module, part in update.items()}
+            for run, update in adapters.items()}
+    return geometry.stacked_cosine(geometry.compare(seen))

@@ -1,7 +1,7 @@
-"""Statistics of paired accuracies: intervals, exact tests, corrections, and what a test could have seen.
+"""Statistics of paired accuracies: intervals, exact tests, corrections, and what a test could have seen; and of crossed designs of runs.
 
-Comes after `evaluation`. Works on records with one row a problem; the definitions are those of statsmodels and scipy
-wherever those have them.
+Comes after `evaluation`. Works on records with one row a problem, the definitions being those of statsmodels and scipy wherever those
+have them, and on inner products with one row a run.
 """
 
 from itertools import combinations
@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -95,3 +95,46 @@ def bootstrap_ratio(numerators, denominators, seed=0, draws=2000):
     ratios = numerators[chosen].sum(1) / denominators[chosen].sum(1)
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return numerators.sum() / denominators.sum(), float(low), float(high)
+
+
+def crossed_parts(gram, levels):
+    """What each factor of a crossed design explains of its vectors, from their inner products alone: one row a part, a set of factors.
+
+    gram: (n, n) inner products of n vectors. levels: DataFrame with one row a vector, in the same order, and one column a factor; every combination
+    of levels occurs once, or ValueError. Columns, each in units of the mean squared norm:
+    part: "mean" (no factor), each factor, each combination joined by " x ", up to all of them;
+    observed: squared norm of the part in the orthogonal decomposition of the vectors, never below 0, adding up to 1;
+    by_chance: the same for vectors of equal length at right angles, which is the part's degrees of freedom over n;
+    alike: mean inner product of the pairs that agree in exactly these factors;
+    share: `alike` less the shares of all smaller parts. It estimates the part's variance component (Searle et al. 1992), adds up to 1, is 0 on
+    average for vectors that share nothing, and may be below 0. NaN where no pair agrees in exactly these factors, as with one level of a factor.
+    """
+    n, sizes = len(levels), levels.nunique()
+    if sizes.prod() != n or levels.duplicated().any():
+        raise ValueError(f"the design is not crossed: {n} vectors, {len(levels.drop_duplicates())} different combinations, {sizes.prod()} possible; "
+                         "give each combination of levels once")
+    same = {factor: np.equal.outer(levels[factor].to_numpy(), levels[factor].to_numpy()) for factor in levels}
+    unit, rows, share = np.trace(gram) / n, [], {}
+    for part in (part for size in range(len(same) + 1) for part in combinations(same, size)):
+        projection = np.prod([equal - 1 / sizes[factor] if factor in part else np.full((n, n), 1 / sizes[factor]) for factor, equal in same.items()], 0)
+        pairs = np.all([equal if factor in part else ~equal for factor, equal in same.items()], 0)
+        alike = gram[pairs].mean() / unit if pairs.any() else np.nan
+        share[part] = alike - sum(value for smaller, value in share.items() if set(smaller) < set(part))
+        rows.append({"part": " x ".join(part) or "mean", "observed": (projection * gram).sum() / (n * unit), "by_chance": np.trace(projection) / n,
+                     "alike": alike, "share": share[part]})
+    return pd.DataFrame(rows)
+
+
+def jackknife_levels(levels, drawn, statistic):
+    """(value, low, high) of statistic(rows) over a crossed design: its 95 % interval over the levels of the factors `drawn`.
+
+    levels: as for `crossed_parts`. statistic: takes the numbers of the rows that take part, returns a number or an array. One level of one
+    factor is left out at a time; the factors' variances add up, which counts twice what they do together and so errs on the wide side (Owen 2007),
+    and t has the degrees of freedom of the factor with the fewest levels. The interval is NaN where the statistic is, with one level left out.
+    """
+    variance = 0.0
+    for factor in drawn:
+        left_out = np.array([statistic(np.flatnonzero(levels[factor] != level)) for level in levels[factor].unique()])
+        variance = variance + (len(left_out) - 1) * left_out.var(0)
+    value, half = statistic(np.arange(len(levels))), t.ppf((1 + LEVEL) / 2, levels[list(drawn)].nunique().min() - 1) * np.sqrt(variance)
+    return value, value - half, value + half
