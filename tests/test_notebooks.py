@@ -32,9 +32,9 @@ def prose(name):
 
 
 def draws(cell):
-    names = ("barriers", "bars", "claims", "curves_by_run", "curves_with_runs", "histograms", "intervals", "lines_of_runs",
-             "losses_and_accuracy", "matrix", "module_maps", "pairs", "path_panels", "scatter_of_runs", "strips", "token_weights",
-             "training_curve")
+    names = ("barriers", "bars", "claims", "curves_by_run", "curves_with_runs", "histograms", "interval_panels", "intervals",
+             "lines_of_runs", "losses_and_accuracy", "marked_scatter", "matrices", "matrix", "module_maps", "null_bands", "pairs",
+             "pairs_over_steps", "path_panels", "points_on_curves", "scatter_of_runs", "strips", "token_weights", "training_curve")
     return "subplots(" in cell.source or any(f"figures.{name}(" in cell.source for name in names)
 
 

@@ -10,11 +10,47 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 
-LABELS = {"base": "base", "strong-base": "strong base", "teacher": "teacher", "sft": "SFT", "rft": "RFT", "dft": "DFT", "rift": "RIFT",
-          "offline-grpo": "Offline GRPO", "dpo": "DPO"}
-COLOURS = {"base": "#555555", "strong-base": "#999999", "teacher": "#000000", "sft": "#0072B2", "rft": "#56B4E9", "dft": "#009E73", "rift": "#E69F00",
-           "offline-grpo": "#CC79A7", "dpo": "#D55E00"}
-MARKERS = {"base": "o", "strong-base": "o", "teacher": "*", "sft": "s", "rft": "D", "dft": "^", "rift": "v", "offline-grpo": "P", "dpo": "X"}
+
+class _OfRuns(dict):
+    """Values by run; a control that has none of its own takes that of the method whose name its own begins with."""
+
+    def __missing__(self, run):
+        name = run.removeprefix("strong-")
+        methods = [method for method in self if name == method or name.startswith(f"{method}-")]
+        if not methods:
+            raise KeyError(run)
+        return self[max(methods, key=len)]
+
+
+class _Labels(dict):
+    """Labels by run; `sft-43-44` is "SFT 43/44" (initialisation / order), and any other name stands for itself."""
+
+    def __missing__(self, run):
+        method, *seeds = run.rsplit("-", 2)
+        return f"{self[method]} {'/'.join(seeds)}" if len(seeds) == 2 and method in self and all(map(str.isdigit, seeds)) else run
+
+
+LABELS = _Labels({
+    "base": "base", "strong-base": "strong base", "teacher": "teacher", "sft": "SFT", "rft": "RFT", "dft": "DFT", "rift": "RIFT",
+    "offline-grpo": "Offline GRPO", "dpo": "DPO", "sft-mirrored": "SFT, mirrored", "rft-mirrored": "RFT, mirrored", "dpo-mirrored": "DPO, mirrored",
+    "sft-low": "SFT, a tenth of the rate", "rft-low": "RFT, a tenth of the rate", "sft-mid": "SFT, a third of the rate", "sft-high": "SFT, thrice the rate",
+    "sft-low-second": "SFT, a tenth of the rate, 43/43", "sft-high-second": "SFT, thrice the rate, 43/43", "dpo-mid": "DPO, a third of SFT's rate",
+    "dpo-matched": "DPO, SFT's rate", "dpo-high": "DPO, thrice SFT's rate", "dpo-one-pass": "DPO, one pass",
+    "dpo-matched-one-pass": "DPO, SFT's rate, one pass", "sft-pairs": "SFT on DPO's rows", "rft-chosen": "RFT on DPO's chosen rows",
+    "sft-random": "SFT, random rows", "sft-random-2": "SFT, other random rows", "strong-sft": "SFT, strong base", "strong-rft": "RFT, strong base",
+    "strong-dpo": "DPO, strong base", "strong-dpo-matched": "DPO, SFT's rate, strong base", "ipo": "IPO", "simpo": "SimPO", "kto": "KTO",
+    "dpo-length-normalised": "DPO, by length", "rift-length-normalised": "RIFT, by length", "rift-sequence": "RIFT, sequence",
+    "rift-printed-minus": "RIFT as printed, λ = −1", "rift-printed-half": "RIFT as printed, λ = .5", "rift-printed-most": "RIFT as printed, λ = .9",
+    "rift-naive": "naive r log π", "offline-grpo-probability": "Offline GRPO, probability", "offline-grpo-clipped": "Offline GRPO, clipped", "topr": "TOPR",
+    "sft-own": "SFT, own rollouts", "rft-own": "RFT, own rollouts", "dft-own": "DFT, own rollouts", "rift-own": "RIFT, own rollouts",
+    "offline-grpo-own": "Offline GRPO, own rollouts", "dpo-own": "DPO, own rollouts", "grpo": "online GRPO", "dapo": "online DAPO"})
+COLOURS = _OfRuns({"base": "#555555", "strong-base": "#999999", "teacher": "#000000", "sft": "#0072B2", "rft": "#56B4E9", "dft": "#009E73", "rift": "#E69F00",
+                   "offline-grpo": "#CC79A7", "dpo": "#D55E00", "ipo": "#8C4A00", "simpo": "#B8860B", "kto": "#7A2E2E", "topr": "#6A3D9A",
+                   "grpo": "#4B0082", "dapo": "#8B5A9B"})
+MARKERS = _OfRuns({"base": "o", "strong-base": "o", "teacher": "*", "sft": "s", "rft": "D", "dft": "^", "rift": "v", "offline-grpo": "P", "dpo": "X",
+                   "ipo": "<", "simpo": ">", "kto": "h", "topr": "p", "grpo": "d", "dapo": "8"})
+_NULLS = {"Gaussian": "#bbbbbb", "Gaussian B": "#777777", "matched": "#56B4E9", "outputs turned": "#0072B2", "modules permuted": "#E69F00",
+          "another seed": "#009E73"}
 _FORMATS = {"p": "{:.2g}", "p_holm": "{:.2g}", "difference": "{:+.3f}", "learning_rate": "{:.0e}"}
 _DIVERGING = "PuOr"
 _WIDTH = 7.0
@@ -29,8 +65,8 @@ def use_style():
 
 
 def table(frame):
-    """A table for the page: three decimals, p-values and learning rates with two digits, differences with their sign, no index."""
-    return frame.style.format(_FORMATS, precision=3).hide(axis="index")
+    """A table for the page: three decimals, p-values and learning rates with two digits, differences with their sign, a dash where there is none, no index."""
+    return frame.style.format(_FORMATS, precision=3, na_rep="–").hide(axis="index")
 
 
 def intervals(table, value, low, high, label, reference=None):
@@ -64,7 +100,7 @@ def histograms(samples, label_x, label_y="rollouts", bins=30):
     fig, axis = plt.subplots()
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(values) for values in samples.values()]), bins)
     for number, (name, values) in enumerate(samples.items()):
-        line = {"color": COLOURS.get(name, f"C{number}"), "linestyle": ("-", "--", ":")[number % 3], "label": LABELS.get(name, name)}
+        line = {"color": COLOURS.get(name, f"C{number}"), "linestyle": ("-", "--", ":")[number % 3], "label": LABELS[name]}
         axis.hist(values, edges, histtype="step", linewidth=2, **line)
     axis.set_xlabel(label_x)
     axis.set_ylabel(label_y)
@@ -120,8 +156,8 @@ def matrix(values, names, label, low=-1.0, high=1.0):
         for column in range(len(names)):
             is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
             axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=9, color="white" if is_dark else "black")
-    axis.set_xticks(range(len(names)), [LABELS.get(name, name) for name in names], rotation=30, ha="right")
-    axis.set_yticks(range(len(names)), [LABELS.get(name, name) for name in names])
+    axis.set_xticks(range(len(names)), [LABELS[name] for name in names], rotation=30, ha="right")
+    axis.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axis.grid(False)
     fig.colorbar(image, label=label)
     return fig
@@ -156,7 +192,7 @@ def claims(table, label):
 def _line(name, number):
     """Colour, marker and label of a method; any other name has a colour of no method, by its place."""
     colour = COLOURS.get(name, ("#000000", "#6a3d9a", "#777777", "#8c564b")[number % 4])
-    return {"color": colour, "marker": MARKERS.get(name, "os^Dv"[number % 5]), "label": LABELS.get(name, name)}
+    return {"color": colour, "marker": MARKERS.get(name, "os^Dv"[number % 5]), "label": LABELS[name]}
 
 
 def lines_of_runs(panels, x, value, label_x, label_y, log=False):
@@ -213,7 +249,7 @@ def strips(panels, label_y, chance=None, log=False, share_y=True):
             shift = 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)
             axis.plot(place + shift, values, ".", color=_line(name, place)["color"], markersize=5, alpha=0.8)
             axis.plot([place - 0.38, place + 0.38], [np.nanmedian(values)] * 2, color="black", linewidth=1.6)
-        axis.set_xticks(range(len(groups)), [LABELS.get(name, name) for name in groups], rotation=45, ha="right", fontsize=9)
+        axis.set_xticks(range(len(groups)), [LABELS[name] for name in groups], rotation=45, ha="right", fontsize=9)
         axis.set_title(heading, fontsize=9.5)
         axis.grid(False, axis="x")
         if log:
@@ -320,4 +356,136 @@ def curves_with_runs(curves, points, paper, label_x, label_y):
     axis.set_xlabel(label_x)
     axis.set_ylabel(label_y)
     fig.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return fig
+
+
+def null_bands(panels, label_x, linear_within=None):
+    """One row a pair: under each other a bar for each null, from `low` to `high`, and a black dot at the measured `value`.
+
+    panels: {heading: rows of the `chance` table for one statistic}, side by side. linear_within: the axis is logarithmic beyond this distance from 0.
+    """
+    nulls = list(next(iter(panels.values())).null.unique())
+    count = max(len(table_.groupby(["run_a", "run_b"])) for table_ in panels.values())
+    fig, axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 0.42 * count + 1.2), sharey=True, squeeze=False)
+    for axis, (heading, table_) in zip(axes[0], panels.items(), strict=True):
+        groups = table_.groupby(["run_a", "run_b"], sort=False)
+        for place, (_, rows) in enumerate(groups):
+            for row in rows.itertuples():
+                height = place - 0.36 + 0.72 * nulls.index(row.null) / max(len(nulls) - 1, 1)
+                axis.plot([row.low, row.high], [height] * 2, color=_NULLS[row.null], linewidth=2.6, solid_capstyle="round",
+                          label=row.null if place == 0 else None)
+            axis.plot([rows.value.iloc[0]] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1)
+            axis.plot(rows.value.iloc[0], place, "o", color="black", markersize=5, zorder=3, label="measured" if place == 0 else None)
+        axis.set_title(heading, fontsize=9.5)
+        axis.grid(False, axis="y")
+        if linear_within:
+            axis.set_xscale("symlog", linthresh=linear_within)
+        else:
+            axis.locator_params(axis="x", nbins=4)
+    axes[0, 0].set_yticks(range(len(groups)), [f"{LABELS[a]} – {LABELS[b]}" for a, b in groups.groups], fontsize=9)
+    axes[0, 0].invert_yaxis()
+    fig.supxlabel(label_x, fontsize=10)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+    return fig
+
+
+def matrices(panels, rows, columns, label, insides, low=-1.0, high=1.0):
+    """Matrices of one number between runs side by side, {heading: (rows, columns)}; cells marked in `insides` (within chance) are hatched."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels) + 1.8, 3.1), sharey=True, squeeze=False)
+    for axis, (heading, values) in zip(axes[0], panels.items(), strict=True):
+        image = axis.imshow(values, cmap=_DIVERGING, vmin=low, vmax=high)
+        for row, column in np.ndindex(*np.shape(values)):
+            if insides[heading][row][column]:
+                axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#bbbbbb", linewidth=0))
+            is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
+            axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+        axis.set_xticks(range(len(columns)), [LABELS[name] for name in columns], rotation=45, ha="right", fontsize=9)
+        axis.set_title(heading, fontsize=9.5)
+        axis.grid(False)
+    axes[0, 0].set_yticks(range(len(rows)), [LABELS[name] for name in rows], fontsize=9)
+    fig.colorbar(image, ax=axes[0, :], label=label, shrink=0.8)
+    return fig
+
+
+def pairs_over_steps(table_, predicted, label_y, columns=5):
+    """One small panel a pair: `measured` over the logarithm of the step, its chance band in grey, and what was `predicted`, a marker a `prediction`."""
+    groups, kinds = list(table_.groupby(["run_a", "run_b"], sort=False)), list(predicted.prediction.unique())
+    rows = -(-len(groups) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(_WIDTH, 1.45 * rows + 0.8), sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(groups):]:
+        axis.axis("off")
+    for axis, ((first, second), group) in zip(axes.flat, groups, strict=False):
+        axis.fill_between(group.step, group.chance_low, group.chance_high, color=COLOURS["base"], alpha=0.2, linewidth=0)
+        axis.plot(group.step, group.measured, color="black", linewidth=1.5, marker=".", label="measured")
+        own = predicted[(predicted.run_a == first) & (predicted.run_b == second)]
+        for number, kind in enumerate(kinds):
+            line, chosen = _line(kind, number), own[own.prediction == kind]
+            axis.plot(chosen.step, chosen.predicted, linestyle="none", markersize=5, fillstyle="none", zorder=3, **line)
+        axis.set_title(f"{LABELS[first]} – {LABELS[second]}", fontsize=8.5)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.locator_params(axis="x", numticks=6)
+        axis.minorticks_off()
+    fig.supxlabel("optimiser step", fontsize=10)
+    fig.supylabel(label_y, fontsize=10)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds) + 1, fontsize=8.5, columnspacing=1, handletextpad=0.3)
+    return fig
+
+
+def points_on_curves(curves, points, x, value, label_x, label_y, reference=None):
+    """Points beside curves, x logarithmic: {run: table} a line with its interval each; a row of `points` is a marker, named by `label`, in its run's colour.
+
+    Intervals are `low` and `high` for the value and, of points, `<x>_low` and `<x>_high`. reference: height of a dashed line, the base.
+    """
+    fig, axis = plt.subplots(figsize=(_WIDTH, 3.9))
+    for run, rows in curves.items():
+        rows = rows.sort_values(x)
+        axis.fill_between(rows[x], rows.low, rows.high, color=COLOURS[run], alpha=0.12, linewidth=0)
+        axis.plot(rows[x], rows[value], color=COLOURS[run], linewidth=1.4, marker=".", alpha=0.7, label=f"{LABELS[run]}, scaled")
+    for place, row in enumerate(points.to_dict("records")):
+        colour = COLOURS[row["run"]]
+        axis.plot([row[f"{x}_low"], row[f"{x}_high"]], [row[value]] * 2, color=colour, linewidth=1)
+        axis.plot([row[x]] * 2, [row["low"], row["high"]], color=colour, linewidth=1)
+        axis.plot(row[x], row[value], "osD^vPX*<>"[place % 10], color=colour, markeredgecolor="black", markersize=8, linestyle="none",
+                  label=textwrap.fill(row["label"], 28), zorder=3)
+    if reference is not None:
+        axis.axhline(reference, color=COLOURS["base"], linestyle="--", linewidth=1, label="base", zorder=0)
+    axis.set_xscale("log")
+    axis.set_xlabel(label_x)
+    axis.set_ylabel(label_y)
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8.5)
+    return fig
+
+
+def marked_scatter(table_, x, y, label_x, label_y, band=None):
+    """One marker a run, its name in a legend beside the axes, for runs that lie too close for names; the square |x|, |y| < `band` (chance) in grey."""
+    fig, axis = plt.subplots(figsize=(_WIDTH, 4.4))
+    if band:
+        axis.axvspan(-band, band, color=COLOURS["base"], alpha=0.12, linewidth=0)
+        axis.axhspan(-band, band, color=COLOURS["base"], alpha=0.12, linewidth=0)
+    for place, row in enumerate(table_.to_dict("records")):
+        axis.plot(row[x], row[y], "osD^vPX*<>hpd8"[place % 14], color=COLOURS[row["run"]], markeredgecolor="black", markersize=9, linestyle="none", alpha=0.85,
+                  label=LABELS[row["run"]])
+    axis.set_xlabel(label_x)
+    axis.set_ylabel(label_y)
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8.5)
+    return fig
+
+
+def interval_panels(table_, panels, reference):
+    """One row a run, one panel a measure, {column: axis label}: a dot with its interval `<column>_low` to `<column>_high` where the table has one.
+
+    A dashed line at the run called `reference`.
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 0.27 * len(table_) + 0.9), sharey=True, squeeze=False)
+    for axis, (column, label) in zip(axes[0], panels.items(), strict=True):
+        for place, row in enumerate(table_.to_dict("records")):
+            colour = COLOURS[row["run"]]
+            if f"{column}_low" in row:
+                axis.plot([row[f"{column}_low"], row[f"{column}_high"]], [place, place], color=colour, linewidth=2)
+            axis.plot(row[column], place, MARKERS[row["run"]], color=colour, markersize=6)
+        axis.axvline(table_.set_index("run")[column][reference], color=COLOURS["base"], linestyle="--", linewidth=1, zorder=0)
+        axis.set_xlabel(label)
+    axes[0, 0].set_yticks(range(len(table_)), [LABELS[run] for run in table_.run], fontsize=9)
+    axes[0, 0].invert_yaxis()
     return fig
