@@ -32,7 +32,7 @@ import torch
 from IPython.display import Markdown
 from scipy.stats import norm as normal
 
-from helpers import figures, geometry, models, profiles, store, training, updates
+from helpers import controls, figures, geometry, models, profiles, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -455,20 +455,30 @@ paper_random = geometry.compare({"random": {f"layers.0.{d_out}": updates.Factors
     for d_out, d_in in ((4096, 2560), (1024, 2560), (2560, 4096))}})
 paper_ceiling = geometry.effective_rank(paper_random.singular_values).mean()
 
+# %% [markdown]
+# The band says what unrelated updates would give. A stricter comparison is what *related* ones give: the same method trained again from other seeds, with another initial $A$ and
+# another order of the prompts. Two runs of one loss share the data and the loss and nothing else, so their cosine is what those two alone bring about.
+
+# %%
+replicas = store.write_table(profile, "replicas", controls.replicas_table(study))
+over_seeds = controls.beside(replicas, "cosine", paper).set_index(["run_a", "run_b"])
+spread = {name: (values.min(), values.max()) for name in runs for values in [controls.at_seeds(replicas, "effective rank", name)]}
+
 # %%
 value = overall_cosine.set_index(["run_a", "run_b"])
 printed = {0.74: "about 0.74", 0.061: "0.057 to 0.065"}
 lines = [{"quantity": f"cosine {figures.LABELS[a]} – {figures.LABELS[b]}", "paper": printed.get(number, f"{number:.3f}"),
           "paper's chance level": f"±{bracket[0]:.4f} to ±{bracket[1]:.4f}", "ours": f"{value.cosine[a, b]:.3f}",
-          "our chance level": f"±{value.chance_high[a, b]:.3f}"}
+          "our chance level": f"±{value.chance_high[a, b]:.3f}", **over_seeds.loc[(a, b)]}
          for (a, b), number in paper.items()]
 lines.append({"quantity": "norm SFT / DPO", "paper": "13", "paper's chance level": "10 (the rates)",
-              "ours": f"{overall.norm['sft'] / overall.norm['dpo']:.1f}", "our chance level": f"{rate_ratio:g} (the rates)"})
+              "ours": f"{overall.norm['sft'] / overall.norm['dpo']:.1f}", "our chance level": f"{rate_ratio:g} (the rates)",
+              "over seeds": " to ".join(f"{ratio:.1f}" for ratio in sorted(controls.at_seeds(replicas, "norm", "sft") / controls.at_seeds(replicas, "norm", "dpo"))[:: len(controls.replicas(study)) - 1])})
 for name, number in {"sft": "about 16", "offline-grpo": "14.8", "dpo": "24.5"}.items():
     lines.append({"quantity": f"effective rank {figures.LABELS[name]}", "paper": f"{number} of 32",
                   "paper's chance level": f"{paper_ceiling:.1f}", "ours": f"{overall.effective_rank[name]:.1f} of {study.lora.rank}",
-                  "our chance level": f"{by_chance['effective rank']:.1f}"})
-pd.DataFrame(lines).style.hide()
+                  "our chance level": f"{by_chance['effective rank']:.1f}", "over seeds": f"{spread[name][0]:.1f} to {spread[name][1]:.1f}"})
+pd.DataFrame(lines).fillna("–").style.hide()
 
 # %%
 measured_order = overall_cosine.assign(paper=[paper.get(pair) for pair in value.index]).dropna()
@@ -480,6 +490,16 @@ Markdown(f"Over the {len(measured_order)} pairs for which the paper gives a cosi
          f"correlation of **{agreement:.2f}**. The small positive cosine of SFT and DPO in the paper is "
          f"{0.061 / bracket[1]:.0f} to {0.061 / bracket[0]:.0f} times the half-width of its chance band; ours is "
          f"{dpo_inside} its band. DPO's effective rank, the largest in the paper, is {above} all the others here.")
+
+# %%
+own = controls.between_seeds(replicas, "cosine", "sft")
+closest = controls.at_seeds(replicas, "cosine", "sft", "rft")
+Markdown(f"SFT has a cosine of **{own.min():.3f} to {own.max():.3f}** with its own replicas, and of {closest.min():.3f} to {closest.max():.3f} with RFT at an equal seed. "
+         f"{'The difference is what one initial adapter and one order of the prompts add.' if closest.min() > own.max() else 'Equal seeds add nothing to the likeness.'}")
+
+# %% [markdown]
+# So a cosine near one between two methods at one seed is no proof that their losses want the same. Which part of it belongs to the initial $A$ and which to the order is separated in the chapter on
+# [seeds](16_seeds.ipynb), the chance levels in [another](15_chance.ipynb), and whether DPO's small cosine is the rate's in a [third](17_matched_dpo.ipynb).
 
 # %% [markdown]
 # ## Try it

@@ -32,7 +32,7 @@ from IPython.display import Markdown
 from scipy.linalg import subspace_angles
 from scipy.stats import beta
 
-from helpers import figures, geometry, models, profiles, store, training, updates
+from helpers import controls, figures, geometry, models, profiles, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -411,7 +411,7 @@ Markdown("Lowest left overlap with SFT, and in that module the smaller of the tw
 # ## The paper's numbers beside ours
 #
 # Chance levels for the paper's shapes are computed by us: uniform subspaces on the left, pooled over its four projections, and on the right
-# {eq}`eq-angles-overlap` within the 32 dimensions of a shared $A$, taken as unmoved.
+# {eq}`eq-angles-overlap` within the 32 dimensions of a shared $A$, taken as unmoved. The last two columns are controls: the same number at every seed, and that of SFT with SFT trained from another seed.
 
 # %%
 pooled = np.degrees(np.concatenate([geometry.random_angles(d, 10) for d in (4096, 1024, 1024, 2560)]))
@@ -423,6 +423,12 @@ paper = {"smallest": {"rft": "6.7", "rift": "8.2", "offline-grpo": "18.5", "dft"
          "right": {"rft": "0.99 to 1.00", "rift": "0.99 to 1.00", "dft": "0.94", "dpo": "0.66 to 0.70"}}
 
 # %%
+replicas = store.read_table(profile, "replicas")
+names = {"smallest": "smallest angle left", "largest": "largest angle left", "left": "first vector left", "right": "first vector right"}
+controlled = {quantity: controls.beside(replicas, name, [("sft", other) for other in others], "{:.1f}" if quantity in picks else "{:.2f}").set_index("run_b")
+              for quantity, name in names.items()}
+
+# %%
 lines = []
 for quantity, printed_for in paper.items():
     for other, printed in printed_for.items():
@@ -432,9 +438,10 @@ for quantity, printed_for in paper.items():
         else:
             label, form = f"first {quantity} vector", "{:.2f}"
             values = [mean_first(other, quantity, source) for source in (compared.first, null_first)]
-        printed_values = [printed, *(form.format(value) for value in (theirs[quantity], *values))]
+        printed_values = [printed, *(form.format(value) for value in (theirs[quantity], *values)), *controlled[quantity].loc[other].drop("run_a")]
         lines.append([label, figures.LABELS[other], *printed_values])
-pd.DataFrame(lines, columns=["quantity", "SFT with", "paper", "paper's chance level", "ours", "our chance level"]).style.hide()
+pd.DataFrame(lines, columns=["quantity", "SFT with", "paper", "paper's chance level", "ours", "our chance level", "over seeds",
+                             "SFT, another seed"]).style.hide()
 
 # %%
 order_ours = pd.Series({other: np.median(real["left"][:, at["sft"], at[other], 0]) for other in others})
@@ -450,6 +457,9 @@ Markdown("Ordered by the smallest left angle with SFT, from near to far: "
          f"{theirs['right']:.2f}.")
 
 # %% [markdown]
+# The last column is the measure for "the same direction". Where another method at the same seed is closer to SFT than SFT's own replicas are, the initial adapter is part of the likeness; on the right side, by
+# {eq}`eq-angles-overlap`, it is nearly all of it. The [chapter on seeds](16_seeds.ipynb) takes the two apart.
+#
 # Angles depend on $d$, $k$ and $r$, so that degrees from models of different width cannot be compared with each other. What can be compared
 # is each number's distance from its own chance level, and the order of the methods.
 #

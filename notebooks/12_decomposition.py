@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import figures, geometry, profiles, store, training, updates
+from helpers import controls, figures, geometry, profiles, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -339,15 +339,21 @@ Markdown(f"SFT itself has a median of {alignment.sft.median():.3f}, the ceiling.
 # of layers its modules are stacked.
 
 # %%
-depth = compared.modules.layer
-count = depth.nunique()
-groups = {"whole update": depth >= 0, "middle third of the layers": depth.between(count // 3, count - 1 - count // 3),
-          "last seventh of the layers": depth >= count - max(1, round(count / 7))}
+replicas, depth = store.read_table(profile, "replicas"), compared.modules.layer
+groups = {"whole update": (depth >= 0, ".67"), **{f"{name} layers": (chosen, theirs) for (name, chosen), theirs
+                                                  in zip(controls.thirds(depth).items(), (".55", ".79–.86"), strict=True)}}
+over_seeds = {"whole update": np.sqrt(1 - controls.at_seeds(replicas, "cosine", "sft", "offline-grpo") ** 2),
+              **{f"{name} layers": controls.at_seeds(replicas, f"by norm, {name}", "sft", "offline-grpo") for name in ("middle", "last")}}
+own = {"whole update": np.sqrt(1 - controls.between_seeds(replicas, "cosine", "sft") ** 2),
+       **{f"{name} layers": controls.between_seeds(replicas, f"by norm, {name}", "sft") for name in ("middle", "last")}}
+
+# %%
 rows = []
-for (name, chosen), theirs in zip(groups.items(), (".67", ".55", ".79–.86"), strict=True):
+for name, (chosen, theirs) in groups.items():
     value, spread = (part[place, list(runs).index("offline-grpo")] for part in geometry.stacked_cosine(compared, np.flatnonzero(chosen)))
     rows.append({"Offline GRPO against SFT": name, "paper, by norm": theirs, "ours, by norm": np.sqrt(1 - value ** 2), "ours, by energy": 1 - value ** 2,
-                 "ours, cosine": value, "by chance at least": np.sqrt(1 - (1.96 * spread) ** 2)})
+                 "ours, cosine": value, "by chance at least": np.sqrt(1 - (1.96 * spread) ** 2),
+                 "over seeds": f"{over_seeds[name].min():.3f} to {over_seeds[name].max():.3f}", "SFT against SFT of another seed": own[name].mean()})
 figures.table(pd.DataFrame(rows))
 
 # %%
@@ -357,9 +363,10 @@ Markdown(f"By norm, Offline GRPO is **{whole:.2f}** orthogonal to SFT here and .
          f"({late:.2f} against {middle:.2f}); in the paper it is more so (.79 to .86 against .55).")
 
 # %% [markdown]
-# One number of the paper has no counterpart here yet: online GRPO, trained on its own samples, is .998 orthogonal to SFT with a cosine of .025. By
-# {eq}`eq-decomposition-fractions` these two are once more the same statement. Without the band of chance for that run one cannot say whether it differs from an
-# unrelated update at all.
+# The last column is the control: two runs of *one* method are orthogonal to each other to this degree. An orthogonal part that is not larger than that says nothing about the loss.
+#
+# One more number of the paper, online GRPO's .998 with a cosine of .025, is by {eq}`eq-decomposition-fractions` once more a single statement. Its counterpart here, with the band of
+# chance, is in the chapter on [on-policy training](20_on_policy.ipynb).
 #
 # ## Try it
 #

@@ -25,11 +25,13 @@
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 
 # %%
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import connectivity, evaluation, figures, interactive, models, problems, profiles, rollouts, statistics, store, training, updates
+from helpers import connectivity, controls, evaluation, figures, interactive, models, problems, profiles, rollouts, statistics, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -516,6 +518,27 @@ Markdown(f"For the bare answer our paths go the same way as the paper's in {len(
          f"With the loss of rollouts the same path has a barrier of {rollout['above chord']['RIFT to DPO']:.3f}.")
 
 # %% [markdown]
+# Would other seeds say the same? The three paths, and the one from RIFT to the base that is the control of the last, are walked again between the runs of each seed, at fewer points.
+
+# %%
+texts, model = connectivity.held_out_texts(study), models.load_model(study)
+weights, paths = updates.weights_of(model, adapters["sft"]), [*reported, ("rift", "base")]
+replicas, rows = controls.replicas(study), []
+for (seed, names), (a, b) in product(replicas.items(), paths):
+    start, goal = (updates.load_update(training.train(study, study.runs[names[end if end != "base" else a]]) / "adapter") for end in (a, b))
+    goal = updates.combine([goal], [float(b != "base")])
+    walked = connectivity.along(model, weights, texts, start, goal, np.linspace(0, 1, 7), f"{a} to {b}, seed {seed}")
+    loss = connectivity.curve(walked).query("metric == 'boxed answer'").value.to_numpy()
+    height = connectivity.barrier(walked).set_index("metric").loc["boxed answer"]
+    rows.append({"run_a": a, "run_b": b, "seed": seed, "start": loss[0], "middle": loss[3], "end": loss[-1], "shape": shape(loss),
+                 "above_chord": height.above_chord, "noise": height.noise})
+over_seeds = store.write_table(profile, "replicas_paths", pd.DataFrame(rows))
+figures.table(over_seeds.assign(run_a=over_seeds.run_a.map(labels), run_b=over_seeds.run_b.map(labels)))
+
+# %% [markdown]
+# A shape that differs from seed to seed is not a property of the two methods. Where the path from RIFT to the base rises above its chord as the one to DPO does, the barrier is shrinkage; DPO at a matched length and at a matched rate is the subject of
+# [a chapter of its own](17_matched_dpo.ipynb).
+#
 # The sizes cannot be compared: other models, other answers, other tokens. What carries over are the three questions to put to the paper's curve: was it measured on something the models were trained to do, is its top an end, and is it the curve
 # to the base?
 #

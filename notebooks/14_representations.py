@@ -30,7 +30,7 @@ import torch
 from IPython.display import Markdown
 from scipy.stats import ttest_1samp
 
-from helpers import evaluation, figures, profiles, representations, statistics, store, training, updates
+from helpers import controls, evaluation, figures, profiles, representations, statistics, store, training, updates
 
 study = profiles.load(profile)
 runs = {"base": "base"} | {name: study.runs[name] for name in study.main_runs}
@@ -396,7 +396,7 @@ compared = []
 for name in study.main_runs:
     change, low, high = statistics.bootstrap_ratio(sums[name] - sums["base"], positions)
     compared.append({"run": name, "difference": change, "low": low, "high": high, "p": ttest_1samp(sums[name] - sums["base"], 0).pvalue})
-compared = pd.DataFrame(compared).assign(p_holm=lambda frame: statistics.holm(frame.p))
+compared = store.write_table(profile, "depth", pd.DataFrame(compared).assign(p_holm=lambda frame: statistics.holm(frame.p)))
 figures.table(compared)
 
 # %%
@@ -426,6 +426,24 @@ Markdown(f"SFT and RIFT are at {ours.iloc[0]:.3f} here (paper: above .99). From 
          f"{35.3 / 36:.2f} to {36 / 36:.2f}, a range of {0.7 / 36:.1%}, which it reads as no difference.")
 
 # %% [markdown]
+# What do other seeds say? The same pairs from the replicas of each method, at the same two layers; and as the control of "the same representation", SFT beside SFT from another seed.
+
+# %%
+wanted = {name for pair in stated for name in pair}
+again = {(method, seed): found[method] if name == method else representations.states(evaluation.load_model_of(study, study.runs[name]), prompts, completions)
+         for seed, group in controls.replicas(study).items() for method, name in group.items() if method in wanted}
+seeds = sorted({seed for _, seed in again})
+pairs = [((a, seed), (b, seed)) for a, b in stated for seed in seeds] + [(("sft", seeds[0]), ("sft", seed)) for seed in seeds[1:]]
+lines = [{"layer": layer, "run_a": a, "run_b": b, "seed_a": seed_a, "seed_b": seed_b,
+          "debiased": representations.cka(*(again[key].hidden[layer][rows] for key in ((a, seed_a), (b, seed_b))))}
+         for layer in (early, last) for (a, seed_a), (b, seed_b) in pairs]
+over_seeds = store.write_table(profile, "replicas_cka", pd.DataFrame(lines))
+ranges = over_seeds.groupby(["run_a", "run_b", "layer"], sort=False).debiased.agg(["min", "max"]).reset_index()
+figures.table(ranges.assign(run_a=ranges.run_a.map(figures.LABELS), run_b=ranges.run_b.map(figures.LABELS)))
+
+# %% [markdown]
+# The pair of SFT with itself is the ceiling: no two methods can be asked to be more alike than two runs of one.
+#
 # Two things keep these columns apart besides the form of CKA. Our texts are completions of the teacher, its are prompts. And a model of a few layers trained on one kind of problem has fewer ways to differ than one of 36 layers. For
 # the depth the paper reports a null result. Whether a range of that size is nothing, or a small effect, only a paired test can say, and the table of differences above is one: small does not mean absent, and significant does not mean large.
 #

@@ -10,11 +10,11 @@
 # # Verdict: the paper's claims, one by one
 #
 # *Previously,* [accuracy](09_evaluation.ipynb), [direction and size](10_norms.ipynb), [angles](11_angles.ipynb), [what is orthogonal](12_decomposition.ipynb),
-# [paths](13_connectivity.ipynb) and [representations](14_representations.ipynb), each with its chance level. *Now* all of it is set beside the
-# claims of {cite:t}`nikolich2026geometry`, one line a claim.
+# [paths](13_connectivity.ipynb) and [representations](14_representations.ipynb), and then the controls, from [chance](15_chance.ipynb) to [interventions](21_interventions.ipynb). *Now* all
+# of it is set beside the claims of {cite:t}`nikolich2026geometry`, one line a claim, and beside what we had expected.
 #
 # **Key takeaways**
-# - A claim holds here when the ordering that it states is true and our interval lies outside the band of its control.
+# - A claim holds here when the ordering that it states is true at every seed and our interval lies outside the band of its control.
 # - An ordering may be true and prove nothing, because chance or arithmetic would give it too; such lines are marked.
 # - A claim that fails on models of this size is not refuted for larger ones, and one that holds is not confirmed for them.
 #
@@ -27,7 +27,7 @@ profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 from IPython.display import Markdown
 from myst_nb import glue
 
-from helpers import figures, store, verdict
+from helpers import figures, predictions, profiles, store, verdict
 
 figures.use_style()
 claims = store.write_table(profile, "verdict", verdict.verdict_table(profile))
@@ -48,7 +48,7 @@ def state_of(part):
 # ## What "holds" means
 #
 # Let a claim state an ordering, such as "DPO's cosine with SFT is smaller than that of any other method", let $[l, h]$ be the 95 % interval of our
-# number, and $[c_l, c_h]$ the band of its control: where the number would lie by chance, or without the thing that the claim is about. The claim holds if the ordering is true and
+# number over seeds, and $[c_l, c_h]$ the band of its control: where the number would lie by chance, or without the thing that the claim is about. The claim holds if the ordering is true and
 #
 # ```{math}
 # :label: eq-verdict-holds
@@ -64,8 +64,8 @@ Markdown(f"For example, an interval from 0.3 to 0.4 beside a band from −0.1 to
          f"from 0.05 to 0.4 it gives *{verdict.judge(True, 0.05, 0.4, (-0.1, 0.1))}*, and with a false ordering *{verdict.judge(False, 0.3, 0.4, (-0.1, 0.1))}*.")
 
 # %% [markdown]
-# Two things limit what such a line is worth. Each method was trained once here, from one seed, so that the intervals are over problems (for accuracy), over texts (for
-# paths and representations), or over modules (for the geometry); they say nothing of what another seed would give. And the control is in each case one of several possible ones.
+# Two things limit what such a line is worth. Three seeds a method give wide intervals, by [Student's factor](09_evaluation.ipynb) of 4.3, and no view of rare outcomes. And the control is in each case one of several possible ones;
+# which one fits which claim is argued in the chapter on [chance levels](15_chance.ipynb). Lines about a single run, such as those at another rate, have no interval over seeds and say so.
 #
 # ## Behaviour
 #
@@ -78,10 +78,21 @@ section("behaviour")
 state_of("behaviour")
 
 # %% [markdown]
-# The first line is a claim of absence. It is worth as much as the smallest difference that the tests could have found, which stands in its control. The last line is not the paper's:
-# it asks whether the best method improved on the untrained model, and an answer of "no difference" turns "DPO is best" into "DPO harmed least".
+# The first line is a claim of absence. It is worth as much as the smallest difference that the tests could have found, which stands in its control. The lines on the base turn
+# the question round: if the five lost against it and DPO did not, then "DPO is best" means "DPO harmed least".
 # What the trained models lost, and that the base loses it too when it has to write in the teacher's manner, is told in the chapter on [evaluation](09_evaluation.ipynb).
 #
+# ## The learning rate
+#
+# The paper leaves open what DPO would do at the rate of the others. These lines are the answer for our models; the [chapter on matched DPO](17_matched_dpo.ipynb) has the other ways to match.
+
+# %%
+section("the rate")
+
+# %%
+state_of("the rate")
+
+# %% [markdown]
 # ## Direction
 #
 # These claims are about one number for each pair of methods: the cosine of their updates, all modules stacked.
@@ -98,8 +109,8 @@ figures.claims(cosines, "cosine of the stacked updates");
 
 # %% [markdown]
 # In {numref}`fig-verdict-direction` the distance of a dot from its diamond is the distance of two studies whose models differ in size by a factor of three thousand. It is
-# the order of the dots that is comparable. The grey band belongs to updates that have nothing in common; that two updates are outside it says that they share *something*, and the initial adapter, the
-# data and the loss are all candidates.
+# the order of the dots that is comparable. The grey band belongs to updates that have nothing in common; that two updates are outside it says that they share *something*. How much of it is the initial adapter's, the
+# data's and the loss's is divided up in the [chapter on seeds](16_seeds.ipynb), and the control column quotes the number to beat: one loss with itself, from another seed.
 #
 # The line about two thirds is there as a warning. The orthogonal part of an update, by norm, is a function of its cosine,
 #
@@ -126,8 +137,8 @@ section("size")
 state_of("size")
 
 # %% [markdown]
-# Part of the first line is the learning rate: the paper's own runs grow three times longer when the rate grows ten times, which would leave a factor of about four for the loss itself. Only runs of DPO at
-# SFT's rate can tell the two apart.
+# Part of DPO's shortness is the learning rate: the paper's own runs grow three times longer when the rate grows ten times, which would leave a factor of about four for the loss itself. The line
+# before the last puts the two methods at one rate.
 #
 # ## Angles
 #
@@ -146,6 +157,28 @@ figures.claims(claims[claims.part == "angles"], "degrees");
 # The bands of {numref}`fig-verdict-angles` are ours. In the paper's dimensions random subspaces are further apart: their smallest angle is 80 to 85 degrees and their largest
 # above 89.6, so there the 54.6 degrees between SFT and DPO are far from chance, and the 90 degrees are chance.
 #
+# ## First vectors
+#
+# The one direction in which an update is strongest, on each side.
+
+# %%
+section("vectors")
+
+# %%
+state_of("vectors")
+
+# %% [markdown]
+# ## Seeds
+#
+# What the paper says of two runs of one loss is the yardstick for everything above.
+
+# %%
+section("seeds")
+
+# %%
+state_of("seeds")
+
+# %% [markdown]
 # ## Paths
 #
 # The paper's own metric is the loss of the bare boxed answer, right after the prompt; these lines use it too. The loss of whole correct solutions, which is what the methods trained on, is in the chapter on
@@ -173,22 +206,59 @@ state_of("representations")
 # Debiased {term}`CKA <centred kernel alignment>` is near zero for unrelated features, the plain form is not: for independent Gaussian features of a hundred texts in 2560 dimensions it is already .96. Which of the two the paper
 # used is not known to us.
 #
+# ## On-policy training
+
+# %%
+section("on-policy")
+
+# %%
+state_of("on-policy")
+
+# %% [markdown]
+# These lines come from one run of online GRPO; [its chapter](20_on_policy.ipynb) has the six offline objectives on the base's own rollouts too.
+#
+# ## What was expected
+#
+# Before any control was run, a [list of predictions](../predictions.md) was written down, each with a range and with the outcome that would change our mind. Here is what came of them, unedited.
+
+# %%
+expected = predictions.outcomes(profile)
+told = expected.assign(right=expected.is_expected.map({True: "yes", False: "no"}), changed=expected.changes_mind.map({True: "yes", False: "no"}))
+told = told[["number", "expected", "outcome", "right", "changed"]].rename(columns={"right": "as expected", "changed": "what would change our mind"})
+told.fillna("–").style.hide(axis="index").set_properties(**{"text-align": "left"})
+
+# %%
+known = expected[expected.outcome.notna()]
+Markdown(f"Of {len(expected)} predictions, {len(known)} have an outcome here: **{int(known.is_expected.sum())}** came out as expected, and **{int(known.changes_mind.sum())}** came out in the way that was said to change our mind.")
+
+# %% [markdown]
+# A wrong prediction is worth more than a right one if it was made for a reason, and the reasons stand on the page of predictions.
+#
 # ## All in all
 
-# %% mystnb={"image": {"alt": "Bar chart of how many claims have each verdict: holds, holds but at chance, holds by construction, does not hold here"}, "figure": {"caption": "How many of the claims have which verdict in this build.", "name": "fig-verdict-counts"}}
-counts = claims.verdict.value_counts().reindex([verdict.HOLDS, verdict.CHANCE, verdict.CONSTRUCTION, verdict.FAILS], fill_value=0)
+# %% mystnb={"image": {"alt": "Bar chart of how many claims have each verdict: holds, holds but at chance, holds by construction, does not hold here, can't be tested at this size"}, "figure": {"caption": "How many of the claims have which verdict in this build.", "name": "fig-verdict-counts"}}
+counts = claims.verdict.value_counts().reindex([verdict.HOLDS, verdict.CHANCE, verdict.CONSTRUCTION, verdict.FAILS, verdict.UNTESTED], fill_value=0)
 figures.bars(counts, "verdict", "claims");
 
 # %%
 failed = claims[claims.verdict == verdict.FAILS].claim
 glue("verdict-counts", f"of {len(claims)} claims {counts[verdict.HOLDS]} hold, {counts[verdict.CHANCE] + counts[verdict.CONSTRUCTION]} hold only at chance or by "
-     f"construction, and {counts[verdict.FAILS]} do not hold", display=False)
+     f"construction, {counts[verdict.FAILS]} do not hold, and {counts[verdict.UNTESTED]} can't be tested at this size", display=False)
 Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those that do not hold here: " + ("; ".join(f"*{claim}*" for claim in failed) or "none") + ".")
 
 # %% [markdown]
 # {numref}`fig-verdict-counts` is a count of lines and not a score: the lines depend on each other, and a claim that fails here may fail because these models are small, because the teacher's manner
-# costs this base so much, or because it was never more than an accident of one seed. The book can tell these apart only by controls of its own.
+# costs this base so much, or because it was an accident of one seed; the control beside each line says which of these it is most likely to be.
 #
+# ## Beside other profiles
+#
+# The same claims for every study whose verdict has been computed in this copy of the book, one pair of columns each.
+
+# %%
+having = [name for name in profiles.names() if (store.results(name) / "tables" / "verdict.parquet").exists() and (name != "smoke" or profile == "smoke")]
+verdict.beside(having).reset_index().style.hide(axis="index").set_properties(**{"text-align": "left"})
+
+# %% [markdown]
 # ## Try it
 #
 # 1. How would the verdict on "DPO is nearly orthogonal to all others" change if the band were that of a fixed cosine of zero, `(0, 0)`?
@@ -197,10 +267,10 @@ Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those 
 # Any interval that leaves out zero would then count as outside: `verdict.judge(True, low, high, (0, 0))`. A band of no width asks whether a number is exactly zero, and with enough modules no number is.
 # ````
 #
-# 2. Compare the intervals over modules with the scatter of one method over seeds, if you have trained a second seed.
+# 2. Which verdicts would change if a claim had to be true at the main seed only?
 #
-# ````{dropdown} What to expect
-# The scatter over seeds is the larger one wherever the initial adapter decides the direction: all modules of a run share its data order, so modules are no substitute for seeds.
+# ````{dropdown} What to do
+# Replace `.all()` by `[0]` where `verdict` asks for the truth at every seed. A line that changes was decided by one run.
 # ````
 #
 # 3. Read the table with a program and keep what holds.

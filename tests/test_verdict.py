@@ -1,10 +1,15 @@
 """Verdicts: the rule itself, and claims on tables whose truth is planted."""
 
+from itertools import combinations, product
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import verdict
+from helpers import store, verdict
+
+METHODS = (*verdict.FAMILY, "dpo")
+SEEDS = (42, 43, 44)
 
 
 @pytest.mark.parametrize(("is_true", "low", "high", "band", "expected"), [
@@ -19,34 +24,63 @@ def test_what_arithmetic_makes_true_is_no_finding():
     assert verdict.judge(False, 0.9, 1.0, (0, 0.1), by_construction=True) == verdict.FAILS
 
 
-def planted(cosine, norms=(1.0, 2.0, 3.0), chance=0.05):
-    """Tables of two runs whose modules all have this cosine."""
-    modules = [(layer, projection) for layer in range(3) for projection in ("q_proj", "v_proj")]
-    pair = {"run_a": "sft", "run_b": "rft", "cosine": cosine}
-    rows = [{"scope": "module", "layer": layer, "projection": projection, **pair, "chance_low": -1.0, "chance_high": 1.0} for layer, projection in modules]
-    rows.append({"scope": "global", "layer": -1, "projection": "all", **pair, "chance_low": -chance, "chance_high": chance})
-    sizes = [{"run": run, "layer": layer, "projection": projection, "norm": norms[layer]} for run in ("sft", "rft") for layer, projection in modules]
-    return {"cosine": pd.DataFrame(rows), "updates": pd.DataFrame(sizes)}
+def planted(cosine_of, chance=0.05):
+    """Tables of directions: `cosine_of(a, b, seed)` at each seed, .3 between seeds of one method, Offline GRPO as orthogonal in all layers."""
+    rows = []
+    for a, b in combinations(METHODS, 2):
+        for seed in SEEDS:
+            rows.append(("cosine", a, b, seed, seed, cosine_of(a, b, seed)))
+            rows += [(f"by norm, {where}", a, b, seed, seed, 0.7) for where in ("middle", "last")]
+    rows += [("cosine", method, method, a, b, 0.3) for method, (a, b) in product(METHODS, combinations(SEEDS, 2))]
+    bands = [{"scope": "global", "run_a": a, "run_b": b, "chance_low": -chance, "chance_high": chance} for a, b in combinations(METHODS, 2)]
+    return {"replicas": pd.DataFrame(rows, columns=["statistic", "run_a", "run_b", "seed_a", "seed_b", "value"]), "cosine": pd.DataFrame(bands)}
 
 
-@pytest.mark.parametrize("pair", [("sft", "rft"), ("rft", "sft")])
-def test_the_stacked_cosine_is_put_together_from_the_modules(pair):
-    interval, band = verdict._cosine(planted(0.8), *pair)
-    assert interval == pytest.approx((0.8, 0.8, 0.8)), "equal modules: no scatter, and lengths do not matter"
-    assert band == pytest.approx((-0.05, 0.05)), "the band of all modules stacked"
+def as_in_the_paper(a, b, seed):
+    if "dpo" in (a, b):
+        return 0.06 + 0.001 * (seed - 43)
+    if "dft" in (a, b):
+        return 0.57
+    return 0.74 if "offline-grpo" in (a, b) else 0.97
 
 
-def test_intervals_over_modules_grow_with_their_scatter():
-    rng = np.random.default_rng(0)
-    narrow, wide = (verdict._over_modules(np.mean, size * rng.standard_normal(200)) for size in (1, 10))
-    for (value, low, high), size in ((narrow, 1), (wide, 10)):
-        assert low < value < high
-        assert high - low == pytest.approx(2 * 1.96 * size / np.sqrt(200), rel=0.2), "the standard error of a mean"
+def verdicts(tables):
+    return {row["claim"]: row for row in verdict._direction(tables)}
 
 
-def test_differences_to_a_run_do_not_depend_on_the_order_of_the_pair():
-    tests = pd.DataFrame([{"run_a": "dpo", "run_b": "sft", "difference": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.01},
-                          {"run_a": "base", "run_b": "dpo", "difference": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.01}])
-    found = verdict._pair_differences(tests, "dpo").set_index("other")
-    assert tuple(found.loc["sft", ["difference", "low", "high"]]) == (0.2, 0.1, 0.3)
-    assert tuple(found.loc["base", ["difference", "low", "high"]]) == (-0.2, -0.3, -0.1), "a turned pair turns its interval"
+def test_the_paper_s_own_cosines_would_confirm_its_claims():
+    found = verdicts(planted(as_in_the_paper))
+    for claim in ("SFT and RFT are nearly one direction", "Offline GRPO is near the cluster, but not in it", "DFT is further from SFT than Offline GRPO is"):
+        assert found[claim]["verdict"] == verdict.HOLDS, f"{claim}: the ordering is planted"
+    assert found["Two thirds of Offline GRPO are orthogonal to SFT"]["verdict"] == verdict.CONSTRUCTION, "it is the cosine again"
+    assert found["Two thirds of Offline GRPO are orthogonal to SFT"]["value"] == pytest.approx(np.sqrt(1 - 0.74 ** 2))
+    assert found["It is most orthogonal in the last layers"]["verdict"] == verdict.FAILS, "planted as equal"
+
+
+def test_a_claim_that_fails_at_one_seed_does_not_hold():
+    def broken(a, b, seed):
+        return 0.5 if {a, b} == {"sft", "rft"} and seed == 44 else as_in_the_paper(a, b, seed)
+    assert verdicts(planted(broken))["SFT and RFT are nearly one direction"]["verdict"] == verdict.FAILS, "true in every seed is what the rule says"
+
+
+def test_a_true_ordering_inside_the_band_is_at_chance():
+    found = verdicts(planted(as_in_the_paper, chance=0.2))["DPO is nearly orthogonal to all others"]
+    assert found["verdict"] == verdict.CHANCE, "a cosine that unrelated updates reach as well"
+
+
+def test_differences_of_accuracy_do_not_depend_on_the_order_of_the_pair():
+    table = pd.DataFrame([{"run_a": "sft", "run_b": "dpo", "difference": -0.2, "low": -0.3, "high": -0.1, "least": -0.25, "most": -0.15}])
+    assert verdict._difference({"accuracy_seeds": table}, "sft", "dpo") == pytest.approx([-20, -30, -10, -25, -15])
+    assert verdict._difference({"accuracy_seeds": table}, "dpo", "sft") == pytest.approx([20, 10, 30, 15, 25]), "a turned pair turns its interval"
+
+
+def test_the_difference_of_independent_shares_adds_their_errors_as_squares():
+    first, second = (pd.Series({"accuracy": value, "low": value - 0.03, "high": value + 0.03}) for value in (0.6, 0.5))
+    assert verdict._apart(first, second) == pytest.approx((10, 10 - 3 * 2 ** 0.5, 10 + 3 * 2 ** 0.5))
+
+
+def test_profiles_stand_beside_each_other_by_claim(workplace):
+    for name, text in (("tiny", "first"), ("smoke", "second")):
+        store.write_table(name, "verdict", pd.DataFrame({"claim": ["one"], "paper": [".9"], "ours": [text], "verdict": [verdict.HOLDS]}))
+    found = verdict.beside(["tiny", "smoke"]).loc["one"]
+    assert [found[("tiny", "ours")], found[("smoke", "ours")]] == ["first", "second"], "one pair of columns a profile"
