@@ -150,7 +150,7 @@ def test_a_table_does_not_depend_on_the_batch_size(table, smoke):
 
 
 def test_a_missing_table_says_how_to_make_it(workplace, smoke):
-    with pytest.raises(FileNotFoundError, match=r"results/smoke/rollouts\.parquet: make it with `python -m helpers rollouts smoke`"):
+    with pytest.raises(FileNotFoundError, match=r"results/smoke/rollouts\.parquet: make it with `python -m helpers rollouts smoke teacher`"):
         rollouts.load_table(smoke)
 
 

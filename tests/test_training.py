@@ -243,7 +243,7 @@ def test_a_finished_run_is_not_trained_again(table, smoke, never_train):
     before = content(folder)
     assert set(before) >= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "history.parquet", "run.json"}, "a whole run"
     assert len(pd.read_parquet(folder / "history.parquet")) == 3, "one row a step"
-    assert json.loads(before["run.json"])["spec"] == smoke.runs["sft"].model_dump(), "the record holds the spec"
+    assert json.loads(before["run.json"])["spec"] == smoke.runs["sft"].model_dump(mode="json"), "the record holds the spec"
     assert not list((store.results("smoke") / "checkpoints").glob("*")), "checkpoints of a finished run are gone"
     never_train()
     assert training.train(smoke, smoke.runs["sft"]) == folder

@@ -49,6 +49,7 @@ def load_model(profile, name="base"):
     else:
         _require(store.ROOT / where)
         model = AutoModelForCausalLM.from_pretrained(store.ROOT / where, dtype=torch.float32)
+        model.name_or_path = where  # what an adapter says of its base, on any machine
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 

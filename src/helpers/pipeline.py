@@ -112,7 +112,7 @@ def _copy(source, target):
         return
     with store.whole(target) as beside:
         if source.is_dir():
-            shutil.copytree(source, beside)
+            shutil.copytree(source, beside, ignore=shutil.ignore_patterns("README.md"))  # PEFT's empty model card
         else:
             shutil.copy2(source, beside)
 
