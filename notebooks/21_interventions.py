@@ -100,6 +100,7 @@ Markdown(f"The first family has {len(tests)} comparisons. With {base.n} problems
 # ```
 #
 # It is a mean of paired differences, one a problem, and has the interval and test of such a mean. Above zero, the intervention solves more than a shortened or stretched SFT that is as far from the base.
+# Between two neighbours the straight line is an assumption. Where the curve is steep and its points lie far apart, an excess of a few points may be the line's and not the intervention's.
 
 # %%
 judged = [name for name in [*study.main_runs[1:], "dpo-matched", *planned] if not name.startswith("sft times")]
