@@ -4,6 +4,7 @@ Outside the flow of data: it knows which artefacts each notebook reads, and no a
 """
 
 import json
+import re
 import shutil
 import sys
 
@@ -103,7 +104,8 @@ def ship(study):
                 entry = f"{part}/{name}" + (".parquet" if part != "runs" else "")
                 _copy(store.results(study.name) / entry, target / entry)
     for record in sorted((store.results(study.name) / "interventions").glob("*.parquet")):
-        _copy(record, target / "interventions" / record.name)
+        if not re.search(r"-[0-9a-f]{8}$", record.stem):  # what was moved aside for other settings
+            _copy(record, target / "interventions" / record.name)
     return target
 
 
