@@ -520,7 +520,7 @@ likeness = cosine.loc[relatives, "dpo-matched"]
 among = [cosine.loc[a, b] for place, a in enumerate(relatives) for b in relatives[place + 1:]]
 verdict = "They are a family in this sense" if likeness.min() > 0.5 else "They are not one family" if likeness.min() < 0.2 else "Some are closer to it than others, and all are closer than chance" if likeness.min() > family.chance.max() else "They are not one family"
 Markdown(f"With DPO at the same rate the four have cosines of {likeness.min():.2f} ({figures.LABELS[likeness.idxmin()]}) to {likeness.max():.2f} ({figures.LABELS[likeness.idxmax()]}), with each other {min(among):.2f} to {max(among):.2f}, and with SFT {cosine.loc[relatives, 'sft'].min():+.2f} to "
-         f"{cosine.loc[relatives, 'sft'].max():+.2f}. DPO at its own rate, the same loss, has {cosine.loc['dpo', 'dpo-matched']:.2f} with DPO at SFT's rate. {verdict}.")
+         f"{cosine.loc[relatives, 'sft'].max():+.2f}. DPO at its own rate, the same loss, has {cosine.loc['dpo', 'dpo-matched']:.2f} with DPO at SFT's rate; {(likeness >= cosine.loc['dpo', 'dpo-matched']).sum()} of the four are at least as like it as that. {verdict}.")
 
 # %% [markdown]
 # The last number before the verdict is the one to hold {numref}`fig-matched-family` against. Two rates of one loss need not be alike at all, so a cosine between two losses is high or low by comparison with that, and not with one. The norms say how unlike the runs are in size: an equal rate is no
@@ -555,7 +555,7 @@ losses = {run.name: 0 - line.difference[run.name, "strong-base"] for run in stro
 manner = line.loc[("strong-sft", "forced strong base")]
 lesser = "less than the family, as in the paper" if losses["strong-dpo"] < min(losses["strong-sft"], losses["strong-rft"]) else "no less than the family, unlike in the paper"
 far = "more" if losses["strong-dpo-matched"] > max(losses["strong-sft"], losses["strong-rft"]) else "no more"
-Markdown(f"From a base that solves {solved.set_index('run').accuracy['strong-base']:.1%}, SFT loses **{losses['strong-sft']:.1%}**, RFT {losses['strong-rft']:.1%} and DPO **{losses['strong-dpo']:.1%}**: DPO at its own rate loses {lesser}. At SFT's rate DPO loses **{losses['strong-dpo-matched']:.1%}**, "
+Markdown(f"From a base that solves {solved.set_index('run').accuracy['strong-base']:.1%}, SFT loses **{100 * losses['strong-sft']:.1f}** points, RFT {100 * losses['strong-rft']:.1f} and DPO **{100 * losses['strong-dpo']:.1f}**: DPO at its own rate loses {lesser}. At SFT's rate DPO loses **{100 * losses['strong-dpo-matched']:.1f}** points, "
          f"{far} than both. Made to open like the teacher, the strong base itself solves {solved.set_index('run').accuracy['forced strong base']:.1%} of {len(some)} problems; SFT minus that is {manner.difference:+.1%} ({manner.low:+.1%} to {manner.high:+.1%}, $p$ = {manner.p_holm:.2g}).")
 
 # %% [markdown]
