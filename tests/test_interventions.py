@@ -272,7 +272,8 @@ def test_only_interventions_of_runs_that_exist_are_planned_and_other_names_are_r
 
 def planted(monkeypatch, answers, nats):
     """Make `records` and `divergences` give what a test plants: {name: correct} and {name: nats a token}."""
-    monkeypatch.setattr(interventions, "records", lambda _, name: pd.DataFrame({"problem_id": range(len(answers[name])), "correct": answers[name]}))
+    monkeypatch.setattr(interventions, "records", lambda _, name: pd.DataFrame({"problem_id": range(len(answers[name])), "split": "test",
+                                                                                       "correct": answers[name]}))
     monkeypatch.setattr(interventions, "divergences", lambda _, name: pd.DataFrame({"nats": [10 * nats[name]], "tokens": [10]}))
 
 

@@ -161,6 +161,18 @@ def test_mcnemar_table_pairs_problems_by_their_name(records):
     assert row.p_holm == pytest.approx(3 * row.p), "Holm over the three pairs of its own split"
 
 
+def test_mcnemar_table_of_given_pairs_tests_each_on_what_both_answered_and_corrects_for_those_pairs(records):
+    one = statistics.mcnemar_table(records, [("dpo", "base")])
+    row = one[one.split == "test"].iloc[0]
+    assert (row.run_a, row.b, row.c, row.difference) == ("dpo", 5, 0, 0.5), "the pair in the order given"
+    assert row.p_holm == pytest.approx(row.p), "Holm over one pair corrects nothing"
+    fewer = records[~((records.run == "sft") & (records.problem_id == "p0"))]
+    pd.testing.assert_frame_equal(statistics.mcnemar_table(fewer, [("dpo", "base")]), one, obj="what a third run did not answer changes nothing")
+    left = records[records.problem_id != "p0"]
+    pair = [("sft", "base")]
+    pd.testing.assert_frame_equal(statistics.mcnemar_table(fewer, pair), statistics.mcnemar_table(left, pair), obj="the problems that both answered")
+
+
 def test_mcnemar_table_refuses_runs_on_different_problems(records):
     with pytest.raises(ValueError, match="problem"):
         statistics.mcnemar_table(records[~((records.run == "sft") & (records.problem_id == "p0"))])

@@ -265,14 +265,9 @@ def compared(profile, pairs):
 
     Columns: part, against, difference (of accuracies, the first minus the second), low, high, p (exact McNemar), detectable (with 80 % power), p_holm.
     """
-    solved, rows = _solved(profile, {name for pair in pairs for name in pair}), []
-    for first, second in pairs:
-        a, b = solved[first].to_numpy(bool), solved[second].to_numpy(bool)
-        cells = [int(cell.sum()) for cell in (a & b, a & ~b, ~a & b, ~a & ~b)]
-        difference, low, high = statistics.newcombe_paired(*cells)
-        rows.append({"part": first, "against": second, "difference": difference, "low": low, "high": high, "p": statistics.mcnemar(cells[1], cells[2]),
-                     "detectable": statistics.detectable_difference(len(a), (cells[1] + cells[2]) / len(a))})
-    return pd.DataFrame(rows).assign(p_holm=lambda found: statistics.holm(found.p))
+    answered = pd.concat([records(profile, name).assign(run=name) for name in dict.fromkeys(name for pair in pairs for name in pair)])
+    found = statistics.mcnemar_table(answered, pairs).rename(columns={"run_a": "part", "run_b": "against"})
+    return found[["part", "against", "difference", "low", "high", "p", "detectable", "p_holm"]]
 
 
 def above_scaling(profile, names, run):
@@ -285,7 +280,8 @@ def above_scaling(profile, names, run):
     points = ["base", *(f"{run} times {t:g}" for t in SCALES[run]), run]
     places = {name: max(0.0, apart.nats.sum() / apart.tokens.sum()) ** 0.5 for name in (*points, *names) for apart in [divergences(profile, name)]}
     points = sorted(points, key=places.get)
-    solved, rows = _solved(profile, {*points, *names}).astype(float), []
+    solved = pd.DataFrame({name: records(profile, name).set_index("problem_id").correct for name in (*points, *names)}).astype(float)
+    rows = []
     for name in names:
         weights = [np.interp(places[name], [places[point] for point in points], one, right=np.nan) for one in np.eye(len(points))]
         on_curve = solved[points].to_numpy() @ weights
@@ -298,11 +294,6 @@ def above_scaling(profile, names, run):
     is_on = found.p.notna()
     found.loc[is_on, "p_holm"] = statistics.holm(found.p[is_on]) if is_on.any() else np.nan
     return found
-
-
-def _solved(profile, names):
-    """One column a name, one row a problem: whether it was solved."""
-    return pd.DataFrame({name: records(profile, name).set_index("problem_id").correct for name in sorted(names)})
 
 
 def _at_kl(profile, name, update, target):

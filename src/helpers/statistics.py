@@ -69,16 +69,20 @@ def accuracy_table(records):
     return records.groupby(["split", "run"], sort=False).apply(line, include_groups=False).astype({"n": int, "correct": int}).reset_index()
 
 
-def mcnemar_table(records):
-    """The `mcnemar` table: every pair of runs on each split; b = only run_a right, c = only run_b right; Holm within a split."""
+def mcnemar_table(records, pairs=None):
+    """The `mcnemar` table: pairs of runs on each split; b = only run_a right, c = only run_b right; Holm over the pairs of a split.
+
+    All pairs by default, for which every model must have answered every problem, or ValueError. With `pairs`, a list of (run_a, run_b), each pair
+    is tested on the problems that both answered.
+    """
     rows = []
     for split, group in records.groupby("split", sort=False):
         wide = group.pivot(index="problem_id", columns="run", values="correct")[list(group.run.unique())]
-        if wide.isna().any(axis=None):
+        if pairs is None and wide.isna().any(axis=None):
             run, problem_id = next((run, problem_id) for problem_id, row in wide.isna().iterrows() for run, missing in row.items() if missing)
             raise ValueError(f"no record of {run!r} for problem {problem_id} of the {split} set: paired tests need every model's answer to every problem")
-        for run_a, run_b in combinations(wide.columns, 2):
-            a, b = wide[run_a].to_numpy(bool), wide[run_b].to_numpy(bool)
+        for run_a, run_b in combinations(wide.columns, 2) if pairs is None else pairs:
+            a, b = wide[[run_a, run_b]].dropna().to_numpy(bool).T
             cells = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())
             difference, low, high = newcombe_paired(*cells)
             rows.append({"split": split, "run_a": run_a, "run_b": run_b, "b": cells[1], "c": cells[2], "p": mcnemar(cells[1], cells[2]),
