@@ -151,16 +151,24 @@ def token_weights(tokens, weights, headings):
 def matrix(values, names, label, low=-1.0, high=1.0):
     """A square matrix of numbers between runs, each written in its cell."""
     fig, axis = plt.subplots(figsize=(0.62 * len(names) + 2.2, 0.55 * len(names) + 1.2))
-    image = axis.imshow(values, cmap=_DIVERGING, vmin=low, vmax=high)
-    for row in range(len(names)):
-        for column in range(len(names)):
-            is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
-            axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=9, color="white" if is_dark else "black")
+    image = _cells(axis, values, low, high, fontsize=9)
     axis.set_xticks(range(len(names)), [LABELS[name] for name in names], rotation=30, ha="right")
     axis.set_yticks(range(len(names)), [LABELS[name] for name in names])
-    axis.grid(False)
     fig.colorbar(image, label=label)
     return fig
+
+
+def _cells(axis, values, low, high, insides=None, is_written=True, fontsize=8, **options):
+    """A matrix of coloured cells, each with its number, hatched where `insides` (within chance) says so; returns the image."""
+    image = axis.imshow(values, cmap=_DIVERGING, vmin=low, vmax=high, **options)
+    for row, column in np.ndindex(*np.shape(values)):
+        if insides is not None and insides[row][column]:
+            axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#bbbbbb", linewidth=0))
+        if is_written:
+            is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
+            axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=fontsize, color="white" if is_dark else "black")
+    axis.grid(False)
+    return image
 
 
 def scatter_of_runs(table, x, y, label_x, label_y):
@@ -223,16 +231,9 @@ def module_maps(panels, layers, projections, insides, label, low=-1.0, high=1.0)
     """Maps of one number a module, panel under panel: {heading: (projections, layers)}; cells marked in `insides` (within chance) are hatched."""
     fig, axes = plt.subplots(len(panels), 1, figsize=(_WIDTH, (0.2 * len(projections) + 0.42) * len(panels) + 0.5), sharex=True, squeeze=False)
     for axis, (heading, values) in zip(axes[:, 0], panels.items(), strict=True):
-        image = axis.imshow(values, cmap=_DIVERGING, vmin=low, vmax=high, aspect="auto")
-        for row, column in np.ndindex(*np.shape(values)):
-            if insides[heading][row][column]:
-                axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#bbbbbb", linewidth=0))
-            if len(layers) <= 12:
-                is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
-                axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+        image = _cells(axis, values, low, high, insides[heading], is_written=len(layers) <= 12, aspect="auto")
         axis.set_yticks(range(len(projections)), projections, fontsize=8)
         axis.set_title(heading, loc="left", fontsize=9.5)
-        axis.grid(False)
     axes[-1, 0].set_xticks(range(len(layers)), layers)
     axes[-1, 0].set_xlabel("layer")
     fig.colorbar(image, ax=axes[:, 0], label=label, shrink=0.6)
@@ -393,15 +394,9 @@ def matrices(panels, rows, columns, label, insides, low=-1.0, high=1.0):
     """Matrices of one number between runs side by side, {heading: (rows, columns)}; cells marked in `insides` (within chance) are hatched."""
     fig, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels) + 1.8, 3.1), sharey=True, squeeze=False)
     for axis, (heading, values) in zip(axes[0], panels.items(), strict=True):
-        image = axis.imshow(values, cmap=_DIVERGING, vmin=low, vmax=high)
-        for row, column in np.ndindex(*np.shape(values)):
-            if insides[heading][row][column]:
-                axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#bbbbbb", linewidth=0))
-            is_dark = abs(2 * (values[row][column] - low) / (high - low) - 1) > 0.7
-            axis.text(column, row, f"{values[row][column]:.2f}", ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+        image = _cells(axis, values, low, high, insides[heading])
         axis.set_xticks(range(len(columns)), [LABELS[name] for name in columns], rotation=45, ha="right", fontsize=9)
         axis.set_title(heading, fontsize=9.5)
-        axis.grid(False)
     axes[0, 0].set_yticks(range(len(rows)), [LABELS[name] for name in rows], fontsize=9)
     fig.colorbar(image, ax=axes[0, :], label=label, shrink=0.8)
     return fig
