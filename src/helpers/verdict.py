@@ -112,28 +112,29 @@ def _at_seeds(tables, statistic, a, b=None):
     return controls.at_seeds(tables["replicas"], statistic, a, b)
 
 
+def _turned(row, run, extremes=()):
+    """Differences of accuracy of a row of paired results in points, as `run` minus the other: (difference, low, high), and two `extremes` if named."""
+    values = [100 * row[column] for column in ("difference", "low", "high", *extremes)]
+    if row.run_a != run:
+        values = [-values[place] for place in ((0, 2, 1, 4, 3) if extremes else (0, 2, 1))]
+    return np.array(values)
+
+
 def _difference(tables, a, b):
     """(difference, low, high, least, most) of two accuracies over seeds, in points, a minus b."""
-    row = _pair(tables["accuracy_seeds"], a, b).iloc[0]
-    values = 100 * np.array([row.difference, row.low, row.high, row.least, row.most])
-    return values if row.run_a == a else -values[[0, 2, 1, 4, 3]]
+    return _turned(_pair(tables["accuracy_seeds"], a, b).iloc[0], a, ("least", "most"))
 
 
 def _of(table, run):
     return table[table.run == run].iloc[0]
 
 
-def _apart(first, second, column="accuracy", scale=100):
-    """(difference, low, high) of two independent shares with intervals, in points."""
-    value = first[column] - second[column]
-    below = np.hypot(first[column] - first.low, second.high - second[column])
-    above = np.hypot(first.high - first[column], second[column] - second.low)
-    return scale * value, scale * (value - below), scale * (value + above)
-
-
-def _steps(tables, a, b):
-    """Shapes over seeds of the bare answer's loss on a path: one row a seed."""
-    return _pair(tables["replicas_paths"], a, b)
+def _apart(first, second):
+    """(difference, low, high) of two independent accuracies with intervals, in points."""
+    value = first.accuracy - second.accuracy
+    below = np.hypot(first.accuracy - first.low, second.high - second.accuracy)
+    above = np.hypot(first.high - first.accuracy, second.accuracy - second.low)
+    return 100 * value, 100 * (value - below), 100 * (value + above)
 
 
 # --- the claims ----------------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def _behaviour(tables):
         form="{:+.1f}",
     )
     hard = tables["mcnemar"].query("split == 'hard'")
-    rows = [_signed(_pair(hard, "dpo", run).iloc[0], "dpo") for run in FAMILY]
+    rows = [_turned(_pair(hard, "dpo", run).iloc[0], "dpo") for run in FAMILY]
     smallest = min(rows, key=lambda values: values[0])
     yield _row(
         "behaviour",
@@ -204,12 +205,6 @@ def _behaviour(tables):
         (0, 0),
         form="{:+.1f}",
     )
-
-
-def _signed(row, run):
-    """(difference, low, high) of a row of paired tests as run minus the other, in points."""
-    values = 100 * np.array([row.difference, row.low, row.high])
-    return values if row.run_a == run else -values[[0, 2, 1]]
 
 
 def _rate(tables):
@@ -528,7 +523,7 @@ def _seeds(tables):
 
 def _paths(tables):
     for a, b, paper in (("sft", "offline-grpo", "2.06 to 4.93, monotone"), ("rift", "offline-grpo", "4.93 to 2.25, monotone")):
-        rows, row = _steps(tables, a, b), tables["barriers"].query("run_a == @a and run_b == @b and metric == 'boxed answer'").iloc[0]
+        rows, row = _pair(tables["replicas_paths"], a, b), tables["barriers"].query("run_a == @a and run_b == @b and metric == 'boxed answer'").iloc[0]
         curve = tables["connectivity"].query("run_a == @a and run_b == @b and metric == 'boxed answer' and 0 <= t <= 1").sort_values("t").value.to_numpy()
         lies_between = curve.max() <= max(curve[0], curve[-1]) + _TOLERANCE and curve.min() >= min(curve[0], curve[-1]) - _TOLERANCE
         yield _row(
@@ -540,7 +535,7 @@ def _paths(tables):
             f"between {curve.min():.2f} and {curve.max():.2f} on the way; monotone at {(rows['shape'] == 'monotone').sum()} of {len(rows)} seeds",
             lies_between and (rows["shape"] != "above both ends").all(),
         )
-    rows, base = _steps(tables, "rift", "dpo"), _steps(tables, "rift", "base")
+    rows, base = _pair(tables["replicas_paths"], "rift", "dpo"), _pair(tables["replicas_paths"], "rift", "base")
     row = tables["barriers"].query("run_a == 'rift' and run_b == 'dpo' and metric == 'boxed answer'").iloc[0]
     shrunk = tables["barriers"].query("run_a == 'rift' and run_b == 'base' and metric == 'boxed answer'").iloc[0]
     yield _row(
