@@ -94,7 +94,7 @@ def test_what_is_shipped_has_today_s_spec_data_and_recipe():
     for name in SHIPPED:
         assert store.identity_of(folder / "runs" / name) == training.identity(TINY, TINY.runs[name]), f"{name}: train it again and `helpers ship tiny`"
         for part in ("evaluation", "divergence") if name in answering else ():
-            assert store.identity_of(folder / part / f"{name}.parquet"), f"{name} has no {part}"
+            assert store.identity_of(folder / part / f"{name}.parquet") == evaluation.identity(TINY, TINY.runs[name], part), f"{name} has another {part}"
 
 
 def test_shipped_runs_take_less_than_sixty_megabytes():
@@ -111,7 +111,7 @@ def chosen_by_the_commit():
 @pytest.mark.slow
 def test_a_sample_of_the_shipped_runs_trains_to_the_same_adapters_again(tmp_path):
     code = ("import sys; from pathlib import Path; from helpers import profiles, store, training; store.ROOT = Path(sys.argv[1]); "
-            "profile = profiles.load('tiny'); training.train(profile, profile.runs[sys.argv[2]], takes_shipped=False)")
+            "profile = profiles.load('tiny'); training.train(profile, profile.runs[sys.argv[2]])")
     (tmp_path / "data").symlink_to(store.ROOT / "data")
     names = chosen_by_the_commit()
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], env={**os.environ, "OMP_NUM_THREADS": "1"}) for name in names]

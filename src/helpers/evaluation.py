@@ -23,17 +23,17 @@ def load_model_of(profile, run):
     return models.load_adapted(profile, run, adapter).merge_and_unload()
 
 
-def stored(profile, run, folder, compute, settings=None):
-    """What `compute()` finds about a run (or a model by name), stored as `<folder>/<run>.parquet`, or shipped, while it fits.
-
-    settings: what it depends on besides the run, the profile's evaluation and its problems.
-    """
-    name = run if isinstance(run, str) else run.name
+def identity(profile, run, part):
+    """Hash of all that determines a record of a run (or of a model by name), with the recipe's number in place of the code; part: its folder."""
     made = models.model_digest(profile.name, run) if isinstance(run, str) else training.identity(profile, run)
-    identity = store.digest({"model": made, "part": folder, "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
-                             "settings": settings, "recipe": RECIPE})
+    return store.digest({"model": made, "part": part, "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
+                         "control_problems": CONTROL_PROBLEMS, "recipe": RECIPE})
+
+
+def _stored(profile, run, part, compute):
+    name = run if isinstance(run, str) else run.name
     is_ours = isinstance(run, str) or profile.runs.get(run.name) == run
-    return store.record(profile.name, folder, name, identity, store.code_digest("evaluation"), compute, is_ours)
+    return store.record(profile.name, part, name, identity(profile, run, part), store.code_digest("evaluation"), compute, is_ours)
 
 
 def answer(profile, model, chosen, temperature=0.0, seed=0, name="", opening=""):
@@ -70,7 +70,7 @@ def evaluate(profile, run):
         chosen = sets["test"][:CONTROL_PROBLEMS] if is_control else [problem for split in SPLITS for problem in sets[split]]
         name = run if isinstance(run, str) else run.name
         return answer(profile, load_model_of(profile, run), chosen, name=name).drop(columns=["prompt_ids", "completion_ids"])
-    return stored(profile, run, "evaluation", compute)
+    return _stored(profile, run, "evaluation", compute)
 
 
 def records(profile, runs):
@@ -98,7 +98,7 @@ def teacher_rollouts(profile):
         else:
             written = answer(profile, models.load_model(profile, "teacher"), chosen, temperature=1.0, seed=2, name="teacher")
         return written.assign(answer=[problem.answer for problem in chosen])[["problem_id", "answer", "correct", "tokens", "prompt_ids", "completion_ids"]]
-    return stored(profile, "teacher", "held-out", compute)
+    return _stored(profile, "teacher", "held-out", compute)
 
 
 def held_out(profile, n):
@@ -118,7 +118,7 @@ def validation(profile, run):
         solved = answer(profile, model, problems.problem_sets(profile.problems)["validation"]).correct
         nats = [-float(values.sum()) for values in scored]
         return pd.DataFrame({"problem_id": written.problem_id, "correct": solved, "nats": nats, "tokens": written.tokens})
-    return stored(profile, run, "validation", compute)
+    return _stored(profile, run, "validation", compute)
 
 
 @torch.inference_mode()
@@ -140,7 +140,7 @@ def samples(profile, name):
     def compute():
         chosen = problems.problem_sets(profile.problems)["validation"][:profile.evaluation.kl_problems]
         return answer(profile, models.load_model(profile, name), chosen, temperature=1.0, seed=1, name=name)
-    return stored(profile, name, "samples", compute)
+    return _stored(profile, name, "samples", compute)
 
 
 def divergence(profile, run):
@@ -158,7 +158,7 @@ def divergence(profile, run):
             parts.append(pd.DataFrame({"direction": direction, "problem_id": records.problem_id, "tokens": records.tokens,
                                        "nats": summed_divergence(sampler, other, records)}))
         return pd.concat(parts)
-    return stored(profile, run, "divergence", compute)
+    return _stored(profile, run, "divergence", compute)
 
 
 def effect(profile, run, prompts=100):

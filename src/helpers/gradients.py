@@ -135,9 +135,8 @@ def sample(table, seed, mixed, others):
 
 def batches(table, run, steps):
     """Table rows of the run's first batches, as training takes them: a list of lists."""
-    objective = objectives.objective(run.objective)
-    size = run.batch_size * (2 if objective.rows == "pairs" else 1)
-    order = training.row_order(rollouts.select(table, run.rows or objective.rows), list(table.problem_id.unique()), run.seed, steps * size)
+    order = training.run_order(table, run, steps)
+    size = len(order) // steps
     return [order[first:first + size] for first in range(0, len(order), size)]
 
 
@@ -176,8 +175,7 @@ def measure(profile, runs):
         wanted = {"right": np.stack([right * 1.0, none]), "wrong": np.stack([~right * 1.0, none])}
         replayed = {name: batches(table, run, min(STEPS, run.steps)) for name, run in runs.items()}
         for name, run in runs.items():
-            taken = rollouts.select(table, run.rows or objectives.objective(run.objective).rows)
-            wanted[name] = _coefficients(table, run, [number for numbers in taken.values() for number in numbers])
+            wanted[name] = _coefficients(table, run, [number for numbers in training.rows_of(table, run).values() for number in numbers])
         columns = {f"{name}/{place}": parts * weight * (block == place) for name, parts in wanted.items() for place in range(BLOCKS)}
         columns |= {f"{name}/step {step}": _coefficients(table, runs[name], numbers)
                     for name, parts in replayed.items() for step, numbers in enumerate(parts, start=1)}
@@ -186,7 +184,7 @@ def measure(profile, runs):
         found = weighted_sums(*initial(profile, first), table.iloc[used].reset_index(drop=True), coefficients[:, :, used])
         return pd.DataFrame(dict(zip(columns, found.numpy(), strict=True)))
 
-    frame = _stored(profile, "step-0", first, {name: run.model_dump(exclude={"name", "snapshots", "threads"}) for name, run in runs.items()}, compute)
+    frame = _stored(profile, "step-0", first, _specs(runs), compute)
     vectors = {name: torch.tensor(frame[name].to_numpy()) for name in frame}
 
     def gather(name, is_step):
@@ -223,13 +221,12 @@ def dense_sums(profile, runs):
         right = (chosen.reward > 0).to_numpy()
         columns = {name: np.stack([of * 1.0, 0.0 * of]) for name, of in (("right", right), ("wrong", ~right))}
         for name, run in runs.items():
-            taken = rollouts.select(chosen, run.rows or objectives.objective(run.objective).rows)
-            columns[name] = _coefficients(chosen, run, [number for numbers in taken.values() for number in numbers])
+            columns[name] = _coefficients(chosen, run, [number for numbers in training.rows_of(chosen, run).values() for number in numbers])
         model, start = initial(profile, first)
         found = weighted_sums(model, dense_start(start), chosen, np.stack(list(columns.values())), name="of whole weights")
         return pd.DataFrame(dict(zip(columns, found.numpy(), strict=True)))
 
-    frame = _stored(profile, "dense", first, {name: run.model_dump(exclude={"name", "snapshots", "threads"}) for name, run in runs.items()}, compute)
+    frame = _stored(profile, "dense", first, _specs(runs), compute)
     return {name: torch.tensor(frame[name].to_numpy()) for name in frame}
 
 
@@ -246,6 +243,11 @@ def project(dense, start):
         parts = as_update(dense_start(start), vector)
         found[name] = torch.cat([factors.scale * (parts[module].B @ factors.A.T).flatten() for module, factors in start.items()])
     return found
+
+
+def _specs(runs):
+    """What of the runs determines their gradients."""
+    return {name: run.model_dump(exclude={"name", "snapshots", "threads"}) for name, run in runs.items()}
 
 
 def _stored(profile, name, run, settings, compute):

@@ -233,24 +233,20 @@ def is_finished(path, fingerprint):
     return _fingerprint_of(path) == fingerprint
 
 
-def frame(folder, name, fingerprint, compute, is_ours=True):
-    """The DataFrame stored as `<name>.parquet` under `folder` if its fingerprint fits, else `compute()`, stored whole."""
+def frame(folder, name, fingerprint, compute, is_ours=True, **about):
+    """The DataFrame stored as `<name>.parquet` under `folder` if its fingerprint fits, else `compute()`, stored whole; `about` goes into its metadata."""
     path = entry(folder, f"{name}.parquet", fingerprint, is_ours)
     if not is_finished(path, fingerprint):
-        write_frame(path, compute(), {"fingerprint": fingerprint})
+        write_frame(path, compute(), {"fingerprint": fingerprint, **about})
     return pd.read_parquet(path)
 
 
 def record(profile_name, folder, name, identity, code, compute, is_ours=True):
     """`frame` under the profile's results, or the shipped record of the same identity; a record's fingerprint is its identity and its code."""
-    fingerprint = digest({"identity": identity, "code": code})
-    path = entry(results(profile_name) / folder, f"{name}.parquet", fingerprint, is_ours)
-    shipped_path = shipped(profile_name) / folder / f"{name}.parquet"
-    if not is_finished(path, fingerprint):
-        if identity_of(shipped_path) == identity:
-            return pd.read_parquet(shipped_path)
-        write_frame(path, compute(), {"fingerprint": fingerprint, "identity": identity})
-    return pd.read_parquet(path)
+    fingerprint, made, ready = digest({"identity": identity, "code": code}), results(profile_name) / folder, shipped(profile_name) / folder / f"{name}.parquet"
+    if not is_finished(entry(made, f"{name}.parquet", fingerprint, is_ours), fingerprint) and identity_of(ready) == identity:
+        return pd.read_parquet(ready)
+    return frame(made, name, fingerprint, compute, is_ours, identity=identity)
 
 
 def write_frame(path, frame_, metadata=None):

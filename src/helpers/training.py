@@ -37,6 +37,20 @@ def row_order(taken, table_ids, seed, length):
     return order[:length]
 
 
+def rows_of(table, run):
+    """{problem_id: row numbers of the table} that a run trains on (`rollouts.select`)."""
+    return rollouts.select(table, run.rows or objectives.objective(run.objective).rows)
+
+
+def run_order(table, run, steps):
+    """Row numbers of a run's first steps, in the order in which training takes them."""
+    return row_order(rows_of(table, run), list(table.problem_id.unique()), run.seed, steps * run.batch_size * _rows_a_unit(run))
+
+
+def _rows_a_unit(run):
+    return 2 if objectives.objective(run.objective).rows == "pairs" else 1
+
+
 class RunRows(Dataset):
     """The rows of a run in the order of training; an item is a row number or, for pairs, a list of two."""
 
@@ -161,11 +175,11 @@ def run_folder(profile, run):
     return store.entry(store.results(profile.name) / "runs", run.name, fingerprint(profile, run), is_ours=profile.runs.get(run.name) == run)
 
 
-def train(profile, run, takes_shipped=True):
+def train(profile, run):
     """Folder of the finished run, with `adapter/`, `history.parquet`, `run.json`, and `snapshots/step-N/` where the run keeps some.
 
     Returns at once when the store holds a run of the same spec, data and code, or results/prerun one of the same spec, data and
-    recipe; goes on from the last checkpoint of an interrupted one; trains otherwise. `takes_shipped=False` leaves results/prerun alone.
+    recipe; goes on from the last checkpoint of an interrupted one; trains otherwise.
     """
     if run.objective not in objectives.ONLINE:
         objectives.check_options(run.objective, run.options)
@@ -174,8 +188,8 @@ def train(profile, run, takes_shipped=True):
     if store.is_finished(folder, mark):
         _check_adapter(folder)
         return folder
-    shipped = store.shipped(profile.name) / "runs" / run.name
-    if takes_shipped and store.identity_of(shipped) == identity(profile, run):
+    shipped, own = store.shipped(profile.name) / "runs" / run.name, identity(profile, run)
+    if store.identity_of(shipped) == own:
         _check_adapter(shipped)
         return shipped
     torch.set_num_threads(run.threads)
@@ -191,7 +205,7 @@ def train(profile, run, takes_shipped=True):
             shutil.copytree(work / "snapshots", beside / "snapshots")
         history[[column for column in _HISTORY if column in history]].to_parquet(beside / "history.parquet")
         (beside / "run.json").write_text(store.as_json({
-            "fingerprint": mark, "identity": identity(profile, run), "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"),
+            "fingerprint": mark, "identity": own, "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"),
             "spec": run.model_dump(), **about, "minutes": round((time.monotonic() - started) / 60, 2), "date": time.strftime("%Y-%m-%d"),
             "table": store.file_digest(rollouts.table_path(profile, run.writer)), "base": models.model_digest(profile.name, run.base),
             "place": store.provenance()}))
@@ -217,19 +231,17 @@ def _trainer(profile, run, work):
         return online.trainer(profile, run, model, settings, callbacks), {}
     objective = objectives.objective(run.objective)
     table = rollouts.with_group_columns(rollouts.load_table(profile, run.writer))
-    taken = rollouts.select(table, run.rows or objective.rows)
-    rows_a_unit = 2 if objective.rows == "pairs" else 1
-    order = row_order(taken, list(table.problem_id.unique()), run.seed, run.steps * run.batch_size * rows_a_unit)
+    order = run_order(table, run, run.steps)
     if objective.rows == "pairs" and run.base != "base":
         used = sorted(set(order))
         scored = rollouts.score(base, list(table.prompt_ids.iloc[used]), list(table.completion_ids.iloc[used]))
         table.loc[table.index[used], "logp_base"] = pd.Series(scored, index=table.index[used])
     trainer = ObjectiveTrainer(
-        model=models.attach_adapter(base, profile, run.init_seed, run.zero), args=TrainingArguments(**settings), train_dataset=RunRows(order, rows_a_unit),
-        callbacks=callbacks, data_collator=lambda items: collate(table, [number for item in items for number in item]),
+        model=models.attach_adapter(base, profile, run.init_seed, run.zero), args=TrainingArguments(**settings), callbacks=callbacks,
+        train_dataset=RunRows(order, _rows_a_unit(run)), data_collator=lambda items: collate(table, [number for item in items for number in item]),
         loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
-    return trainer, {"rows": len({number for numbers in taken.values() for number in numbers}),
-                     "passes": run.steps * run.batch_size * rows_a_unit / sum(map(len, taken.values()))}
+    taken = [number for numbers in rows_of(table, run).values() for number in numbers]
+    return trainer, {"rows": len(set(taken)), "passes": len(order) / len(taken)}
 
 
 def _check_adapter(folder):
