@@ -200,7 +200,8 @@ first, second = np.triu_indices(place.shape[1], 1)
 values = 2 * len(first)
 Markdown(f"{place.shape[1]} seeds a method, {len(first)} pairs of seeds: for two methods together, {values} values. "
          "That is too few for a 95 % band, so the whole range from the lowest to the highest is taken; one more value of "
-         f"the same kind, if independent, would fall outside it with probability {2 / (values + 1):.0%}.")
+         f"the same kind, if independent, would fall outside it with probability {2 / (values + 1):.0%}."
+         f" {store.origin(profile, [study.runs[name] for name in (*main, *others)])}")
 
 # %% [markdown]
 # ## Every statistic under every null

@@ -146,7 +146,8 @@ assert rows_of["chosen"] < rows_of["pairs"]
 assert about["sft-pairs"]["rows"] == about["dpo"]["rows"] == len(rows_of["pairs"])
 Markdown(f"Rates are equal as numbers. SFT on DPO's rows takes the same {len(rows_of['pairs'])} rows as DPO, RFT on the chosen ones the {len(rows_of['chosen'])} that DPO raises. Norms agree to "
          f"{(by.get_group('norm') - 1).abs().max():.0e}, divergences to {(by.get_group('divergence') - 1).abs().max():.1%}. DPO at most once over its pairs: {about['dpo-one-pass']['passes']:.2f} "
-         f"passes, where SFT makes {about['sft']['passes']:.2f} over its rows.")
+         f"passes, where SFT makes {about['sft']['passes']:.2f} over its rows."
+         f" {store.origin(profile, [study.runs[name] for name in names])}")
 
 # %% [markdown]
 # ## How much of the norm is the rate?
@@ -247,13 +248,7 @@ accuracy = statistics.accuracy_table(records).set_index("run")[["n", "accuracy",
 
 def paired(pairs, found):
     """Each pair's difference on the problems that both answered, with its exact test, Holm over the pairs given."""
-    lines = []
-    for pair in pairs:
-        both = pd.concat([found[found.run == run] for run in pair])
-        shared = both.groupby("problem_id").run.transform("nunique") == 2
-        lines.append(statistics.mcnemar_table(both[shared]).iloc[0])
-    result = pd.DataFrame(lines).drop(columns=["split", "detectable"])
-    return result.assign(p_holm=statistics.holm(result.p.to_numpy()))
+    return statistics.mcnemar_table(found, pairs).drop(columns=["split", "detectable"])
 
 # %%
 lines = []

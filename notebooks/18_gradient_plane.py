@@ -115,7 +115,8 @@ rates = table.groupby("problem_id").reward.mean()
 is_mixed = table.problem_id.map(rates.between(0, 1, inclusive="neither"))
 Markdown(f"The table has {len(table)} rollouts of {len(rates)} prompts, {table.reward.mean():.1%} of them correct. The sample holds {(weight > 0).sum()}: all rollouts of "
          f"{table.problem_id[(weight > 0) & is_mixed].nunique()} of the {is_mixed.sum() // study.rollouts.samples} prompts with right and wrong ones, and of "
-         f"{table.problem_id[(weight > 0) & ~is_mixed].nunique()} of the {(~is_mixed).sum() // study.rollouts.samples} others, the first of each kind in the order of training.")
+         f"{table.problem_id[(weight > 0) & ~is_mixed].nunique()} of the {(~is_mixed).sum() // study.rollouts.samples} others, the first of each kind in the order of training."
+         f" {store.origin(profile, list(runs.values()))}")
 
 # %% [markdown]
 # The two kinds of prompt are sampled at different rates because everything that tells right from wrong comes from the mixed ones. In the sums below a

@@ -126,7 +126,8 @@ figures.lines_of_runs({"rollouts of the table": measured, "by the formula": by_f
 
 # %%
 Markdown(f"The wrong rollouts of the table have a mean surprise of $h$ = {h:.2f} nats a token under the base. At that rate $e^{{-hT}}$ is below a ten-millionth, where it is lost in the rounding of a sum in single precision, "
-         f"from **{np.log(1e7) / h:.0f} tokens** on, and is 0 exactly from {-np.log(smallest) / h:.0f} on. A wrong rollout of the table has {lost.tokens.median():.0f} tokens in the median.")
+         f"from **{np.log(1e7) / h:.0f} tokens** on, and is 0 exactly from {-np.log(smallest) / h:.0f} on. A wrong rollout of the table has {lost.tokens.median():.0f} tokens in the median."
+         f" {store.origin(profile, [study.runs[name] for name in (*study.main_runs, *namesake)])}")
 
 # %% [markdown]
 # The lines of {numref}`fig-variants-share` that do not bend are the point of the token level and of the length-normalised one. Where the measured points of the sequence level lie above its formula, it is because a mean of exponentials is carried by the few rollouts with the
@@ -407,8 +408,7 @@ figures.interval_panels(shown, {"norm": "norm", "kl": "KL, nats a token", "accur
 
 # %%
 wanted = [(main, name) for name, main in namesake.items()] + [("base", name) for name in namesake] + [("sft", "rift-printed-most")]
-tests = statistics.mcnemar_table(records).set_index(["run_a", "run_b"]).loc[wanted].reset_index()
-tests["p_holm"] = statistics.holm(tests.p.to_numpy())
+tests = statistics.mcnemar_table(records, wanted)
 figures.table(tests[["run_a", "run_b", "b", "c", "difference", "low", "high", "p", "p_holm", "detectable"]])
 
 # %%

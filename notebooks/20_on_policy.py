@@ -75,7 +75,8 @@ figures.table(pd.DataFrame(counts))
 first, second = counts
 Markdown(f"The teacher begins with a sentence in **{first['begins with a sentence']:.0%}** of its texts, the base in **{second['begins with a sentence']:.0%}**, and the teacher's texts are "
          f"{first['tokens'] / second['tokens']:.1f} times as long. The teacher is right in {first['right']:.0%} of its rollouts and the base in {second['right']:.0%}, so that "
-         f"the base's table has {second['mixed groups']:.0%} mixed groups, against {first['mixed groups']:.0%}.")
+         f"the base's table has {second['mixed groups']:.0%} mixed groups, against {first['mixed groups']:.0%}."
+         f" {store.origin(profile, [study.runs[name] for name in writers])}")
 
 # %% [markdown]
 # Two things change at once, then: the manner, and how often the writer is right. A difference between runs on the two tables may come from either. What
@@ -385,9 +386,8 @@ figures.intervals(accuracy, "accuracy", "low", "high", "share of test problems s
 # %%
 def paired(records, pairs):
     """Paired tests of some (run, against), differences run minus against, with Holm's correction within this family."""
-    both = [statistics.mcnemar_table(pd.concat([records[records.run == run] for run in pair])) for pair in pairs]
-    found = pd.concat(both).rename(columns={"run_a": "run", "run_b": "against"}).reset_index(drop=True)
-    return found.assign(p_holm=statistics.holm(found.p))[["run", "against", "difference", "low", "high", "detectable", "p", "p_holm"]]
+    found = statistics.mcnemar_table(records, pairs).rename(columns={"run_a": "run", "run_b": "against"})
+    return found[["run", "against", "difference", "low", "high", "detectable", "p", "p_holm"]]
 
 
 def named(table):

@@ -60,7 +60,8 @@ figures.table(by_name.loc[wholes, shown])
 # %%
 base, sft = by_name.loc["base"], by_name.loc["sft"]
 Markdown(f"{len(planned)} interventions are measured on {base.n} problems each. The base solves **{base.accuracy:.1%}** of these and SFT **{sft.accuracy:.1%}**, at {sft.kl:.3f} nats a token and with answers of {sft.tokens:.0f} tokens instead of {base.tokens:.0f}. "
-         "The table is the frame for all that follows: every intervention is built from one or more of its rows.")
+         "The table is the frame for all that follows: every intervention is built from one or more of its rows."
+         f" {store.origin(profile, [study.runs[name] for name in wholes[1:]])}")
 
 # %% [markdown]
 # With so many models, differences will be found by accident unless they are counted. Two families of tests are fixed here, before any of them is looked at. The first compares each intervention with the base and with the
