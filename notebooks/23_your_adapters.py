@@ -41,7 +41,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import helpers
-from helpers import evaluation, figures, geometry, models, profiles, spectra, store, training, updates
+from helpers import evaluation, figures, geometry, interventions, models, profiles, spectra, store, training, updates
 from helpers.__main__ import main
 
 study = profiles.load(profile)
@@ -294,21 +294,7 @@ Markdown(f"Counts of intruders agree in {int((dense['wrong counts'] == 0).sum())
 # ```
 
 # %%
-def haar(d, source):
-    Q, R = torch.linalg.qr(torch.randn(d, d, generator=source, dtype=torch.float64))
-    return Q * R.diagonal().sign()
-
-
-def turned(update, seed, inputs=False):
-    """The same update with the output space of each module, and on request the input space, turned by a Haar rotation."""
-    source, found = torch.Generator().manual_seed(seed), {}
-    for module, factors in update.items():
-        A = factors.A.double() @ haar(factors.A.shape[1], source) if inputs else factors.A
-        found[module] = updates.Factors(haar(len(factors.B), source) @ factors.B.double(), A, factors.scale)
-    return found
-
-
-copies = {run: turned(update, number) for number, (run, update) in enumerate(adapters.items())}
+copies = {run: interventions.turned(update, "left", number) for number, (run, update) in enumerate(adapters.items())}
 by_chance = spectra.intruders_table(copies, weights)
 
 # %%
@@ -350,7 +336,7 @@ total = np.linalg.norm([float(weights.weight(module).double().norm()) for module
 rows = []
 for share in (12.5, 25, 50, 100):
     for name in ("sft", "dpo"):
-        for heading, update in (("as trained", adapters[name]), ("outputs turned", turned(adapters[name], 0))):
+        for heading, update in (("as trained", adapters[name]), ("outputs turned", interventions.turned(adapters[name], "left"))):
             stretched = updates.combine([update], [share / 100 * total / updates.norm(update)])
             counted = spectra.intruders_table({name: stretched}, weights)
             rows.append({"panel": heading, "run": name, "share": share, "count": counted["count"].mean()})
@@ -416,7 +402,7 @@ def added(first, second):
 pairs = {}
 for other in ("rft", "dpo"):
     pairs[f"SFT + {figures.LABELS[other]}"] = added(adapters["sft"], adapters[other])
-    pairs[f"SFT + {figures.LABELS[other]}, turned"] = added(adapters["sft"], turned(adapters[other], 1, inputs=True))
+    pairs[f"SFT + {figures.LABELS[other]}, turned"] = added(adapters["sft"], interventions.turned(interventions.turned(adapters[other], "left", 1), "right", 2))
 
 # %%
 rank = study.lora.rank
