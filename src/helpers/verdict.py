@@ -70,7 +70,7 @@ def beside(profile_names):
 
 def _row(part, claim, paper, interval, control, is_true, band=None, number=np.nan, by_construction=False, form="{:.3f}"):
     value, low, high = (float(number) for number in interval)
-    ours = f"{form.format(value)} ({form.format(low)} to {form.format(high)})"
+    ours = form.format(value) + (f" ({form.format(low)} to {form.format(high)})" if low < high else ", one run")
     return {
         "part": part,
         "claim": claim,
