@@ -97,6 +97,14 @@ def test_what_is_shipped_has_today_s_spec_data_and_recipe():
             assert store.identity_of(folder / part / f"{name}.parquet") == evaluation.identity(TINY, TINY.runs[name], part), f"{name} has another {part}"
 
 
+def test_every_shipped_run_says_when_and_with_what_it_was_trained():
+    for name in SHIPPED:
+        folder = store.place("tiny", TINY.runs[name])
+        assert folder == store.shipped("tiny"), f"{name} is not served, so the page would call it trained by this build"
+        assert "come with the book, trained on" in store.origin("tiny", [TINY.runs[name]]), name
+    assert f"{len(SHIPPED)} come with the book" in store.origin("tiny", [TINY.runs[name] for name in SHIPPED])
+
+
 def test_shipped_runs_take_less_than_sixty_megabytes():
     files = [path for path in (store.ROOT / "results" / "prerun" / "tiny").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 60e6, "the repository stays small"
