@@ -180,9 +180,9 @@ rule execute:
         f"{RESULTS}/logs/{{notebook}}.ipynb",
     threads: 1
     shell:
-        # The running notebook is the log, so that what a failed cell left can be opened; tqdm stays quiet on the page.
+        # The running notebook is the log, so that what a failed cell left can be opened.
         "jupytext --to ipynb --output - {input.source} | "
-        "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 papermill - {log} --cwd . -k python3 -p profile {PROFILE} --no-progress-bar && cp {log} {output}"
+        "OMP_NUM_THREADS={threads} papermill - {log} --cwd . -k python3 -p profile {PROFILE} --no-progress-bar && cp {log} {output}"
 
 
 rule book:

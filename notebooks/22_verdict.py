@@ -56,8 +56,9 @@ def state_of(part):
 # ```
 #
 # If the ordering is true but {eq}`eq-verdict-holds` is not, the line says *holds, but at chance*. If arithmetic makes it true for all data, it
-# says *holds, by construction*. If the ordering is false, it *does not hold here*. A claim of absence, such as "no difference" or "no barrier", has no band to
-# leave; its control says how large a difference would have been seen.
+# says *holds, by construction*. If the ordering is false, it *does not hold here*. A claim of absence, such as "no barrier", has no band to
+# leave; its control says how much would have been seen. A claim that two accuracies are *equal* holds if no difference is seen and $[l, h]$ also leaves out every difference as large as the smallest lead
+# of the paper's DPO over the other five; an interval that is too wide for this says *holds, but at chance*, for a lack of evidence is not evidence of a lack.
 
 # %%
 Markdown(f"For example, an interval from 0.3 to 0.4 beside a band from −0.1 to 0.1 gives *{verdict.judge(True, 0.3, 0.4, (-0.1, 0.1))}*; "

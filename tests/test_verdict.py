@@ -24,6 +24,12 @@ def test_what_arithmetic_makes_true_is_no_finding():
     assert verdict.judge(False, 0.9, 1.0, (0, 0.1), by_construction=True) == verdict.FAILS
 
 
+@pytest.mark.parametrize(("low", "high", "expected"), [(-1, 2, verdict.HOLDS), (-17, 32, verdict.CHANCE), (-1, 6, verdict.CHANCE)])
+def test_an_equality_holds_only_if_larger_differences_are_left_out(low, high, expected):
+    assert verdict.judge(True, low, high, margin=5) == expected
+    assert verdict.judge(False, low, high, margin=5) == verdict.FAILS, "a difference that was seen"
+
+
 def planted(cosine_of, chance=0.05):
     """Tables of directions: `cosine_of(a, b, seed)` at each seed, .3 between seeds of one method, Offline GRPO as orthogonal in all layers."""
     rows = []

@@ -11,6 +11,7 @@ import sys
 from helpers import profiles, store
 
 HELD_OUT = "held-out/teacher.parquet"
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 READS = {
     "01_problems": ("models",), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
     "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main", "seeds"), "10_norms": ("adapters", "seeds"),
@@ -132,6 +133,9 @@ def prepare_book(profile_name):
             tags = cell["metadata"].get("tags", [])
             if "injected-parameters" in tags:
                 tags.append("remove-cell")
+            if cell["cell_type"] == "code":  # progress bars: tqdm draws them as widgets, and a page has no kernel to move those
+                cell["outputs"] = [output for output in cell["outputs"] if _WIDGET not in output.get("data", {})]
+        notebook["metadata"].pop("widgets", None)
         (target / executed.name).write_text(json.dumps(notebook))
         duration = notebook["metadata"]["papermill"]["duration"]
         lines.append(f"| [](notebooks/{executed.name}) | {duration:.0f} |")
