@@ -53,16 +53,20 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+def with_readers(found):
+    """These notebooks and those that read their tables, as steps."""
+    return {f"notebooks/{name}" for name in NOTEBOOKS if name in found or found & set(pipeline.READS[name])}
+
+
 def importing(module):
-    """Notebooks that import a helper module, directly or through others (`tests/test_store.py` tests how that is found)."""
+    """Notebooks that import a helper module, directly or through others (`tests/test_store.py` tests how that is found), and those that read their tables."""
     path = store.PACKAGE / f"{module}.py"
-    return {f"notebooks/{name}" for name in NOTEBOOKS if path in store.imported_modules(store.ROOT / "notebooks" / f"{name}.py")}
+    return with_readers({name for name in NOTEBOOKS if path in store.imported_modules(store.ROOT / "notebooks" / f"{name}.py")})
 
 
 def reading(*needs):
     """Notebooks that read an artefact of one of these kinds, and those that read their tables."""
-    found = {name for name in NOTEBOOKS if set(needs) & set(pipeline.READS[name])}
-    return {f"notebooks/{name}" for name in NOTEBOOKS if name in found or found & set(pipeline.READS[name])}
+    return with_readers({name for name in NOTEBOOKS if set(needs) & set(pipeline.READS[name])})
 
 
 def paths_from(start):
