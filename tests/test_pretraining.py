@@ -25,7 +25,7 @@ def weights(profile):
 
 
 def test_killed_and_resumed_it_makes_the_same_weights(little, monkeypatch):
-    monkeypatch.setattr(pretraining, "_CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(pretraining, "_CHECKPOINTS", 3)
     pretraining.pretrain(little, "base")
     whole = weights(little)
     store.remove(store.results("little"))

