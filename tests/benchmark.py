@@ -42,7 +42,8 @@ def benchmark_training(study):
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=run.learning_rate)
         for batch in batches:
-            logp = models.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
+            logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+            logp = torch.log_softmax(logits, -1).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1) * batch["rows"].mask
             loss, weight = objectives.sft(logp, batch["rows"])
             (loss / weight).backward()
             torch.nn.utils.clip_grad_norm_(trained, run.clip)

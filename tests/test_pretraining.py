@@ -45,6 +45,17 @@ def test_killed_and_resumed_it_makes_the_same_weights(little, monkeypatch):
         assert torch.equal(value, whole[name]), f"{name} differs: the resumed run left the trajectory"
 
 
+def test_a_pretrained_model_is_adapted_by_lora_and_read_as_one_model(little):
+    how = little.pretraining.model_copy(update={"architecture": None, "vocabulary": None, "start": "start", "lora": TINY.lora, "drill_share": 0.0})
+    adapted = little.model_copy(update={"pretraining": how, "models": {"start": TINY.models["base"], "base": "results/little/adapter"}})
+    pretraining.pretrain(adapted, "base")
+    folder = store.ROOT / "results" / "little" / "adapter"
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "made.json"}, "no copy of the start"
+    start, made = (models.load_model(adapted, name).state_dict() for name in ("start", "base"))
+    changed = {name for name, value in made.items() if not torch.equal(value, start[name])}
+    assert changed == {name for name in start if name.split(".")[-2] in TINY.lora.modules}, "the projections with an adapter, and nothing else"
+
+
 def test_no_training_text_is_a_problem_of_the_study():
     held_out = problems.held_out_chains(TINY.problems)
     questions = {problem.question for drawn in problems.problem_sets(TINY.problems).values() for problem in drawn}

@@ -119,9 +119,12 @@ def pretrain(profile, name):
             if (step + 1) % max(1, settings.steps // _CHECKPOINTS) == 0:
                 _keep(checkpoint, model, optimizer, step + 1, (time.monotonic() - started) / 60)
     with store.whole(folder) as beside:
-        model.save_pretrained(beside)
         if profile.pretraining.start is None:
+            model.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
+        else:
+            model.to(torch.bfloat16).save_pretrained(beside)  # half the size; the rounded factors are the model, for everyone
+            (beside / "README.md").unlink()  # PEFT's empty model card
         (beside / "made.json").write_text(store.as_json({"settings": settings.model_dump(), "loss": round(float(np.mean(recent[-200:])), 4),
                                                       "minutes": round((time.monotonic() - started) / 60, 1), "place": store.provenance()}))
     return folder
