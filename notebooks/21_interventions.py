@@ -129,7 +129,7 @@ def off_curve(names):
     """(above, below): labels of the rows whose excess is told apart from zero."""
     found = excess.loc[names]
     found = found[found.p_holm < 0.05]
-    return [", ".join(by_name.label[found.index[side]]) or "none" for side in (found.difference > 0, found.difference < 0)]
+    return ["; ".join(by_name.label[found.index[side]]) or "none" for side in (found.difference > 0, found.difference < 0)]
 
 
 above, below = off_curve([*study.main_runs[1:], "dpo-matched", *scaled])

@@ -79,8 +79,8 @@ section("behaviour")
 state_of("behaviour")
 
 # %% [markdown]
-# The first line is a claim of absence. It is worth as much as the smallest difference that the tests could have found, which stands in its control. The lines on the base turn
-# the question round: if the five lost against it and DPO did not, then "DPO is best" means "DPO harmed least".
+# The first line is a claim of equality. Its interval is over seeds and so is wider than the smallest difference that the tests could have found at one seed, which stands in its control: what one seed
+# cannot tell apart, several seeds need not agree on. The lines on the base turn the question round: if the five lost against it and DPO did not, then "DPO is best" means "DPO harmed least".
 # What the trained models lost, and that the base loses it too when it has to write in the teacher's manner, is told in the chapter on [evaluation](09_evaluation.ipynb).
 #
 # ## The learning rate
