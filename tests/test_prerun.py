@@ -110,6 +110,12 @@ def test_shipped_runs_take_less_than_sixty_megabytes():
     assert sum(path.stat().st_size for path in files) < 60e6, "the repository stays small"
 
 
+def test_what_is_shipped_of_the_pretrained_model_takes_less_than_150_megabytes():
+    files = [path for path in (store.ROOT / "results" / "prerun" / "smollm2-135m").rglob("*") if path.is_file()]
+    assert files, "its base and teacher are adapters that lie here"
+    assert sum(path.stat().st_size for path in files) < 150e6, "the repository stays small"
+
+
 def chosen_by_the_commit():
     """A sample of the shipped runs that changes with every commit and cannot be chosen by hand."""
     told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=store.ROOT, capture_output=True, text=True)
