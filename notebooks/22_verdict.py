@@ -41,6 +41,8 @@ def section(part):
 def state_of(part):
     """How many lines of a part have which verdict, as a sentence."""
     counts = claims[claims.part == part].verdict.value_counts()
+    if counts.empty:
+        return Markdown("This profile has no runs that could test these claims.")
     return Markdown("Of these claims, " + ", ".join(f"{count} *{name}*" for name, count in counts.items()) + ".")
 
 
@@ -256,7 +258,7 @@ Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those 
 # The same claims for every study whose verdict has been computed in this copy of the book, one pair of columns each.
 
 # %%
-having = [name for name in profiles.names() if (store.results(name) / "tables" / "verdict.parquet").exists() and (name != "smoke" or profile == "smoke")]
+having = [name for name in profiles.names() if store.table_path(name, "verdict").exists() and (name != "smoke" or profile == "smoke")]
 verdict.beside(having).reset_index().style.hide(axis="index").set_properties(**{"text-align": "left"})
 
 # %% [markdown]

@@ -8,7 +8,7 @@ import subprocess
 import jupytext
 import pytest
 
-from helpers import pipeline, store
+from helpers import pipeline, profiles, store
 
 SOURCES = sorted((store.ROOT / "notebooks").glob("*.py"))
 NOTEBOOKS = {path.stem: jupytext.read(path) for path in SOURCES}
@@ -36,6 +36,15 @@ def draws(cell):
              "lines_of_runs", "losses_and_accuracy", "marked_scatter", "matrices", "matrix", "module_maps", "null_bands", "pairs",
              "pairs_over_steps", "path_panels", "points_on_curves", "scatter_of_runs", "strips", "token_weights", "training_curve")
     return "subplots(" in cell.source or any(f"figures.{name}(" in cell.source for name in names)
+
+
+def test_the_pipeline_knows_what_every_notebook_reads_and_leaves_out_what_a_profile_cannot_show():
+    assert set(pipeline.READS) == set(NOTEBOOKS), "a notebook without a line in READS is never run"
+    tiny = profiles.load("tiny")
+    assert pipeline.notebooks(tiny) == list(NOTEBOOKS), "the default study fills the whole book, in its order"
+    without = tiny.model_copy(update={"controls": {name: group for name, group in tiny.controls.items() if name != "own"}})
+    assert set(NOTEBOOKS) - set(pipeline.notebooks(without)) == {"20_on_policy"}, "the one page that reads the base's own rollouts"
+    assert not any("20_on_policy" in file for file in pipeline.artefacts(without, "22_verdict")), "the verdict does without it"
 
 
 def test_one_parameters_cell_and_a_kernel(name):

@@ -67,6 +67,17 @@ def test_samples_depend_on_seed_and_index_alone(tiny_model):
     assert rollouts.sample(model, PROMPTS, batch_size=10, indices=indices, **{**how, "seed": 5}) != expected, "another seed, other samples"
 
 
+def test_equal_prompts_are_read_once_and_sampled_as_if_each_were_alone(tiny_model, monkeypatch):
+    model, how = tiny_model(), {"max_new_tokens": 15, "end_id": 0, "temperature": 1.0, "seed": 4}
+    repeated = [prompt for prompt in PROMPTS for _ in range(4)]
+    alone = [rollouts.sample(model, [prompt], batch_size=1, indices=[number], **how)[0] for number, prompt in enumerate(repeated)]
+    read, forward = [], model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *args, **inputs: read.append(inputs["input_ids"].shape) or forward(*args, **inputs))
+    for batch_size in (5, 8, 40):
+        assert rollouts.sample(model, repeated, batch_size=batch_size, **how) == alone, f"batch of {batch_size}: the four of a prompt have draws of their own"
+    assert max(rows for rows, width in read if width > 1) == len(PROMPTS), "all forty start together: ten prompts are read, not forty"
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampled_tokens_follow_the_softmax(temperature, tiny_model):
     model, count = tiny_model(vocabulary=6, context=16, seed=3), 4000

@@ -63,6 +63,19 @@ def test_the_paper_s_own_cosines_would_confirm_its_claims():
     assert found["It is most orthogonal in the last layers"]["verdict"] == verdict.FAILS, "planted as equal"
 
 
+def test_parts_without_their_controls_are_left_out(monkeypatch):
+    tables = planted(as_in_the_paper)
+
+    def read(_, name):
+        if name not in tables:
+            raise FileNotFoundError(name)
+        return tables[name]
+    monkeypatch.setattr(store, "read_table", read)
+    for part in ("_vectors", "_size", "_angles", "_seeds"):  # what the planted tables say nothing of
+        monkeypatch.setattr(verdict, part, verdict._rate)
+    assert list(verdict.verdict_table("tiny").part.unique()) == ["direction", "untested"], "tables of directions alone were written"
+
+
 def test_a_claim_that_fails_at_one_seed_does_not_hold():
     def broken(a, b, seed):
         return 0.5 if {a, b} == {"sft", "rft"} and seed == 44 else as_in_the_paper(a, b, seed)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from helpers import evaluation, models, problems, profiles, store, training, updates
 
 METRICS = ("rollout", "boxed answer")  # token-mean cross-entropy of held-out correct rollouts; of the bare answer right after the prompt, as in the paper
+RECIPE = 1  # raised whenever the numbers of this module change, as `training.RECIPE`
 _INTERVAL = (0.025, 0.975)
 _GROUPS = 4
 
@@ -146,11 +147,11 @@ def measure(profile, run):
 
 def _stored(profile, first, second, part, compute):
     torch.set_num_threads(profile.evaluation.threads)
-    made = [training.fingerprint(profile, profile.runs[end.removeprefix(profiles.SCALED)]) for end in (first, second) if end != "base"]
-    fingerprint = store.digest({"runs": made, "ends": [first, second], "part": part, "settings": profile.connectivity.model_dump(exclude={"answered_paths"}),
-                                "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
-                                "teacher": models.model_digest(profile.name, "teacher"), "code": store.code_digest("connectivity")})
-    return store.frame(store.results(profile.name) / "connectivity", f"{part}-{first}-{second}", fingerprint, compute)
+    made = [training.identity(profile, profile.runs[end.removeprefix(profiles.SCALED)]) for end in (first, second) if end != "base"]
+    identity = store.digest({"runs": made, "ends": [first, second], "part": part, "settings": profile.connectivity.model_dump(exclude={"answered_paths"}),
+                             "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
+                             "teacher": models.model_digest(profile.name, "teacher"), "recipe": RECIPE})
+    return store.record(profile.name, "connectivity", f"{part}-{first}-{second}", identity, store.code_digest("connectivity"), compute)
 
 
 # --- what a path says ----------------------------------------------------------------------------------------------

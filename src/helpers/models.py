@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
@@ -177,6 +178,15 @@ def attach_adapter(model, lora, init_seed, zero="B"):
                     elif "lora_B" in name:
                         factor.copy_(torch.nn.init.kaiming_uniform_(torch.empty_like(factor.T), a=5 ** 0.5).T)
         return adapted
+
+
+def save_adapter(model, folder, lora):
+    """Write a trained adapter as a PEFT folder, its factors rounded to `lora.dtype`."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()  # PEFT's empty model card
+    if lora.dtype != "float32":
+        file = folder / "adapter_model.safetensors"
+        save_file({name: factor.to(getattr(torch, lora.dtype)) for name, factor in load_file(file).items()}, file, metadata={"format": "pt"})
 
 
 def load_adapted(profile, run, folder):

@@ -11,6 +11,7 @@ import sys
 from helpers import profiles, store
 
 HELD_OUT = "held-out/teacher.parquet"
+_RECORDS = ("evaluation", "divergence", "validation", "samples", "held-out", "connectivity", "gradients", "interventions", "tables")  # folders of results
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 READS = {
     "01_problems": ("models",), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
@@ -58,6 +59,12 @@ def group_files(study, group):
     return [file for name in study.controls[group].runs for file in run_files(study, name, study.controls[group].answers)]
 
 
+def notebooks(study):
+    """The notebooks whose runs and groups of controls the profile has; the others have nothing to show."""
+    known = {"models", "main", "adapters", "paths", "held-out", *study.runs, *study.controls, *READS}
+    return [notebook for notebook, needs in READS.items() if known.issuperset(needs)]
+
+
 def artefacts(study, notebook):
     """Files that a notebook reads, relative to the repository.
 
@@ -77,7 +84,7 @@ def artefacts(study, notebook):
         found += [f"{folder}/{path}" for name in study.main_runs for path in path_files(study, name)]
     if "held-out" in needs:
         found.append(f"{folder}/{HELD_OUT}")
-    found += [f"{folder}/notebooks/{need}.ipynb" for need in needs if need in READS]
+    found += [f"{folder}/notebooks/{need}.ipynb" for need in needs if need in notebooks(study)]
     return sorted(set(found))
 
 
@@ -97,25 +104,25 @@ def path_inputs(study, run):
 
 
 def ship(study):
-    """Copy the finished controls of a profile, and what was measured of them, from its results to results/prerun; returns that folder."""
-    target = store.shipped(study.name)
-    for group in study.controls.values():
-        for name in group.runs:
-            for part in ("runs", "evaluation", "divergence") if group.answers else ("runs",):
-                entry = f"{part}/{name}" + (".parquet" if part != "runs" else "")
-                _copy(store.results(study.name) / entry, target / entry)
-    for record in sorted((store.results(study.name) / "interventions").glob("*.parquet")):
-        if not re.search(r"-[0-9a-f]{8}$", record.stem):  # what was moved aside for other settings
-            _copy(record, target / "interventions" / record.name)
+    """Copy what is finished of a profile's controls, or of a study that comes whole, from its results to results/prerun; returns that folder."""
+    made, target = store.results(study.name), store.shipped(study.name)
+    if study.comes_whole:
+        entries = [path for part in ("runs", *_RECORDS) for path in (made / part).glob("*")]
+    else:
+        entries = list((made / "interventions").glob("*"))
+        for group in study.controls.values():
+            entries += [made / "runs" / name for name in group.runs]
+            entries += [made / part / f"{name}.parquet" for part in ("evaluation", "divergence") if group.answers for name in group.runs]
+    for entry in sorted(entries):
+        if entry.exists() and not re.search(r"^\.|-[0-9a-f]{8}$", entry.stem):  # what is being written, or was moved aside for other settings
+            _copy(entry, target / entry.relative_to(made))
     return target
 
 
 def _copy(source, target):
-    if not source.exists():
-        return
     with store.whole(target) as beside:
         if source.is_dir():
-            shutil.copytree(source, beside, ignore=shutil.ignore_patterns("README.md"))  # PEFT's empty model card
+            shutil.copytree(source, beside)
         else:
             shutil.copy2(source, beside)
 

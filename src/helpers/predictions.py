@@ -8,6 +8,7 @@ import pandas as pd
 from helpers import store
 
 _COLUMNS = ("number", "expected", "changes")
+_OUTCOME = ("outcome", "value", "low", "high", "is_expected", "changes_mind")
 
 
 def lines():
@@ -44,4 +45,5 @@ def write(profile_name, page, outcomes):
 def outcomes(profile_name):
     """All predictions in their order beside the outcomes that the pages stored; a prediction without outcome has none (NaN)."""
     tables = sorted((store.results(profile_name) / "tables").glob("outcomes_*.parquet"))
-    return lines().merge(pd.concat([pd.read_parquet(path) for path in tables]), on="number", how="left")
+    found = [pd.read_parquet(path) for path in tables] or [pd.DataFrame(columns=["number", *_OUTCOME])]
+    return lines().merge(pd.concat(found), on="number", how="left")

@@ -112,8 +112,7 @@ def pretrain(profile, name):
             model.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
         else:
-            model.to(torch.bfloat16).save_pretrained(beside)  # half the size; the rounded factors are the model, for everyone
-            (beside / "README.md").unlink()  # PEFT's empty model card
+            models.save_adapter(model, beside, profile.pretraining.lora)
         (beside / "made.json").write_text(store.as_json({"settings": settings.model_dump(), "loss": round(float(np.mean(recent[-200:])), 4),
                                                       "minutes": round((time.monotonic() - started) / 60, 1), "place": store.provenance()}))
     return folder

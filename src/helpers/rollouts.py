@@ -56,7 +56,7 @@ def sample(model, prompts, *, max_new_tokens, end_id, batch_size, temperature=0.
 
     temperature 0 is greedy. Otherwise completion i is drawn by inverse transform from uniform numbers that depend on
     (seed, indices[i]) alone, so it does not depend on which others are sampled beside it, up to rounding.
-    Finished sequences leave the batch and waiting prompts take their places; longest prompts start first.
+    Finished sequences leave the batch and waiting prompts take their places; longest prompts start first, and equal ones are read once.
     Raises ValueError for a prompt that leaves no room in the model's context, naming its index.
     """
     context = model.config.max_position_embeddings
@@ -96,12 +96,16 @@ def _sample(model, prompts, indices, max_new_tokens, end_id, batch_size, tempera
             new = [waiting.pop() for _ in range(min(free, len(waiting)))]
             if temperature:
                 draws.update({i: np.random.default_rng([seed, indices[i]]).random(max_new_tokens) for i in new})
-            ids, _ = models.pad([prompts[i] for i in new], [[]] * len(new), end_id)
+            distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(tuple(prompts[i]) for i in new))}
+            ids, _ = models.pad(list(distinct), [[]] * len(distinct), end_id)
             ends = torch.tensor([len(prompts[i]) for i in new])
-            cache.rows = torch.arange(len(owner), len(owner) + len(new))
-            cache.positions, cache.width = torch.arange(ids.shape[1]).expand(len(new), -1), None
+            cache.rows = torch.arange(len(owner), len(owner) + len(distinct))
+            cache.positions, cache.width = torch.arange(ids.shape[1]).expand(len(distinct), -1), None
             hidden = models.causal_model(model).model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-            logits = model.lm_head(hidden[torch.arange(len(new)), ends - 1])
+            sharing = torch.tensor([distinct[tuple(prompts[i])] for i in new])
+            if len(distinct) < len(new):
+                cache.move(len(owner) + sharing, len(owner) + torch.arange(len(new)))
+            logits = model.lm_head(hidden[sharing, ends - 1])
             owner, lengths, last = np.append(owner, new), torch.cat([lengths, ends]), torch.cat([last, choose(logits, new)])
         else:
             cache.rows, cache.positions, cache.width = torch.arange(len(owner)), lengths[:, None], int(lengths.max()) + 1

@@ -262,9 +262,16 @@ def write_table(profile_name, name, frame_):
     return frame_
 
 
+def table_path(profile_name, name):
+    """Where a table lies that a notebook wrote, in this build or, for a study that comes with the repository, before; it may not exist."""
+    made = results(profile_name) / "tables" / f"{name}.parquet"
+    ready = shipped(profile_name) / "tables" / f"{name}.parquet"
+    return ready if ready.exists() and not made.exists() else made
+
+
 def read_table(profile_name, name):
     """A tidy table that a notebook wrote; FileNotFoundError says which notebooks to run."""
-    path = results(profile_name) / "tables" / f"{name}.parquet"
+    path = table_path(profile_name, name)
     if not path.exists():
         raise FileNotFoundError(f"no table {path.relative_to(ROOT)} yet: `make book` runs the notebooks that write it")
     return pd.read_parquet(path)

@@ -126,12 +126,12 @@ class ObjectiveTrainer(Trainer):
 class _Snapshots(TrainerCallback):
     """Keeps the adapter as it is after the given steps."""
 
-    def __init__(self, folder, steps):
-        self.folder, self.steps = folder, steps
+    def __init__(self, folder, steps, lora):
+        self.folder, self.steps, self.lora = folder, steps, lora
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step in self.steps:
-            model.save_pretrained(self.folder / f"step-{state.global_step}")
+            models.save_adapter(model, self.folder / f"step-{state.global_step}", self.lora)
 
 
 class _Recorder(TrainerCallback):
@@ -161,7 +161,8 @@ class _Recorder(TrainerCallback):
 
 def identity(profile, run):
     """Hash of all that determines a run's adapter, with the recipe's number in place of the code: spec, adapter settings, base model, table."""
-    return store.digest({"run": run.model_dump(exclude={"name"}), "lora": profile.lora.model_dump(), "base": models.model_digest(profile.name, run.base),
+    spec, lora = run.model_dump(exclude={"name"}), profile.lora.model_dump(exclude_defaults=True)
+    return store.digest({"run": spec, "lora": lora, "base": models.model_digest(profile.name, run.base),
                          "table": store.file_digest(rollouts.table_path(profile, run.writer)), "recipe": RECIPE})
 
 
@@ -200,7 +201,7 @@ def train(profile, run):
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     history = pd.DataFrame([line for line in trainer.state.log_history if "loss" in line])
     with store.whole(folder) as beside:
-        trainer.model.save_pretrained(beside / "adapter")
+        models.save_adapter(trainer.model, beside / "adapter", profile.lora)
         if (work / "snapshots").exists():
             shutil.copytree(work / "snapshots", beside / "snapshots")
         history[[column for column in _HISTORY if column in history]].to_parquet(beside / "history.parquet")
@@ -221,7 +222,7 @@ def _trainer(profile, run, work):
         "weight_decay": run.weight_decay, "max_grad_norm": run.clip, "seed": run.seed, "logging_steps": 1, "logging_nan_inf_filter": False,
         "save_steps": max(1, run.steps // CHECKPOINTS_A_RUN), "save_total_limit": 1, "remove_unused_columns": False, "disable_tqdm": True, "report_to": [],
         "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": False}
-    callbacks = [_Recorder(run.name, run.steps), _Snapshots(work / "snapshots", run.snapshots)]
+    callbacks = [_Recorder(run.name, run.steps), _Snapshots(work / "snapshots", run.snapshots, profile.lora)]
     set_seed(run.seed)
     base = models.load_model(profile, run.base)
     if run.objective in objectives.ONLINE:

@@ -5,6 +5,8 @@ states is true here at every seed and our interval lies outside the band of its 
 whatever the data are, is said to be so.
 """
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 
@@ -14,28 +16,6 @@ from helpers.figures import LABELS
 FAMILY = ("sft", "rft", "dft", "rift", "offline-grpo")
 HOLDS, CHANCE, CONSTRUCTION, FAILS = "holds", "holds, but at chance", "holds, by construction", "does not hold here"
 UNTESTED = "can't be tested at this size"
-TABLES = (
-    "accuracy",
-    "mcnemar",
-    "manner",
-    "accuracy_seeds",
-    "updates",
-    "cosine",
-    "angles",
-    "orthogonal",
-    "connectivity",
-    "barriers",
-    "cka",
-    "depth",
-    "replicas",
-    "replicas_paths",
-    "replicas_cka",
-    "chance",
-    "seeds",
-    "matched",
-    "rates",
-    "on_policy",
-)
 _LEAD = 5.3  # points, the smallest lead of the paper's DPO over the other five: two accuracies are equal if they differ by less
 _TOLERANCE = 0.01  # nats by which a curve may leave the range of its ends and still count as lying between them
 
@@ -46,10 +26,25 @@ def verdict_table(profile_name):
     `value` with its interval `low` to `high` is in the claim's own unit; `ours` is the same as text; `control` says what the value would
     be by chance or without what the claim is about, `chance_low` to `chance_high` is that band, and `paper_value` the paper's number
     where it is one of the same quantity. Intervals are over seeds (`controls.interval`), for accuracies over seeds and problems.
+    Parts that need a table of a page that the profile has no controls for are left out.
     """
-    tables = {name: store.read_table(profile_name, name) for name in TABLES}
-    parts = (_behaviour, _rate, _direction, _vectors, _size, _angles, _seeds, _paths, _representations, _online, _untested)
-    return pd.DataFrame([row for part in parts for row in part(tables)])
+    tables, rows = _Tables(profile_name), []
+    for part in (_behaviour, _rate, _direction, _vectors, _size, _angles, _seeds, _paths, _representations, _online, _untested):
+        with contextlib.suppress(FileNotFoundError):
+            rows += list(part(tables))
+    return pd.DataFrame(rows)
+
+
+class _Tables(dict):
+    """The tables of a profile by name, each read when it is first asked for; FileNotFoundError for one that no page wrote."""
+
+    def __init__(self, profile_name):
+        super().__init__()
+        self.profile_name = profile_name
+
+    def __missing__(self, name):
+        self[name] = store.read_table(self.profile_name, name)
+        return self[name]
 
 
 def judge(is_true, low, high, band=None, by_construction=False, margin=None):

@@ -47,6 +47,7 @@ class LoraSettings(_Settings):
     rank: int = Field(ge=1)
     alpha: int = Field(ge=1)
     modules: tuple[str, ...] = Field(description="projections that carry an adapter")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of a finished adapter's factors; the rounded factors are the adapter, for everyone")
 
 
 class PretrainingSettings(_Settings):
@@ -160,6 +161,7 @@ class Profile(_Settings):
     main_runs: tuple[str, ...]
     controls: dict[str, Controls] = Field({}, description="the other runs, by what they are for")
     runs: dict[str, Run]
+    comes_whole: bool = Field(False, description="whether results/prerun holds the main study too, and not the controls alone")
 
     @model_validator(mode="after")
     def _names_exist(self):
