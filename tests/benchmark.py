@@ -13,9 +13,8 @@ from transformers import Trainer, TrainingArguments
 
 from helpers import geometry, models, objectives, problems, profiles, rollouts, training, updates
 
-STEPS = 12
-PROMPTS = 512
-BATCH_SIZES = (64, 128, 256, 512)
+SIZES = {"tiny": (12, 128), "smollm2-135m": (2, 16)}  # steps of training, and prompts of which K completions each are sampled
+BATCH_SIZES = (32, 64, 128, 256, 512)
 QWEN = {"q_proj": (4096, 2560), "k_proj": (1024, 2560), "v_proj": (1024, 2560), "o_proj": (2560, 4096)}
 QWEN_LAYERS, QWEN_RANK = 36, 32
 
@@ -30,10 +29,10 @@ def best_of(repeats, work):
     return min(found)
 
 
-def benchmark_training(study):
+def benchmark_training(study, steps):
     table = rollouts.with_group_columns(rollouts.load_table(study))
     run = study.runs["sft"]
-    order = training.run_order(table, training.rows_of(table, run), run, STEPS)
+    order = training.run_order(table, training.rows_of(table, run), run, steps)
     batches = [training.collate(table, order[first:first + run.batch_size]) for first in range(0, len(order), run.batch_size)]
     tokens = sum(int(batch["input_ids"].numel()) for batch in batches)
 
@@ -51,16 +50,16 @@ def benchmark_training(study):
             optimizer.zero_grad()
 
     def ours():
-        with_trainer(study, run, table, order)
+        with_trainer(study, run, table, order, steps)
 
     bare_seconds, our_seconds = best_of(2, bare), best_of(2, ours)
-    print(f"training: bare loop {tokens / bare_seconds:,.0f} tokens/s, ours {tokens / our_seconds:,.0f} tokens/s, "
+    print(f"training {study.name}: bare loop {tokens / bare_seconds:,.0f} tokens/s, ours {tokens / our_seconds:,.0f} tokens/s, "
           f"ratio {bare_seconds / our_seconds:.2f} (wanted: 0.85 or more)")
 
 
-def with_trainer(study, run, table, order):
+def with_trainer(study, run, table, order, steps):
     model = models.attach_adapter(models.load_model(study), study.lora, run.init_seed)
-    arguments = TrainingArguments(output_dir="results/benchmark", max_steps=STEPS, per_device_train_batch_size=run.batch_size,
+    arguments = TrainingArguments(output_dir="results/benchmark", max_steps=steps, per_device_train_batch_size=run.batch_size,
                                   learning_rate=run.learning_rate, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
                                   remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=1)
     trainer = training.ObjectiveTrainer(model=model, args=arguments, train_dataset=training.RunRows(order, 1), loss=objectives.sft,
@@ -69,10 +68,10 @@ def with_trainer(study, run, table, order):
     Trainer.train(trainer)
 
 
-def benchmark_sampling(study):
+def benchmark_sampling(study, count):
     model, tokenizer = models.load_model(study, "teacher"), models.load_tokenizer(study, "teacher")
-    chosen = problems.problem_sets(study.problems)["train"][:PROMPTS]
-    prompts = [models.prompt_ids(tokenizer, problem.question, study.problems.instruction) for problem in chosen]
+    chosen = problems.problem_sets(study.problems)["train"][:count]
+    prompts = [models.prompt_ids(tokenizer, problem.question, study.problems.instruction) for problem in chosen for _ in range(study.rollouts.samples)]
     limit = study.rollouts.max_new_tokens
 
     def plain(batch_size):
@@ -84,11 +83,11 @@ def benchmark_sampling(study):
     def ours(batch_size):
         rollouts.sample(model, prompts, max_new_tokens=limit, end_id=tokenizer.eos_token_id, batch_size=batch_size, temperature=1.0)
 
-    plain_seconds = {size: best_of(1, lambda size=size: plain(size)) for size in BATCH_SIZES}
+    plain_seconds = {size: best_of(1, lambda size=size: plain(size)) for size in BATCH_SIZES if size <= len(prompts)}
     our_seconds = best_of(2, lambda: ours(study.rollouts.batch_size))
     best = min(plain_seconds, key=plain_seconds.get)
-    print(f"sampling: generate {len(prompts) / plain_seconds[best]:.1f} completions/s at its best batch size {best}, ours {len(prompts) / our_seconds:.1f}, "
-          f"ratio {plain_seconds[best] / our_seconds:.2f} (wanted: 1.5 or more)")
+    print(f"sampling {study.name}: generate {len(prompts) / plain_seconds[best]:.1f} completions/s at its best batch size {best}, "
+          f"ours {len(prompts) / our_seconds:.1f}, ratio {plain_seconds[best] / our_seconds:.2f} (wanted: 1.5 or more)")
 
 
 def random_adapters(shapes, layers, rank, count=6):
@@ -140,8 +139,8 @@ def benchmark_geometry(study):
 
 
 if __name__ == "__main__":
-    study = profiles.load("tiny")
-    benchmark_geometry(study)
+    benchmark_geometry(profiles.load("tiny"))
     torch.set_num_threads(1)
-    benchmark_training(study)
-    benchmark_sampling(study)
+    for name, (steps, prompts) in SIZES.items():
+        benchmark_training(profiles.load(name), steps)
+        benchmark_sampling(profiles.load(name), prompts)
