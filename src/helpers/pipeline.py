@@ -20,7 +20,7 @@ READS = {
     "14_representations": ("adapters", "held-out", "seeds"),
     "15_chance": ("adapters", "seeds"),
     "16_seeds": ("main", "seeds", "grid-sft", "grid-rft", "grid-dpo", "mirrored", "rates", "subset", "held-out"),
-    "17_matched_dpo": ("models", "main", "matched", "rates", "strong", "preference", "paths", "held-out"),
+    "17_matched_dpo": ("models", "main", "matched", "rates", "rounding", "strong", "preference", "paths", "held-out"),
     "18_gradient_plane": ("adapters",), "19_variants": ("main", "rift-variants", "grpo-variants", "grid-rft"),
     "20_on_policy": ("main", "own", "online", "grid-sft", "18_gradient_plane"),
     "21_interventions": ("main", "matched"),
