@@ -99,7 +99,7 @@ for group in study.controls:
 rule evaluate_run:
     input:
         pipeline.modules("src/helpers/evaluation.py"),
-        f"{RESULTS}/runs/{{run}}/run.json",
+        lambda wildcards: pipeline.run_files(study, wildcards.run, False),
     params:
         settings=pipeline.settings(study, "evaluation", "problems"),
     output:
@@ -146,24 +146,26 @@ rule held_out:
 
 
 for start in study.main_runs:
+    made = [path for path in pipeline.path_files(study, start) if path.startswith(RESULTS)]
+    if made:
 
-    rule:
-        name:
-            f"connect_{start}"
-        input:
-            pipeline.modules("src/helpers/connectivity.py"),
-            [f"{RESULTS}/{path}" for path in pipeline.path_inputs(study, start)],
-        params:
-            run=start,
-            settings=pipeline.settings(study, "evaluation", "problems", "models", "connectivity"),
-        output:
-            update([f"{RESULTS}/{path}" for path in pipeline.path_files(study, start)]),
-        log:
-            f"{RESULTS}/logs/connect-{start}.log",
-        priority: 20
-        threads: study.evaluation.threads
-        shell:
-            "OMP_NUM_THREADS={threads} python -m helpers connect {PROFILE} {params.run} 2>&1 | tee {log}"
+        rule:
+            name:
+                f"connect_{start}"
+            input:
+                pipeline.modules("src/helpers/connectivity.py"),
+                pipeline.path_inputs(study, start),
+            params:
+                run=start,
+                settings=pipeline.settings(study, "evaluation", "problems", "models", "connectivity"),
+            output:
+                update(made),
+            log:
+                f"{RESULTS}/logs/connect-{start}.log",
+            priority: 20
+            threads: study.evaluation.threads
+            shell:
+                "OMP_NUM_THREADS={threads} python -m helpers connect {PROFILE} {params.run} 2>&1 | tee {log}"
 
 
 rule execute:

@@ -278,7 +278,7 @@ again = {run: geometry.stacked_cosine(geometry.compare({"whole": adapters[run], 
 Markdown(f"Cosine of SFT and DPO at equal rates, {'; '.join(bars)}. **{inside} of 4** lie within chance. The path between the two rises above its chord by more than chance at {over} of 4 rates. "
          f"Against the base's {accuracy.accuracy['base']:.1%}, SFT falls by {100 * drop['sft'].iloc[0]:.1f} points at the lowest rate and {100 * drop['sft'].iloc[-1]:.1f} at the highest, DPO by {100 * drop['dpo'].iloc[0]:.1f} and "
          f"**{100 * drop['dpo'].iloc[-1]:.1f}**. Each method's best accuracy is at {study.runs[best['sft']].learning_rate:g} (SFT) and {study.runs[best['dpo']].learning_rate:g} (DPO). "
-         f"Trained once more with the gradient of each step summed in two halves, which changes nothing but the rounding, SFT has a cosine of {again['sft']:.4f} with itself and DPO at SFT's rate **{again['dpo-matched']:.4f}**.")
+         f"Trained once more with the gradient of each step summed in two halves, in exact arithmetic the same run, SFT has a cosine of {again['sft']:.4f} with itself and DPO at SFT's rate **{again['dpo-matched']:.4f}**.")
 
 # %% [markdown]
 # Two readings of the table and of {numref}`fig-matched-norms` should be kept apart. Read down, it says what a rate does to one loss. Read in pairs, it says how the two losses compare at one rate, which is the comparison

@@ -42,7 +42,7 @@ def state_of(part):
     """How many lines of a part have which verdict, as a sentence."""
     counts = claims[claims.part == part].verdict.value_counts()
     if counts.empty:
-        return Markdown("This profile has no runs that could test these claims.")
+        return Markdown("The pages that these claims are read from are not part of this profile.")
     return Markdown("Of these claims, " + ", ".join(f"{count} *{name}*" for name, count in counts.items()) + ".")
 
 
@@ -125,8 +125,8 @@ figures.claims(cosines, "cosine of the stacked updates");
 # so that .74 and .67 are one finding and not two, by {eq}`eq-verdict-identity`.
 
 # %%
-share = claims[claims.claim.str.startswith("Two thirds")].iloc[0]
-Markdown(f"From the paper's cosine of .74 follows $\\sqrt{{1 - .74^2}}$ = {(1 - 0.74 ** 2) ** 0.5:.2f}; from ours follows {share.value:.2f}.")
+share = ", ".join(f"{value:.2f}" for value in claims[claims.claim.str.startswith("Two thirds")].value)
+Markdown(f"From the paper's cosine of .74 follows $\\sqrt{{1 - .74^2}}$ = {(1 - 0.74 ** 2) ** 0.5:.2f}; from ours follows {share}.")
 
 # %% [markdown]
 # ## Size and rank
@@ -258,8 +258,8 @@ Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those 
 # The same claims for every study whose verdict has been computed in this copy of the book, one pair of columns each.
 
 # %%
-having = [name for name in profiles.names() if store.table_path(name, "verdict").exists() and (name != "smoke" or profile == "smoke")]
-verdict.beside(having).reset_index().style.hide(axis="index").set_properties(**{"text-align": "left"})
+others = [name for name in profiles.names() if name not in (profile, "smoke") and store.table_path(name, "verdict").exists()]
+verdict.beside([profile, *others]).reset_index().style.hide(axis="index").set_properties(**{"text-align": "left"})
 
 # %% [markdown]
 # ## Try it

@@ -71,7 +71,7 @@ def reading(*needs):
 
 def paths_from(start):
     """The first file that the step names which measures the paths from a run."""
-    return pipeline.path_files(SMOKE, start)[0].removesuffix(".parquet")
+    return pipeline.path_files(SMOKE, start)[0].removeprefix("results/smoke/").removesuffix(".parquet")
 
 
 EVALUATIONS = {f"evaluation/{name}" for name in ("base", "strong-base", "teacher", *RUNS)}

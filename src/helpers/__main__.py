@@ -16,7 +16,7 @@ def main(arguments=None):
                               ("controls", "train the runs of a group of controls and let them answer the test problems", "group"),
                               ("connect", "measure loss and answers on the paths that start at a run", "run"),
                               ("held-out", "write the teacher's rollouts to validation problems", None),
-                              ("ship", "copy the finished controls into results/prerun", None),
+                              ("ship", "copy the finished controls, or a study that comes whole, into results/prerun", None),
                               ("sweep", "train SFT at each learning rate of the profile and record its validation accuracy", None)):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("profile", help="name of a profile, for example tiny")

@@ -150,7 +150,7 @@ def _stored(profile, first, second, part, compute):
     made = [training.identity(profile, profile.runs[end.removeprefix(profiles.SCALED)]) for end in (first, second) if end != "base"]
     identity = store.digest({"runs": made, "ends": [first, second], "part": part, "settings": profile.connectivity.model_dump(exclude={"answered_paths"}),
                              "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
-                             "teacher": models.model_digest(profile.name, "teacher"), "recipe": RECIPE})
+                             "teacher": models.model_digest(profile.name, "teacher"), "recipe": [RECIPE, evaluation.RECIPE]})
     return store.record(profile.name, "connectivity", f"{part}-{first}-{second}", identity, store.code_digest("connectivity"), compute)
 
 

@@ -252,7 +252,7 @@ def _specs(runs):
 
 def _stored(profile, name, run, settings, compute):
     identity = store.digest({"base": models.model_digest(profile.name, run.base), "table": store.file_digest(rollouts.table_path(profile, run.writer)),
-                             "lora": profile.lora.model_dump(), "seeds": [run.seed, run.init_seed], "settings": settings, "recipe": RECIPE,
+                             "lora": profile.lora.model_dump(exclude_defaults=True), "seeds": [run.seed, run.init_seed], "settings": settings, "recipe": RECIPE,
                              "sizes": [STEPS, BLOCKS, OTHERS, OWN, DENSE]})
     return store.record(profile.name, "gradients", name, identity, store.code_digest("gradients"), compute)
 

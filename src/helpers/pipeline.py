@@ -21,7 +21,7 @@ READS = {
     "15_chance": ("adapters", "seeds"),
     "16_seeds": ("main", "seeds", "grid-sft", "grid-rft", "grid-dpo", "mirrored", "rates", "subset", "held-out"),
     "17_matched_dpo": ("models", "main", "matched", "rates", "rounding", "strong", "preference", "paths", "held-out"),
-    "18_gradient_plane": ("adapters",), "19_variants": ("main", "rift-variants", "grpo-variants", "grid-rft"),
+    "18_gradient_plane": ("adapters", "snapshots"), "19_variants": ("main", "rift-variants", "grpo-variants", "grid-rft"),
     "20_on_policy": ("main", "own", "online", "grid-sft", "18_gradient_plane"),
     "21_interventions": ("main", "matched"),
     "22_verdict": ("09_evaluation", "10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations", "15_chance", "16_seeds",
@@ -48,10 +48,18 @@ def spec(study, run):
     return store.digest({"run": study.runs[run].model_dump(), "lora": study.lora.model_dump()})
 
 
+def lies(study, file):
+    """Where a file of a study's results is found or is to be made, relative to the repository: under results/prerun if it came with the book."""
+    ready = store.shipped(study.name) / file
+    return str((ready if ready.exists() else store.results(study.name) / file).relative_to(store.ROOT))
+
+
 def run_files(study, name, answers):
     """A run's record and, with `answers`, what was measured of it, where they lie or are to be made, relative to the repository."""
-    folder = store.place(study.name, study.runs[name]).relative_to(store.ROOT)
-    return [f"{folder}/runs/{name}/run.json", *(f"{folder}/{part}/{name}.parquet" for part in ("evaluation", "divergence") if answers)]
+    files = [f"runs/{name}/run.json", *(f"{part}/{name}.parquet" for part in ("evaluation", "divergence") if answers)]
+    if store.place(study.name, study.runs[name]) == store.shipped(study.name):
+        return [lies(study, file) for file in files]
+    return [f"results/{study.name}/{file}" for file in files]  # what came with the book belongs to a run of another spec
 
 
 def group_files(study, group):
@@ -60,47 +68,55 @@ def group_files(study, group):
 
 
 def notebooks(study):
-    """The notebooks whose runs and groups of controls the profile has; the others have nothing to show."""
-    known = {"models", "main", "adapters", "paths", "held-out", *study.runs, *study.controls, *READS}
-    return [notebook for notebook, needs in READS.items() if known.issuperset(needs)]
+    """The notebooks for which the profile has the runs, groups of controls and snapshots that they read; the verdict does without the pages left out."""
+    known, kept = {"models", "main", "adapters", "paths", "held-out", *study.runs, *study.controls}, []
+    if all(study.runs[name].snapshots for name in study.main_runs):
+        known.add("snapshots")
+    for notebook, needs in READS.items():
+        if known.issuperset(needs) or notebook == "22_verdict":
+            kept.append(notebook)
+            known.add(notebook)
+    return kept
 
 
 def artefacts(study, notebook):
     """Files that a notebook reads, relative to the repository.
 
     Its needs in `READS` are "models" (evaluated), "main" (the six runs, evaluated), "adapters" (the six runs), "paths" between
-    them, "held-out" texts, one run or one group of controls by its name, or another notebook, for the tables that it writes.
+    them, "snapshots" of theirs, "held-out" texts, one run or one group of controls by its name, or another notebook, for the tables that it writes.
     """
-    needs, folder = READS[notebook], f"results/{study.name}"
+    needs = READS[notebook]
     evaluated = list(study.main_runs) if "main" in needs else [need for need in needs if need in study.runs]
     found = [file for name in evaluated for file in run_files(study, name, True)]
     found += [run_files(study, name, False)[0] for name in study.main_runs if "adapters" in needs]
     found += [file for group in study.controls if group in needs for file in group_files(study, group)]
     if evaluated or "paths" in needs:
-        found.append(f"{folder}/evaluation/base.parquet")
+        found.append(lies(study, "evaluation/base.parquet"))
     if "models" in needs:
-        found += [f"{folder}/evaluation/{model}.parquet" for model in study.models]
+        found += [lies(study, f"evaluation/{model}.parquet") for model in study.models]
     if "paths" in needs:
-        found += [f"{folder}/{path}" for name in study.main_runs for path in path_files(study, name)]
+        found += [file for name in study.main_runs for file in path_files(study, name)]
     if "held-out" in needs:
-        found.append(f"{folder}/{HELD_OUT}")
-    found += [f"{folder}/notebooks/{need}.ipynb" for need in needs if need in notebooks(study)]
+        found.append(lies(study, HELD_OUT))
+    found += [f"results/{study.name}/notebooks/{need}.ipynb" for need in needs if need in notebooks(study)]
     return sorted(set(found))
 
 
 def path_files(study, run):
-    """Files under the results folder that hold what was measured on the paths from a run (`connectivity.measure`)."""
+    """Files that hold what was measured on the paths from a run (`connectivity.measure`), where they lie or are to be made."""
     starting = [(first, second) for first, second in study.paths if first == run]
     answered = [path for path in starting if path in study.connectivity.answered_paths]
-    return [f"connectivity/{part}-{first}-{second}.parquet" for part, paths in (("losses", starting), ("answers", answered)) for first, second in paths]
+    files = [f"connectivity/{part}-{first}-{second}.parquet" for part, paths in (("losses", starting), ("answers", answered)) for first, second in paths]
+    return [lies(study, file) for file in files]
 
 
 def path_inputs(study, run):
-    """Files under the results folder that `connectivity.measure` reads: the runs at both ends, and answers of the ends that answer problems."""
+    """Files that `connectivity.measure` reads: held-out texts, the runs at both ends, and answers of the ends that answer problems."""
     starting = [(first, second) for first, second in study.paths if first == run]
     reached = {end.removeprefix(profiles.SCALED) for path in starting for end in path} - {"base"}
     answering = {end for path in starting if path in study.connectivity.answered_paths for end in path}
-    return [HELD_OUT, *sorted(f"runs/{end}/run.json" for end in reached), *sorted(f"evaluation/{end}.parquet" for end in answering)]
+    return [lies(study, HELD_OUT), *sorted(run_files(study, end, False)[0] for end in reached),
+            *sorted(lies(study, f"evaluation/{end}.parquet") for end in answering)]
 
 
 def ship(study):
@@ -114,7 +130,8 @@ def ship(study):
             entries += [made / "runs" / name for name in group.runs]
             entries += [made / part / f"{name}.parquet" for part in ("evaluation", "divergence") if group.answers for name in group.runs]
     for entry in sorted(entries):
-        if entry.exists() and not re.search(r"^\.|-[0-9a-f]{8}$", entry.stem):  # what is being written, or was moved aside for other settings
+        is_aside = re.search(r"^\.|-[0-9a-f]{8}$", entry.stem)  # what is being written, or was moved aside for other settings
+        if not is_aside and (entry if entry.suffix else entry / "run.json").exists():
             _copy(entry, target / entry.relative_to(made))
     return target
 
@@ -134,7 +151,8 @@ def prepare_book(profile_name):
     for old in target.glob("*.ipynb"):
         old.unlink()
     lines = []
-    for executed in sorted((store.results(profile_name) / "notebooks").glob("*.ipynb")):
+    study = profiles.load(profile_name)
+    for executed in (store.results(profile_name) / "notebooks" / f"{name}.ipynb" for name in notebooks(study)):
         notebook = json.loads(executed.read_text())
         for cell in notebook["cells"]:
             tags = cell["metadata"].get("tags", [])
@@ -146,9 +164,11 @@ def prepare_book(profile_name):
         (target / executed.name).write_text(json.dumps(notebook))
         duration = notebook["metadata"]["papermill"]["duration"]
         lines.append(f"| [](notebooks/{executed.name}) | {duration:.0f} |")
-    study, runs = profiles.load(profile_name), []
+    runs = []
     for name, run in study.runs.items():
         folder = store.place(profile_name, run)
+        if not (folder / "runs" / name / "run.json").exists():
+            continue  # a control that only pages left out would read
         content = json.loads((folder / "runs" / name / "run.json").read_text())
         data = f"{content['rows']} | {content['passes']:.2f}" if "rows" in content else "its own | –"
         trained = content["date"] if folder == store.shipped(profile_name) else "this build"

@@ -56,7 +56,7 @@ def sample(model, prompts, *, max_new_tokens, end_id, batch_size, temperature=0.
 
     temperature 0 is greedy. Otherwise completion i is drawn by inverse transform from uniform numbers that depend on
     (seed, indices[i]) alone, so it does not depend on which others are sampled beside it, up to rounding.
-    Finished sequences leave the batch and waiting prompts take their places; longest prompts start first, and equal ones are read once.
+    Finished sequences leave the batch and waiting prompts take their places; longest prompts start first, and equal ones that start together are read once.
     Raises ValueError for a prompt that leaves no room in the model's context, naming its index.
     """
     context = model.config.max_position_embeddings

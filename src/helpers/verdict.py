@@ -62,11 +62,12 @@ def judge(is_true, low, high, band=None, by_construction=False, margin=None):
 
 
 def beside(profile_names):
-    """The verdicts of several profiles beside one another: claim, paper, and for each profile that has a `verdict` table its "ours" and "verdict"."""
+    """The verdicts of several profiles beside one another, in the order of the first: claim, paper, and for each profile its "ours" and "verdict"."""
     found = {name: store.read_table(name, "verdict").set_index("claim") for name in profile_names}
-    first = next(iter(found.values()))
-    columns = {(name, column): table[column] for name, table in found.items() for column in ("ours", "verdict")}
-    return pd.concat([first[["paper"]], pd.DataFrame(columns)], axis=1).loc[first.index]
+    papers = pd.concat([table.paper for table in found.values()])
+    papers = papers[~papers.index.duplicated()]
+    columns = {(name, column): table[column].reindex(papers.index) for name, table in found.items() for column in ("ours", "verdict")}
+    return pd.concat([papers.to_frame(), pd.DataFrame(columns)], axis=1)
 
 
 def _row(part, claim, paper, interval, control, is_true, band=None, number=np.nan, by_construction=False, form="{:.3f}", margin=None):
