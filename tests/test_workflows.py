@@ -1,0 +1,47 @@
+"""The workflows of the hosted repository ask for things that exist."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from helpers import store
+
+WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in sorted((store.ROOT / ".github" / "workflows").glob("*.yml"))}
+
+
+@pytest.fixture(params=WORKFLOWS)
+def steps(request):
+    return [step for job in WORKFLOWS[request.param]["jobs"].values() for step in job["steps"]]
+
+
+def test_commands_are_targets_and_files_of_the_repository(steps):
+    targets = set(re.findall(r"^([a-z-]+):", (store.ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = "\n".join(step["run"] for step in steps if "run" in step)
+    asked = re.findall(r"\bmake ([a-z-]+)", commands)
+    assert asked or ".ci/run" in commands, "a workflow that runs nothing of ours checks nothing"
+    assert set(asked) <= targets, f"no such target: {set(asked) - targets}"
+    assert ".ci/run" not in commands or (store.ROOT / ".ci" / "run").stat().st_mode & 0o100, ".ci/run can be executed"
+
+
+def test_actions_are_pinned_and_the_python_is_one_that_the_book_supports(steps):
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert used, "at least the checkout"
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in used), used
+    wanted = re.search(r'requires-python = ">=(\d+\.\d+)', (store.ROOT / "pyproject.toml").read_text()).group(1)
+    assert {step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")} == {wanted}
+
+
+def test_dropping_the_pins_keeps_every_name(tmp_path):
+    run = [line.strip() for step in WORKFLOWS["weekly.yml"]["jobs"]["newest-libraries"]["steps"] for line in step.get("run", "").splitlines()]
+    (command,) = (line for line in run if line.startswith("sed "))
+    shutil.copy2(store.ROOT / "requirements.txt", tmp_path)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    before, after = ((folder / "requirements.txt").read_text().splitlines() for folder in (store.ROOT, tmp_path))
+    names = [re.match(r"[\w.-]+", line).group() for line in before if line[:1].isalpha()]
+    left = [line.split("#")[0].strip() for line in after if line[:1].isalpha()]
+    assert [re.match(r"[\w.-]+", line).group() for line in left] == names
+    assert [line for line in left if "==" in line] == [line for line in left if line.startswith(("jupyter-book", "sphinx-book-theme"))], "all others are free"
+    assert len(names) > 20
