@@ -130,8 +130,11 @@ def summed_divergence(sampler, other, records, batch_size=64):
         rows = order[first:first + batch_size]
         padded = models.pad([records.prompt_ids.iloc[i] for i in rows], [records.completion_ids.iloc[i] for i in rows], 0)
         input_ids, mask = (part.to(sampler.device) for part in padded)
-        own, theirs = (torch.log_softmax(model(input_ids=input_ids, use_cache=False).logits[:, :-1].float(), -1) for model in (sampler, other))
-        found[rows] = ((own.exp() * (own - theirs)).sum(-1) * mask[:, 1:]).sum(1).cpu().numpy()
+        is_predicted = mask[:, 1:].bool()
+        hidden = [models.causal_model(model).model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][is_predicted] for model in (sampler, other)]
+        own, theirs = (torch.log_softmax(model.lm_head(states).float(), -1) for model, states in zip((sampler, other), hidden, strict=True))
+        nats = torch.zeros(is_predicted.shape, device=own.device).masked_scatter(is_predicted, (own.exp() * (own - theirs)).sum(-1))
+        found[rows] = nats.sum(1).cpu().numpy()
     return found
 
 
