@@ -147,7 +147,7 @@ assert about["sft-pairs"]["rows"] == about["dpo"]["rows"] == len(rows_of["pairs"
 Markdown(f"Rates are equal as numbers. SFT on DPO's rows takes the same {len(rows_of['pairs'])} rows as DPO, RFT on the chosen ones the {len(rows_of['chosen'])} that DPO raises. Norms agree to "
          f"{(by.get_group('norm') - 1).abs().max():.0e}, divergences to {(by.get_group('divergence') - 1).abs().max():.1%}. DPO at most once over its pairs: {about['dpo-one-pass']['passes']:.2f} "
          f"passes, where SFT makes {about['sft']['passes']:.2f} over its rows."
-         f" {store.origin(profile, [study.runs[name] for name in names])}")
+         f" {store.origin(profile, [study.runs[name] for name in (*names, *study.controls['rounding'].runs)])}")
 
 # %% [markdown]
 # ## How much of the norm is the rate?
@@ -210,7 +210,8 @@ Markdown(f"Over four rates the exponent is **{exponents['sft']:.2f}** for SFT an
 # First what is needed for the geometry, for all runs of this page at once.
 
 # %%
-compared = geometry.compare(adapters)
+halves = {name: updates.load_update(training.train(study, study.runs[name]) / "adapter") for name in study.controls["rounding"].runs}
+compared = geometry.compare(adapters | halves)
 cosine, sd = (pd.DataFrame(values, compared.runs, compared.runs) for values in geometry.stacked_cosine(compared))
 nulls = geometry.compare_by_chance(adapters, 20)
 Z = 1.96
@@ -273,12 +274,11 @@ inside = sum(abs(at.cosine[b]) <= at.chance_high[b] for b in swept["dpo"])
 over = int(sum(heights[pair].above_chord["rollout"] > heights[pair].noise["rollout"] for pair in ends[:-1]))
 best = {method: at.loc[group].accuracy.idxmax() for method, group in swept.items()}
 drop = {method: accuracy.accuracy["base"] - at.accuracy[group] for method, group in swept.items()}
-halves = {run: updates.load_update(training.train(study, study.runs[f"{run}-halves"]) / "adapter") for run in ("sft", "dpo-matched")}
-again = {run: geometry.stacked_cosine(geometry.compare({"whole": adapters[run], "halves": update}))[0][0, 1] for run, update in halves.items()}
 Markdown(f"Cosine of SFT and DPO at equal rates, {'; '.join(bars)}. **{inside} of 4** lie within chance. The path between the two rises above its chord by more than chance at {over} of 4 rates. "
          f"Against the base's {accuracy.accuracy['base']:.1%}, SFT falls by {100 * drop['sft'].iloc[0]:.1f} points at the lowest rate and {100 * drop['sft'].iloc[-1]:.1f} at the highest, DPO by {100 * drop['dpo'].iloc[0]:.1f} and "
          f"**{100 * drop['dpo'].iloc[-1]:.1f}**. Each method's best accuracy is at {study.runs[best['sft']].learning_rate:g} (SFT) and {study.runs[best['dpo']].learning_rate:g} (DPO). "
-         f"Trained once more with the gradient of each step summed in two halves, in exact arithmetic the same run, SFT has a cosine of {again['sft']:.4f} with itself and DPO at SFT's rate **{again['dpo-matched']:.4f}**.")
+         f"Trained once more with the gradient of each step summed in two halves, in exact arithmetic the same run, SFT has a cosine of {cosine.loc['sft', 'sft-halves']:.4f} "
+         f"with itself and DPO at SFT's rate **{cosine.loc['dpo-matched', 'dpo-matched-halves']:.4f}** (chance ±{Z * sd.loc['dpo-matched', 'dpo-matched-halves']:.3f}).")
 
 # %% [markdown]
 # Two readings of the table and of {numref}`fig-matched-norms` should be kept apart. Read down, it says what a rate does to one loss. Read in pairs, it says how the two losses compare at one rate, which is the comparison

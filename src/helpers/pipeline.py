@@ -98,7 +98,7 @@ def artefacts(study, notebook):
         found += [file for name in study.main_runs for file in path_files(study, name)]
     if "held-out" in needs:
         found.append(lies(study, HELD_OUT))
-    found += [f"results/{study.name}/notebooks/{need}.ipynb" for need in needs if need in notebooks(study)]
+    found += [f"results/{study.name}/notebooks/{need}.ipynb" for need in notebooks(study) if need in needs]
     return sorted(set(found))
 
 
