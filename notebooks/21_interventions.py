@@ -406,4 +406,5 @@ predictions.write(profile, "21", outcomes).style.hide(axis="index")
 #
 # A cosine says how alike two updates are, and an intervention says whether the difference does anything. The controls decided what could be concluded: a part against a piece of equal length, a swap against a turned side, a merge against plain scaling,
 # everything against the base. The part along SFT is by construction a shorter SFT, so for Offline GRPO and DFT the question was whether the rest adds anything to it; the list under {numref}`fig-interventions-parts` answers it. Whatever is not told apart from the
-# curve of scaled SFT differs from it in length, for accuracy and divergence on these problems. The [verdict](22_verdict.ipynb) collects this with all other controls.
+# curve of scaled SFT differs from it in length, for accuracy and divergence on these problems. The [next page](24_pretrained.ipynb) makes the main comparisons once more, on a
+# pretrained model, and the [verdict](22_verdict.ipynb) collects everything.

@@ -43,8 +43,8 @@ def test_the_pipeline_knows_what_every_notebook_reads_and_leaves_out_what_a_prof
     tiny = profiles.load("tiny")
     assert pipeline.notebooks(tiny) == list(NOTEBOOKS), "the default study fills the whole book, in its order"
     without = tiny.model_copy(update={"controls": {name: group for name, group in tiny.controls.items() if name != "own"}})
-    assert set(NOTEBOOKS) - set(pipeline.notebooks(without)) == {"20_on_policy"}, "the one page that reads the base's own rollouts"
-    assert not any("20_on_policy" in file for file in pipeline.artefacts(without, "22_verdict")), "the verdict does without it"
+    assert set(NOTEBOOKS) - set(pipeline.notebooks(without)) == {"20_on_policy", "24_pretrained"}, "the two pages that read the base's own rollouts"
+    assert not any("20_on_policy" in file for file in pipeline.artefacts(without, "22_verdict")), "the verdict does without them"
 
 
 def test_one_parameters_cell_and_a_kernel(name):

@@ -25,8 +25,9 @@ READS = {
     "20_on_policy": ("main", "own", "online", "grid-sft", "18_gradient_plane"),
     "21_interventions": ("main", "matched"),
     "22_verdict": ("09_evaluation", "10_norms", "11_angles", "12_decomposition", "13_connectivity", "14_representations", "15_chance", "16_seeds",
-                   "17_matched_dpo", "18_gradient_plane", "19_variants", "20_on_policy", "21_interventions"),
+                   "17_matched_dpo", "18_gradient_plane", "19_variants", "20_on_policy", "21_interventions", "24_pretrained"),
     "23_your_adapters": ("adapters", "held-out"),
+    "24_pretrained": ("main", "matched", "own", "seeds", "subset", "rates"),
 }
 
 
@@ -49,9 +50,8 @@ def spec(study, run):
 
 
 def lies(study, file):
-    """Where a file of a study's results is found or is to be made, relative to the repository: under results/prerun if it came with the book."""
-    ready = store.shipped(study.name) / file
-    return str((ready if ready.exists() else store.results(study.name) / file).relative_to(store.ROOT))
+    """Where a file of a study's results is found or is to be made (`store.find`), relative to the repository."""
+    return str(store.find(study.name, file).relative_to(store.ROOT))
 
 
 def run_files(study, name, answers):

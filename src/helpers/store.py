@@ -42,6 +42,12 @@ def shipped(profile_name):
     return ROOT / "results" / ("prerun" if os.environ.get("CONTROLS") != "all" else "none") / profile_name
 
 
+def find(profile_name, file):
+    """Path of a file of a profile's results: under results/prerun if it came with the book, else where this build makes it."""
+    ready = shipped(profile_name) / file
+    return ready if ready.exists() else results(profile_name) / file
+
+
 def place(profile_name, run):
     """Folder under which a run (its spec) and what was measured of it is found or is to be made: the shipped one if it has a run of this spec."""
     try:

