@@ -31,6 +31,30 @@ class ProblemSettings(_Settings):
     instruction: str = Field("", description="text after each question, for models that need to be told the answer's format")
 
 
+class Source(_Settings):
+    """One split of a public collection of problems: a data set of the hub, or a folder that holds the same files."""
+
+    path: str = Field(description="name on the hub, or a folder (absolute, or relative to the repository) with the same files")
+    name: str | None = Field(None, description="the data set's configuration, where it has several")
+    split: str = Field(description="the data set's split")
+    question: str = Field(description="column of the question")
+    answer: str = Field(description="column of the answer")
+    reads: Literal["answer", "after ####"] = Field("answer", description="whether the column is the answer, or a solution with the answer behind ####, as in GSM8K")
+    limit: int | None = Field(None, ge=1, description="take the first ones only")
+
+
+class CollectionSettings(_Settings):
+    """Problems from public collections in the place of templated ones."""
+
+    seed: int = Field(description="draws the validation problems out of the training ones")
+    train: Source = Field(description="prompts that the teacher answers")
+    validation: int = Field(ge=1, description="problems set aside from the training ones, on which hyper-parameters are chosen")
+    test: Source = Field(description="problems of the accuracy table")
+    hard: Source = Field(description="the small hard set")
+    further: dict[str, Source] = Field({}, description="more test sets, by name")
+    instruction: str = Field("", description="text after each question, for models that need to be told the answer's format")
+
+
 class PretrainedModel(_Settings):
     """How one shipped model was made."""
 
@@ -73,7 +97,8 @@ class PretrainingSettings(_Settings):
 class RolloutSettings(_Settings):
     """How the table of rollouts is made."""
 
-    source: Literal["model", "solutions"] = Field(description="`model`: sampled from the teacher; `solutions`: worked solutions with slips (no teacher needed)")
+    source: Literal["model", "solutions", "endpoint", "file"] = Field(
+        description="`model`: sampled from the teacher; `solutions`: worked solutions with slips (no teacher needed); `endpoint`: written by a server; `file`: rollouts that exist already")
     samples: int = Field(ge=1, description="K, completions a prompt")
     temperature: float = Field(gt=0, description="1 = the teacher's own distribution")
     max_new_tokens: int = Field(ge=1, description="completion tokens, the end token included; longer ones are cut and say so")
@@ -100,6 +125,31 @@ class ConnectivitySettings(_Settings):
     problems: int = Field(ge=1, description="test problems answered along the named paths: the first ones, always the same")
     answered_points: int = Field(ge=3, description="points of a named path at which problems are answered, ends included")
     answered_paths: tuple[tuple[str, str], ...] = Field(description="the named paths, from run to run or to `base`")
+
+
+class EndpointSettings(_Settings):
+    """A server that writes rollouts, of the kind that speaks OpenAI's protocol: vLLM, SGLang, a llama.cpp server, or a hosted teacher."""
+
+    url: str = Field(description="up to and including the version, for example http://localhost:8000/v1")
+    model: str = Field(description="the model's name at the server")
+    key: str | None = Field(None, description="name of the environment variable that holds the key; the key itself is written nowhere")
+    concurrency: int = Field(16, ge=1, description="requests under way at once")
+    requests_a_minute: float | None = Field(None, gt=0, description="at most so many requests are started in a minute")
+    retries: int = Field(6, ge=0, description="tries after the first, with growing pauses, for what may pass: timeouts, broken connections, 429 and 5xx")
+    timeout: float = Field(600, gt=0, description="seconds for one answer")
+    price_input: float = Field(0, ge=0, description="dollars for a million prompt tokens")
+    price_output: float = Field(0, ge=0, description="dollars for a million completion tokens")
+
+
+class ComputeSettings(_Settings):
+    """How a large model is held and run; the defaults are those of the small ones."""
+
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the base's weights and of the forward and backward pass; adapters are trained in float32")
+    attention: Literal["sdpa", "flash_attention_2"] = Field("sdpa", description="the attention kernel of transformers")
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="what samples and answers")
+    checkpoints_layers: bool = Field(False, description="recompute each layer in the backward pass instead of keeping what is inside it")
+    logits_tokens: int | None = Field(None, ge=1, description="tokens whose logits exist at one time, recomputed in the backward pass; none = all of a micro-batch")
+    processes: int = Field(1, ge=1, description="GPUs, one process each, that share a step's rows")
 
 
 class RepresentationSettings(_Settings):
@@ -150,9 +200,11 @@ class Profile(_Settings):
     name: str
     title: str = Field(description="one line for the page")
     models: dict[str, str] = Field(description="name -> source of the weights (`models`), or `random` for untrained ones")
-    problems: ProblemSettings
+    problems: ProblemSettings | CollectionSettings
     pretraining: PretrainingSettings | None = Field(None, description="for shipped models that we made")
     rollouts: RolloutSettings
+    endpoint: EndpointSettings | None = Field(None, description="the server that writes the rollouts, where their source is one")
+    compute: ComputeSettings = ComputeSettings()
     lora: LoraSettings = Field(description="the adapter that every run trains")
     evaluation: EvaluationSettings
     connectivity: ConnectivitySettings
