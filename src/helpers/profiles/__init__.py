@@ -39,7 +39,7 @@ class Source(_Settings):
     split: str = Field(description="the data set's split")
     question: str = Field(description="column of the question")
     answer: str = Field(description="column of the answer")
-    reads: Literal["answer", "after ####"] = Field("answer", description="whether the column is the answer, or a solution with the answer behind ####, as in GSM8K")
+    reads: Literal["answer", "after ####"] = Field("answer", description="what the column holds: the answer, or, as in GSM8K, a solution that ends in #### answer")
     limit: int | None = Field(None, ge=1, description="take the first ones only")
 
 
@@ -98,7 +98,8 @@ class RolloutSettings(_Settings):
     """How the table of rollouts is made."""
 
     source: Literal["model", "solutions", "endpoint", "file"] = Field(
-        description="`model`: sampled from the teacher; `solutions`: worked solutions with slips (no teacher needed); `endpoint`: written by a server; `file`: rollouts that exist already")
+        description="`model`: sampled from the teacher; `solutions`: worked solutions with slips (no teacher needed); `endpoint`: written by a server; "
+        "`file`: rollouts that exist already")
     samples: int = Field(ge=1, description="K, completions a prompt")
     temperature: float = Field(gt=0, description="1 = the teacher's own distribution")
     max_new_tokens: int = Field(ge=1, description="completion tokens, the end token included; longer ones are cut and say so")
@@ -144,11 +145,11 @@ class EndpointSettings(_Settings):
 class ComputeSettings(_Settings):
     """How a large model is held and run; the defaults are those of the small ones."""
 
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the base's weights and of the forward and backward pass; adapters are trained in float32")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the base's weights and of both passes; adapters are trained in float32")
     attention: Literal["sdpa", "flash_attention_2"] = Field("sdpa", description="the attention kernel of transformers")
     engine: Literal["transformers", "vllm"] = Field("transformers", description="what samples and answers")
     checkpoints_layers: bool = Field(False, description="recompute each layer in the backward pass instead of keeping what is inside it")
-    logits_tokens: int | None = Field(None, ge=1, description="tokens whose logits exist at one time, recomputed in the backward pass; none = all of a micro-batch")
+    logits_tokens: int | None = Field(None, ge=1, description="tokens whose logits exist at one time, computed again in the backward pass; none = all")
     processes: int = Field(1, ge=1, description="GPUs, one process each, that share a step's rows")
 
 
