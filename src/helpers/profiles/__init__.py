@@ -39,7 +39,7 @@ class Source(_Settings):
     split: str = Field(description="the data set's split")
     question: str = Field(description="column of the question")
     answer: str = Field(description="column of the answer")
-    reads: Literal["answer", "after ####"] = Field("answer", description="what the column holds: the answer, or, as in GSM8K, a solution that ends in #### answer")
+    reads: Literal["answer", "after ####"] = Field("answer", description="what the column holds: the answer, or a solution that ends in #### and it (GSM8K)")
     limit: int | None = Field(None, ge=1, description="take the first ones only")
 
 
