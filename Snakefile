@@ -10,13 +10,15 @@ PROFILE = config.get("profile", "tiny")
 study = profiles.load(PROFILE)
 RESULTS = f"results/{PROFILE}"
 TABLES = {"teacher": study.rollouts.table or f"{RESULTS}/rollouts.parquet", "base": study.rollouts.own_table or f"{RESULTS}/own-rollouts.parquet"}
-MODELS = [model for model in study.models if model not in study.runs]
+MODELS = [model for model in study.models if not study.is_elsewhere(model)]
 NOTEBOOKS = pipeline.notebooks(study)
+SINGLE = [*study.runs] if pipeline.is_large(study) else [*study.main_runs]  # runs that are trained by a job of their own
+TRAINER, HELPERS, PAPERMILL = pipeline.trainer(study), pipeline.on_gpus(study, "python -m helpers"), pipeline.on_gpus(study, "papermill")
 MODEL_FILES = [str(path) for source in study.models.values() for path in Path(source).glob("*")]
 
 
 wildcard_constraints:
-    run="|".join(study.main_runs),
+    run="|".join(SINGLE),
     model="|".join(MODELS),
     notebook="|".join(NOTEBOOKS),
 
@@ -50,14 +52,14 @@ for writer, table in TABLES.items():
             output:
                 table,
             shell:
-                "python -m helpers rollouts {PROFILE} {params.writer}"
+                "{HELPERS} rollouts {PROFILE} {params.writer}"
 
 
 rule train:
     input:
         pipeline.modules("src/helpers/training.py"),
         MODEL_FILES,
-        TABLES["teacher"],
+        lambda wildcards: TABLES[study.runs[wildcards.run].writer],
     params:
         spec=lambda wildcards: pipeline.spec(study, wildcards.run),
     output:
@@ -67,13 +69,13 @@ rule train:
     priority: 30
     threads: lambda wildcards: study.runs[wildcards.run].threads
     shell:
-        "OMP_NUM_THREADS={threads} python -m helpers train {PROFILE} {wildcards.run} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} {TRAINER} helpers train {PROFILE} {wildcards.run} 2>&1 | tee {log}"
 
 
 # Controls that come with the book in results/prerun are not made; those that do not are, a group in one process.
 for group in study.controls:
     made = [path for path in pipeline.group_files(study, group) if path.startswith(RESULTS)]
-    if made:
+    if made and not set(study.controls[group].runs) <= set(SINGLE):
 
         rule:
             name:
@@ -93,7 +95,7 @@ for group in study.controls:
             priority: 25
             threads: study.evaluation.threads
             shell:
-                "OMP_NUM_THREADS={threads} python -m helpers controls {PROFILE} {params.group} 2>&1 | tee {log}"
+                "OMP_NUM_THREADS={threads} {HELPERS} controls {PROFILE} {params.group} 2>&1 | tee {log}"
 
 
 rule evaluate_run:
@@ -110,7 +112,7 @@ rule evaluate_run:
     priority: 10
     threads: study.evaluation.threads
     shell:
-        "OMP_NUM_THREADS={threads} python -m helpers evaluate {PROFILE} {wildcards.run} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} {HELPERS} evaluate {PROFILE} {wildcards.run} 2>&1 | tee {log}"
 
 
 rule evaluate_model:
@@ -126,7 +128,7 @@ rule evaluate_model:
     priority: 10
     threads: study.evaluation.threads
     shell:
-        "OMP_NUM_THREADS={threads} python -m helpers evaluate {PROFILE} {wildcards.model} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} {HELPERS} evaluate {PROFILE} {wildcards.model} 2>&1 | tee {log}"
 
 
 rule held_out:
@@ -142,7 +144,7 @@ rule held_out:
     priority: 20
     threads: study.evaluation.threads
     shell:
-        "OMP_NUM_THREADS={threads} python -m helpers held-out {PROFILE} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} {HELPERS} held-out {PROFILE} 2>&1 | tee {log}"
 
 
 for start in study.main_runs:
@@ -165,7 +167,7 @@ for start in study.main_runs:
             priority: 20
             threads: study.evaluation.threads
             shell:
-                "OMP_NUM_THREADS={threads} python -m helpers connect {PROFILE} {params.run} 2>&1 | tee {log}"
+                "OMP_NUM_THREADS={threads} {HELPERS} connect {PROFILE} {params.run} 2>&1 | tee {log}"
 
 
 rule execute:
@@ -184,13 +186,13 @@ rule execute:
     shell:
         # The running notebook is the log, so that what a failed cell left can be opened.
         "jupytext --to ipynb --output - {input.source} | "
-        "OMP_NUM_THREADS={threads} papermill - {log} --cwd . -k python3 -p profile {PROFILE} --no-progress-bar && cp {log} {output}"
+        "OMP_NUM_THREADS={threads} {PAPERMILL} - {log} --cwd . -k python3 -p profile {PROFILE} --no-progress-bar && cp {log} {output}"
 
 
 rule book:
     input:
         notebooks=rules.notebooks.input,
-        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name not in ("timings.md", "verdict_table.md")],
+        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name not in ("timings.md", "verdict_table.md", "plan_table.md")],
         configuration=["_config.yml", "_toc.yml"],
         pipeline="src/helpers/pipeline.py",
     output:

@@ -80,9 +80,9 @@ def test_problem_names_differ():
 
 def test_the_generator_is_a_function_of_its_seed():
     settings = profiles.load("smoke").problems
-    again = problems.problem_sets.__wrapped__(settings)
+    again = problems._templated.__wrapped__(settings)
     assert again == problems.problem_sets(settings), "same seed, same problems"
-    other = problems.problem_sets.__wrapped__(settings.model_copy(update={"seed": settings.seed + 1}))
+    other = problems._templated.__wrapped__(settings.model_copy(update={"seed": settings.seed + 1}))
     assert other["train"] != again["train"], "another seed, other problems"
 
 

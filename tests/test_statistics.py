@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as draw
 from scipy.stats import binomtest, ttest_1samp
@@ -286,3 +287,23 @@ def test_jackknife_of_two_levels_has_no_interval_where_one_level_says_nothing():
         np.eye(4)[np.ix_(rows, rows)], levels.iloc[rows]).share.to_numpy())
     assert np.isfinite(value).all(), "the shares themselves are defined"
     assert np.isnan(interval).all(), "but not what they would be with other levels"
+
+
+def test_clustered_mean_is_statsmodels_cluster_robust_interval():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(30), 16)
+    values = rng.random(len(clusters)) < np.repeat(rng.beta(0.5, 0.5, 30), 16)
+    fitted = sm.OLS(values.astype(float), np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
+    assert statistics.clustered_mean(values, clusters) == pytest.approx((fitted.params[0], *fitted.conf_int()[0])), "30 problems, 16 answers each"
+
+
+def test_more_answers_to_the_same_problems_do_not_make_more_problems():
+    rates, rng = np.linspace(0.1, 0.9, 30), np.random.default_rng(0)
+    widths = []
+    for samples in (1, 16, 256):
+        values = rng.random((30, samples)) < rates[:, None]
+        _, low, high = statistics.clustered_mean(values.ravel(), np.repeat(np.arange(30), samples))
+        widths.append(high - low)
+    floor = 2 * 2.045 * rates.std(ddof=1) / np.sqrt(30)
+    assert widths[0] > widths[1] > floor * 0.9, "many answers help"
+    assert widths[2] == pytest.approx(floor, rel=0.1), "down to what 30 problems know of all problems"

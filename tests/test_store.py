@@ -218,7 +218,8 @@ def test_every_profile_loads_and_its_main_runs_exist(name):
 
 @pytest.mark.parametrize(("path", "value", "field"), [
     ("problems.trian", 8, "problems.trian"), ("lora.rank", 0, "lora.rank"), ("rollouts.temperature", -1, "rollouts.temperature"),
-    ("rollouts.source", "internet", "rollouts.source"), ("run_defaults.warmup", 2, "runs.sft.warmup"), ("runs.sft.objektive", "sft", "runs.sft.objektive"),
+    ("rollouts.source", "internet", "rollouts.source"), ("problems.train", {"path": "x"}, "problems.train.split"),
+    ("run_defaults.warmup", 2, "runs.sft.warmup"), ("runs.sft.objektive", "sft", "runs.sft.objektive"),
     ("evaluation.max_new_tokens", "many", "evaluation.max_new_tokens")])
 def test_a_bad_field_gives_one_message_with_file_and_field(edit, path, value, field):
     with pytest.raises(ValueError, match=f"edited.yaml: {field}: ") as caught:

@@ -28,6 +28,10 @@ def main(arguments=None):
             command.add_argument("writer", nargs="?", default="teacher", choices=("teacher", "base"), help="who writes; the teacher by default")
         elif takes == "model":
             command.add_argument("models", nargs="*", help="which of its models; all by default")
+    plan = commands.add_parser("plan", help="memory and hours of a run, or of a whole study, on each kind of GPU", description="Memory and hours of a run and "
+                               "its evaluation, or of all stages and main runs of a study, on each kind of GPU, from the profile alone; nothing is loaded.")
+    plan.add_argument("profile", help="name of a profile, for example qwen3-4b")
+    plan.add_argument("run", nargs="?", help="name of a run in the profile; all main runs by default")
     compare = commands.add_parser("compare", help="compare LoRA adapters of your own", description="Compare PEFT LoRA adapters of one base model: "
                                   "directions, angles, norms and ranks of their updates, with chance levels; prints a summary and writes a report.")
     compare.add_argument("adapters", nargs="+", metavar="ADAPTER", help="PEFT folder or hub id (owner/name or owner/name/folder), or NAME=FOLDER")
@@ -86,11 +90,11 @@ def _evaluate(chosen):
     from helpers import evaluation, profiles
 
     profile = profiles.load(chosen.profile)
-    if chosen.run in profile.models:
-        evaluation.evaluate(profile, chosen.run)
-    else:
-        run = profiles.run(profile, chosen.run)
-        evaluation.evaluate(profile, run)
+    run = chosen.run if chosen.run in profile.models else profiles.run(profile, chosen.run)
+    evaluation.evaluate(profile, run)
+    if profile.sampled:
+        evaluation.sampled(profile, run)
+    if run != chosen.run:
         evaluation.divergence(profile, run)
 
 
@@ -116,6 +120,13 @@ def _held_out(chosen):
     print(f"{len(evaluation.teacher_rollouts(profiles.load(chosen.profile)))} rollouts")
 
 
+def _plan(chosen):
+    from helpers import planning, profiles
+
+    profile = profiles.load(chosen.profile)
+    print(planning.plan_text(profile, chosen.run and profiles.run(profile, chosen.run)))
+
+
 def _ship(chosen):
     from helpers import pipeline, profiles
 
@@ -129,7 +140,7 @@ def _sweep(chosen):
 
 
 _COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "controls": _controls, "evaluate": _evaluate, "compare": _compare,
-             "connect": _connect, "held-out": _held_out, "ship": _ship, "sweep": _sweep}
+             "connect": _connect, "held-out": _held_out, "ship": _ship, "sweep": _sweep, "plan": _plan}
 
 if __name__ == "__main__":
     main()

@@ -10,9 +10,17 @@ from tqdm.auto import tqdm
 
 from helpers import models, problems, rollouts, store, training
 
-SPLITS = ("test", "hard")
 CONTROL_PROBLEMS = 600  # the first ones of the test split, for every control; all 1319 would cost as much as training it
 RECIPE = 1  # raised whenever the numbers of evaluation change, as `training.RECIPE`
+
+
+def answering(profile, run):
+    """What answers problems as a run, or as one of the profile's models by name: `load_model_of`, or vLLM where it is the profile's engine."""
+    if profile.compute.engine == "transformers":
+        return load_model_of(profile, run)
+    from helpers import engine  # needs vLLM, which few machines have
+
+    return engine.Engine(profile, run) if isinstance(run, str) else engine.Engine(profile, run.base, training.train(profile, run) / "adapter")
 
 
 def load_model_of(profile, run):
@@ -57,20 +65,32 @@ def answer(profile, model, chosen, temperature=0.0, seed=0, name="", opening="")
         graded = problems.grade(text, problem.answer)
         rows.append({"problem_id": problem.problem_id, "split": problem.split, "steps": problem.steps, "completion": text, "answer": graded.answer,
                      "status": graded.status, "correct": graded.correct, "correct_flexible": problems.grade_by_last_number(text, problem.answer).correct,
-                     "tokens": len(ids), "truncated": ids[-1] != tokenizer.eos_token_id, "prompt_ids": prompt, "completion_ids": ids})
+                     "tokens": len(ids), "truncated": ids[-1:] != [tokenizer.eos_token_id], "prompt_ids": prompt, "completion_ids": ids})
     return pd.DataFrame(rows)
 
 
 def evaluate(profile, run):
-    """Greedy records of a run (or of a model by name) on the test and hard problems, of a control on the first `CONTROL_PROBLEMS` test problems; stored."""
+    """Greedy records of a run (or of a model by name) on all sets that are not trained on, of a control on `CONTROL_PROBLEMS` test problems; stored."""
     is_control = not isinstance(run, str) and run.name not in profile.main_runs
 
     def compute():
         sets = problems.problem_sets(profile.problems)
-        chosen = sets["test"][:CONTROL_PROBLEMS] if is_control else [problem for split in SPLITS for problem in sets[split]]
+        held_out = [problem for split, drawn in sets.items() if split not in problems.TRAINED_ON for problem in drawn]
+        chosen = sets["test"][:CONTROL_PROBLEMS] if is_control else held_out
         name = run if isinstance(run, str) else run.name
-        return answer(profile, load_model_of(profile, run), chosen, name=name).drop(columns=["prompt_ids", "completion_ids"])
+        return answer(profile, answering(profile, run), chosen, name=name).drop(columns=["prompt_ids", "completion_ids"])
     return _stored(profile, run, "evaluation", compute)
+
+
+def sampled(profile, run):
+    """Records of a run (or of a model by name) on the problems that the profile answers many times; stored. Columns as `answer`'s and `sample_id`."""
+    how = profile.sampled
+
+    def compute():
+        chosen, writer = problems.problem_sets(profile.problems)[how.split], answering(profile, run)
+        parts = [answer(profile, writer, chosen, how.temperature, number, f"sample {number}").assign(sample_id=number) for number in range(how.samples)]
+        return pd.concat(parts).drop(columns=["prompt_ids", "completion_ids"])
+    return _stored(profile, run, f"sampled-{how.split}-{how.samples}-{how.temperature}", compute)
 
 
 def records(profile, runs):
@@ -93,7 +113,7 @@ def teacher_rollouts(profile):
     """
     def compute():
         chosen = problems.problem_sets(profile.problems)["validation"]
-        if profile.rollouts.source == "solutions":
+        if profile.rollouts.source == "solutions" or profile.is_elsewhere("teacher"):
             written = rollouts.sample_rollouts(profile, chosen).drop_duplicates("problem_id").assign(correct=lambda table: table.reward > 0)
         else:
             written = answer(profile, models.load_model(profile, "teacher"), chosen, temperature=1.0, seed=2, name="teacher")

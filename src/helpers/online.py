@@ -49,7 +49,6 @@ def trainer(profile, run, model, settings, callbacks):
         return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
 
     arguments = GRPOConfig(**settings, **_OPTIONS[run.objective], beta=0.0, num_iterations=1, num_generations=min(ROLLOUTS_A_PROMPT, run.batch_size),
-                           max_completion_length=profile.rollouts.max_new_tokens, temperature=1.0, shuffle_dataset=False, bf16=False,
-                           activation_checkpointing=False)
+                           max_completion_length=profile.rollouts.max_new_tokens, temperature=1.0, shuffle_dataset=False)
     return GRPOTrainer(model=model, reward_funcs=reward, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=callbacks,
                        rollout_func=rollout)

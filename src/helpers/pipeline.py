@@ -14,7 +14,7 @@ HELD_OUT = "held-out/teacher.parquet"
 _RECORDS = ("evaluation", "divergence", "validation", "samples", "held-out", "connectivity", "gradients", "interventions", "tables")  # folders of results
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 READS = {
-    "01_problems": ("models",), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
+    "01_problems": ("models", "templated"), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
     "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main", "seeds"), "10_norms": ("adapters", "seeds"),
     "11_angles": ("adapters", "10_norms"), "12_decomposition": ("adapters", "10_norms"), "13_connectivity": ("adapters", "paths", "held-out", "seeds"),
     "14_representations": ("adapters", "held-out", "seeds"),
@@ -29,6 +29,22 @@ READS = {
     "23_your_adapters": ("adapters", "held-out"),
     "24_pretrained": ("main", "matched", "own", "seeds", "subset", "rates"),
 }
+
+
+def is_large(study):
+    """Whether each run gets a job, and each job GPUs, of its own; small studies run their controls a group in one process, on CPUs."""
+    return study.compute != profiles.ComputeSettings()
+
+
+def on_gpus(study, command, count=1):
+    """A command of the pipeline, on GPUs that no other one is using where the study is large."""
+    return f"python -m helpers.gpus {count} {command}" if is_large(study) else command
+
+
+def trainer(study):
+    """How a run is started: one process, or one for each of the GPUs that the profile gives to a run."""
+    count = study.compute.processes
+    return on_gpus(study, "python -m" if count == 1 else f"torchrun --standalone --nproc-per-node {count} -m", count)
 
 
 def modules(source):
@@ -68,8 +84,10 @@ def group_files(study, group):
 
 
 def notebooks(study):
-    """The notebooks for which the profile has the runs, groups of controls and snapshots that they read; the verdict does without the pages left out."""
+    """The notebooks for which the profile has what they read: problems, runs, groups of controls, snapshots; the verdict does without the pages left out."""
     known, kept = {"models", "main", "adapters", "paths", "held-out", *study.runs, *study.controls}, []
+    if isinstance(study.problems, profiles.ProblemSettings):
+        known.add("templated")
     if all(study.runs[name].snapshots for name in study.main_runs):
         known.add("snapshots")
     for notebook, needs in READS.items():
@@ -82,7 +100,7 @@ def notebooks(study):
 def artefacts(study, notebook):
     """Files that a notebook reads, relative to the repository.
 
-    Its needs in `READS` are "models" (evaluated), "main" (the six runs, evaluated), "adapters" (the six runs), "paths" between
+    Its needs in `READS` are "templated" problems, "models" (evaluated), "main" (the six runs, evaluated), "adapters" (the six runs), "paths" between
     them, "snapshots" of theirs, "held-out" texts, one run or one group of controls by its name, or another notebook, for the tables that it writes.
     """
     needs = READS[notebook]
@@ -93,7 +111,7 @@ def artefacts(study, notebook):
     if evaluated or "paths" in needs:
         found.append(lies(study, "evaluation/base.parquet"))
     if "models" in needs:
-        found += [lies(study, f"evaluation/{model}.parquet") for model in study.models]
+        found += [lies(study, f"evaluation/{model}.parquet") for model in study.models if not study.is_elsewhere(model)]
     if "paths" in needs:
         found += [file for name in study.main_runs for file in path_files(study, name)]
     if "held-out" in needs:
@@ -180,12 +198,27 @@ def prepare_book(profile_name):
             "| run | minutes | rows | passes over them | trained |", "|---|---|---|---|---|", *runs, ""]
     (store.ROOT / "book" / "timings.md").write_text("\n".join(page))
     (store.ROOT / "book" / "verdict_table.md").write_text(_verdict_lines(store.read_table(profile_name, "verdict")))
+    (store.ROOT / "book" / "plan_table.md").write_text(_plan_lines("qwen3-4b"))
 
 
 def _verdict_lines(claims):
     """The `verdict` table as Markdown, for the front page."""
     lines = [f"| {row.claim} | {row.paper} | {row.ours} | {row.control} | **{row.verdict}** |" for row in claims.itertuples()]
     return "\n".join(["| claim | the paper | this build (95% interval) | chance level or control | verdict |", "|---|---|---|---|---|", *lines, ""])
+
+
+def _plan_lines(profile_name):
+    """The plan of a large study as Markdown: memory on each GPU, and hours on each kind of GPU, of its stages and of the runs of two methods."""
+    from helpers import planning  # which reads the sizes of models, and so needs the libraries that load them
+
+    table = planning.plan(profiles.load(profile_name)).query("gpu != 'none'")
+    kept = table[table.item.isin(["base log-probabilities", "train sft", "train dpo", "evaluate sft"])]
+    kinds = list(kept.gpu.unique())
+    lines = [f"| step | M tokens | GB a GPU | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
+    for item, rows in kept.groupby("item", sort=False):
+        hours = [f"{row.hours:.1f} ({row.hours_low:.1f} to {row.hours_high:.1f})" if row.fits else "too small" for row in rows.itertuples()]
+        lines.append(f"| {item} | {rows.tokens.iloc[0] / 1e6:.1f} | {rows.total_gb.iloc[0]:.0f} | {' | '.join(hours)} |")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

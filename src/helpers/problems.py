@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from math_verify import LatexExtractionConfig, parse, verify
 
+from helpers import profiles
+
 MANNERS = ("terse", "wordy")
 SPLITS = ("train", "validation", "test", "hard")
+TRAINED_ON = ("train", "validation")  # by runs and by the choice of hyper-parameters; all other sets are for measuring
 
 _PEOPLE = (
     "Tom", "Anna", "Ben", "Clara", "David", "Ella", "Felix", "Grace",
@@ -126,9 +129,18 @@ def draw_problem(rng, steps, split="train"):
     return Problem(identity, split, question, str(equations(chain)[-1][-1]), steps, chain, person, things)
 
 
-@functools.lru_cache
 def problem_sets(settings):
-    """The problems of each split, {split: tuple of Problem}, from a profile's `ProblemSettings`.
+    """The problems of each split, {split: tuple of Problem}: templated ones, or those of public collections (`benchmarks`), as a profile's settings say."""
+    if isinstance(settings, profiles.CollectionSettings):
+        from helpers import benchmarks  # which makes the same `Problem`s, from libraries that templated problems do without
+
+        return benchmarks.problem_sets(settings)
+    return _templated(settings)
+
+
+@functools.lru_cache
+def _templated(settings):
+    """The problems of each split from a profile's `ProblemSettings`.
 
     No two problems of any splits share their chain, so a number pattern seen in one split never returns in another.
     """

@@ -27,10 +27,10 @@ class _Slots(Cache):
     `rows` and `positions` name where the next update goes, `width` how far any row reaches; None while prompts are read.
     """
 
-    def __init__(self, config, slots, context):
+    def __init__(self, config, slots, context, dtype):
         super().__init__(layer_class_to_replicate=DynamicLayer)
         heads, size = config.num_key_value_heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.stored = torch.zeros(config.num_hidden_layers, 2, slots, heads, context, size)
+        self.stored = torch.zeros(config.num_hidden_layers, 2, slots, heads, context, size, dtype=dtype)
         self.rows = self.positions = self.width = None
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
@@ -57,10 +57,13 @@ def sample(model, prompts, *, max_new_tokens, end_id, batch_size, temperature=0.
     temperature 0 is greedy. Otherwise completion i is drawn by inverse transform from uniform numbers that depend on
     (seed, indices[i]) alone, so it does not depend on which others are sampled beside it, up to rounding.
     Finished sequences leave the batch and waiting prompts take their places; longest prompts start first, and equal ones that start together are read once.
-    Raises ValueError for a prompt that leaves no room in the model's context, naming its index.
+    A model that is no PyTorch module (`engine.Engine`) samples by itself. Raises ValueError for a prompt that leaves no room in the model's context,
+    naming its index.
     """
-    context = model.config.max_position_embeddings
     indices = range(len(prompts)) if indices is None else indices
+    if not isinstance(model, torch.nn.Module):
+        return model.sample(prompts, max_new_tokens, end_id, temperature, seed, indices, progress)
+    context = model.config.max_position_embeddings
     for index, prompt in zip(indices, prompts, strict=True):
         if len(prompt) >= context:
             raise ValueError(f"prompt {index} has {len(prompt)} tokens and the model's context is {context}: shorten it or choose another model")
@@ -73,7 +76,7 @@ def _sample(model, prompts, indices, max_new_tokens, end_id, batch_size, tempera
     longest = min(context, max(map(len, prompts), default=0) + max_new_tokens)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     slots = min(batch_size, len(prompts))
-    cache = _Slots(model.config, slots, longest)
+    cache = _Slots(model.config, slots, longest, model.dtype)
     owner = np.empty(0, dtype=int)
     lengths = torch.empty(0, dtype=torch.long)
     last = torch.empty(0, dtype=torch.long)
@@ -179,14 +182,16 @@ def settings(profile, writer="teacher"):
 
 def sample_rollouts(profile, chosen, batch_size=None, writer="teacher"):
     """The rows of the table for the given problems, as a DataFrame: K completions each, rewarded, without log-probabilities."""
-    tokenizer = models.load_tokenizer(profile, writer)
-    how = profile.rollouts
+    tokenizer, how = models.load_tokenizer(profile, "base" if profile.is_elsewhere(writer) else writer), profile.rollouts
     prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen for _ in range(how.samples)]
-    if how.source == "solutions":
+    end = [tokenizer.eos_token_id]
+    if profile.is_elsewhere(writer):
+        completions = [tokenizer(text, add_special_tokens=False).input_ids + ([] if is_cut else end) for text, is_cut in _written_elsewhere(profile, chosen)]
+    elif how.source == "solutions":
         manner = {"teacher": "wordy", "base": "terse"}[writer]
         draws = [np.random.default_rng([how.seed, int(problem.problem_id, 16)]) for problem in chosen]
         texts = [problems.worked_solution(problem, manner, rng, slip_rate=0.15) for problem, rng in zip(chosen, draws, strict=True) for _ in range(how.samples)]
-        completions = [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
+        completions = [tokenizer(text).input_ids + end for text in texts]
     else:
         position = {problem.problem_id: number for number, problem in enumerate(problems.problem_sets(profile.problems)["train"])}
         indices = [position[problem.problem_id] * how.samples + sample_id for problem in chosen for sample_id in range(how.samples)]
@@ -200,8 +205,34 @@ def sample_rollouts(profile, chosen, batch_size=None, writer="teacher"):
         graded = problems.grade(text, problem.answer)
         rows.append({"problem_id": problem.problem_id, "sample_id": number % how.samples, "prompt": problem.question, "completion": text,
                      "prompt_ids": prompt, "completion_ids": ids, "gold": problem.answer, "answer": graded.answer, "reward": float(graded.correct),
-                     "status": graded.status, "truncated": ids[-1] != tokenizer.eos_token_id, "tokens": len(ids)})
+                     "status": graded.status, "truncated": ids[-1:] != end, "tokens": len(ids)})
     return pd.DataFrame(rows)
+
+
+def _written_elsewhere(profile, chosen):
+    """(text, whether it was cut) of K completions a problem, problem after problem, from the profile's server or its file."""
+    how, where = profile.rollouts, models.source(profile, "teacher")
+    questions = [f"{problem.question} {profile.problems.instruction}".strip() for problem in chosen]
+    if where == "endpoint":
+        from helpers import endpoints  # the client takes a second to import, and only large studies have a server
+
+        folder = store.results(profile.name) / "answers"
+        told = endpoints.complete(profile.endpoint, questions, samples=how.samples, temperature=how.temperature, max_tokens=how.max_new_tokens,
+                                  seed=how.seed, folder=folder)
+        return [(one.text, one.finish_reason == "length") for answers in told for one in answers]
+    file = store.ROOT / where.removeprefix("file:")
+    given = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True, dtype=False)
+    if missing := {"question", "completion"} - set(given.columns):
+        raise ValueError(f"{file}: rollouts need a column {sorted(missing)[0]!r}; it has {', '.join(given.columns)}")
+    by_question = {" ".join(question.split()): list(group.completion) for question, group in given.groupby("question", sort=False)}
+    found = []
+    for problem in chosen:
+        texts = by_question.get(" ".join(problem.question.split()), [])
+        if len(texts) < how.samples:
+            raise ValueError(f"{file}: {len(texts)} rollouts of the problem {problem.question[:60]!r}, the profile asks for {how.samples}: "
+                             "lower rollouts.samples, or take the problems that the file answers as the training ones")
+        found += [(text, False) for text in texts[:how.samples]]
+    return found
 
 
 def make_table(profile, writer="teacher"):
@@ -214,12 +245,16 @@ def make_table(profile, writer="teacher"):
     mark = store.digest({"settings": made_with, "code": store.code_digest("rollouts")})
     work = store.results(profile.name) / "checkpoints" / f"rollouts-{mark}"
     size = max(1, _BATCHES_A_PART * how.batch_size // how.samples)
-    models_of = {name: models.load_model(profile, name) for name in dict.fromkeys((writer, "base"))}
+    is_elsewhere = profile.is_elsewhere(writer)
+    if is_elsewhere:
+        _written_elsewhere(profile, chosen)  # all of a server's answers first, many at a time; the parts then find them
+    models_of = {name: models.load_model(profile, name) for name in dict.fromkeys(("base",) if is_elsewhere else (writer, "base"))}
 
     def part(first):
         rows = sample_rollouts(profile, chosen[first:first + size], writer=writer)
         scores = {name: score(model, list(rows.prompt_ids), list(rows.completion_ids)) for name, model in models_of.items()}
-        return rows.assign(logp_behaviour=scores[writer], logp_base=scores["base"])
+        unknown = [np.full(tokens, np.nan, np.float32) for tokens in rows.tokens]
+        return rows.assign(logp_behaviour=scores.get(writer, unknown), logp_base=scores["base"])
 
     starts = tqdm(range(0, len(chosen), size), desc="table of rollouts", unit="part")
     table = pd.concat([store.frame(work, f"{first:06d}", mark, lambda first=first: part(first)) for first in starts], ignore_index=True)

@@ -92,6 +92,20 @@ def mcnemar_table(records, pairs=None):
     return table
 
 
+def clustered_mean(values, clusters):
+    """(mean, low, high) of values that are alike within clusters, such as many answers to each of a few problems.
+
+    The standard error is the cluster-robust one, and the interval Student's with one degree of freedom less than there are clusters: more answers to
+    30 problems make each problem's rate exact, and leave it 30 problems.
+    """
+    values = pd.Series(np.asarray(values, float))
+    sums = (values - values.mean()).groupby(np.asarray(clusters)).sum()
+    count = len(sums)
+    error = np.sqrt((sums ** 2).sum() * count / (count - 1)) / len(values)
+    half = t.ppf((1 + LEVEL) / 2, count - 1) * error
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
 def bootstrap_ratio(numerators, denominators, seed=0, draws=2000):
     """Interval of sum(numerators) / sum(denominators) by resampling problems: (ratio, low, high)."""
     numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)

@@ -4,6 +4,7 @@ Comes after `objectives`, before `evaluation`. Reads the table of rollouts, writ
 `adapter/` (a PEFT folder), `history.parquet` (one row a step) and `run.json` (spec, hashes, versions, minutes).
 """
 
+import functools
 import json
 import shutil
 import time
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from torch.utils.data import Dataset, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -102,10 +104,14 @@ def example_weights(profile, objective, **options):
 # --- the trainer ---------------------------------------------------------------------------------------------------
 
 class ObjectiveTrainer(Trainer):
-    """`Trainer` for a loss of per-token log-probabilities, normalised over all micro-batches and processes of a step."""
+    """`Trainer` for a loss of per-token log-probabilities, normalised over all micro-batches and processes of a step.
 
-    def __init__(self, *args, loss, **kwargs):
-        super().__init__(*args, **kwargs)
+    The model's forward pass returns them (`models.token_logprobs`): what runs several processes synchronises gradients only for a forward pass of its own.
+    """
+
+    def __init__(self, *args, model, loss, **kwargs):
+        model.forward = functools.partial(models.token_logprobs, model)
+        super().__init__(*args, model=model, **kwargs)
         self.loss = loss
         self.loss_is_scaled_for_ga = True
 
@@ -118,7 +124,7 @@ class ObjectiveTrainer(Trainer):
         return self.accelerator.gather(torch.stack(weights).sum().to(device)).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logp = models.token_logprobs(model, inputs["input_ids"], inputs["completion_mask"])
+        logp = model(inputs["input_ids"], inputs["completion_mask"])
         loss, _ = self.loss(logp, inputs["rows"].to(logp.device))
         return loss / num_items_in_batch * self.accelerator.num_processes
 
@@ -130,21 +136,22 @@ class _Snapshots(TrainerCallback):
         self.folder, self.steps, self.lora = folder, steps, lora
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step in self.steps:
+        if state.global_step in self.steps and state.is_world_process_zero:
             models.save_adapter(model, self.folder / f"step-{state.global_step}", self.lora)
 
 
 class _Recorder(TrainerCallback):
-    """Keeps one line a step, stops at a loss that is not a number, and draws the progress bar."""
+    """Stops after the run's steps, where its schedule is longer, and at a loss that is not a number; draws the progress bar."""
 
     def __init__(self, name, steps):
-        self.lines, self.bar = [], tqdm(total=steps, desc=f"training {name}", unit="step")
+        self.bar = tqdm(total=steps, desc=f"training {name}", unit="step", disable=not processes().is_main_process)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar.update(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
+        control.should_training_stop |= state.global_step >= self.bar.total
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
@@ -159,10 +166,16 @@ class _Recorder(TrainerCallback):
 
 # --- runs ----------------------------------------------------------------------------------------------------------
 
+def processes():
+    """The processes that train together, this one among them: one, unless `torchrun` or `accelerate launch` started several."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def identity(profile, run):
     """Hash of all that determines a run's adapter, with the recipe's number in place of the code: spec, adapter settings, base model, table."""
     spec, lora = run.model_dump(exclude={"name"}), profile.lora.model_dump(exclude_defaults=True)
-    return store.digest({"run": spec, "lora": lora, "base": models.model_digest(profile.name, run.base),
+    precision = {} if profile.compute.dtype == "float32" else {"dtype": profile.compute.dtype}
+    return store.digest({"run": spec, "lora": lora, **precision, "base": models.model_digest(profile.name, run.base),
                          "table": store.file_digest(rollouts.table_path(profile, run.writer)), "recipe": RECIPE})
 
 
@@ -180,12 +193,14 @@ def train(profile, run):
     """Folder of the finished run, with `adapter/`, `history.parquet`, `run.json`, and `snapshots/step-N/` where the run keeps some.
 
     Returns at once when the store holds a run of the same spec, data and code, or results/prerun one of the same spec, data and
-    recipe; goes on from the last checkpoint of an interrupted one; trains otherwise.
+    recipe; goes on from the last checkpoint of an interrupted one; trains otherwise. Started in several `processes`, each
+    takes its share of a step's rows, the update is that of one process, and the first process writes.
     """
     if run.objective not in objectives.ONLINE:
         objectives.check_options(run.objective, run.options)
         rollouts.require_table(profile, run.writer)
-    folder, mark = run_folder(profile, run), fingerprint(profile, run)
+    with processes().main_process_first():
+        folder, mark = run_folder(profile, run), fingerprint(profile, run)
     if store.is_finished(folder, mark):
         _check_adapter(folder)
         return folder
@@ -199,6 +214,14 @@ def train(profile, run):
     trainer, about = _trainer(profile, run, work)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    if trainer.is_world_process_zero():
+        _write(profile, run, folder, work, trainer, {"fingerprint": mark, "identity": own, **about, "minutes": round((time.monotonic() - started) / 60, 2)})
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def _write(profile, run, folder, work, trainer, about):
+    """Put a finished run into its folder, and remove what it leaves behind."""
     history = pd.DataFrame([line for line in trainer.state.log_history if "loss" in line])
     with store.whole(folder) as beside:
         models.save_adapter(trainer.model, beside / "adapter", profile.lora)
@@ -206,22 +229,26 @@ def train(profile, run):
             shutil.copytree(work / "snapshots", beside / "snapshots")
         history[[column for column in _HISTORY if column in history]].to_parquet(beside / "history.parquet")
         (beside / "run.json").write_text(store.as_json({
-            "fingerprint": mark, "identity": own, "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"),
-            "spec": run.model_dump(), **about, "minutes": round((time.monotonic() - started) / 60, 2), "date": time.strftime("%Y-%m-%d"),
+            **about, "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"),
+            "spec": run.model_dump(), "date": time.strftime("%Y-%m-%d"),
             "table": store.file_digest(rollouts.table_path(profile, run.writer)), "base": models.model_digest(profile.name, run.base),
             "place": store.provenance()}))
     store.remove(work)
-    return folder
 
 
 def _trainer(profile, run, work):
     """The trainer of a run, ready to start, and what its record says of its rows."""
+    count = processes().num_processes
+    if run.batch_size % (run.accumulation * count):
+        raise ValueError(f"run {run.name!r}: {count} processes with accumulation {run.accumulation} do not divide batch_size {run.batch_size}")
     settings = {
-        "output_dir": work, "max_steps": run.steps, "per_device_train_batch_size": run.batch_size // run.accumulation,
+        "output_dir": work, "max_steps": run.schedule or run.steps, "per_device_train_batch_size": run.batch_size // (run.accumulation * count),
         "gradient_accumulation_steps": run.accumulation, "learning_rate": run.learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": run.warmup,
         "weight_decay": run.weight_decay, "max_grad_norm": run.clip, "seed": run.seed, "logging_steps": 1, "logging_nan_inf_filter": False,
         "save_steps": max(1, run.steps // CHECKPOINTS_A_RUN), "save_total_limit": 1, "remove_unused_columns": False, "disable_tqdm": True, "report_to": [],
-        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": False}
+        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": False, "bf16": profile.compute.dtype == "bfloat16",
+        "activation_checkpointing": profile.compute.checkpoints_layers, "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "ddp_find_unused_parameters": False}
     callbacks = [_Recorder(run.name, run.steps), _Snapshots(work / "snapshots", run.snapshots, profile.lora)]
     set_seed(run.seed)
     base = models.load_model(profile, run.base)

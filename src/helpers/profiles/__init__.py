@@ -5,10 +5,10 @@ environment or from notebooks.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_serializer, model_validator
 
 SCALED = "scaled-"  # a path's end `scaled-dpo` is DPO's update stretched to the norm of the update at the other end
 _FOLDER = Path(__file__).parent
@@ -53,6 +53,12 @@ class CollectionSettings(_Settings):
     hard: Source = Field(description="the small hard set")
     further: dict[str, Source] = Field({}, description="more test sets, by name")
     instruction: str = Field("", description="text after each question, for models that need to be told the answer's format")
+
+
+def _kind_of_problems(settings):
+    """Which of the two classes a profile's problems are read as, so that an error names the field that is wrong in that one."""
+    train = settings.get("train") if isinstance(settings, dict) else settings.train
+    return "collections" if isinstance(train, (dict, Source)) else "templated"
 
 
 class PretrainedModel(_Settings):
@@ -118,6 +124,14 @@ class EvaluationSettings(_Settings):
     threads: int = Field(1, ge=1, description="CPU threads; part of the spec because sums depend on it")
 
 
+class SampledSettings(_Settings):
+    """A small test set that every model answers many times, so that its accuracy is known better than its size allows."""
+
+    split: str = Field(description="which set")
+    samples: int = Field(ge=2, description="answers a problem")
+    temperature: float = Field(gt=0, description="at which they are drawn")
+
+
 class ConnectivitySettings(_Settings):
     """How finely the paths between updates are measured."""
 
@@ -170,6 +184,7 @@ class Run(_Settings):
     rows: str | None = Field(None, description="which rows of the table (`rollouts.select`); none = what the objective asks for")
     learning_rate: float = Field(gt=0, description="peak of the cosine schedule")
     steps: int = Field(ge=1, description="optimiser steps")
+    schedule: int | None = Field(None, ge=1, description="steps of the learning rate's schedule, where training stops before its end; none = steps")
     batch_size: int = Field(ge=1, description="rows a step (pairs for a preference objective)")
     accumulation: int = Field(1, ge=1, description="micro-batches a step; must divide batch_size")
     warmup: float = Field(ge=0, lt=1, description="share of steps of linear warm-up before the cosine")
@@ -180,6 +195,17 @@ class Run(_Settings):
     zero: Literal["A", "B"] = Field("B", description="the factor that starts at 0; the other one is drawn")
     snapshots: tuple[int, ...] = Field((), description="steps after which the adapter is also kept")
     threads: int = Field(1, ge=1, description="CPU threads; part of the spec because sums depend on it")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, write):
+        """A run without a schedule of its own is written as it was before runs could have one, so that its hash is the same."""
+        return {name: value for name, value in write(self).items() if name != "schedule" or value is not None}
+
+    @model_validator(mode="after")
+    def _schedule_covers_the_steps(self):
+        if self.schedule is not None and self.schedule < self.steps:
+            raise ValueError(f"run {self.name!r}: a schedule of {self.schedule} steps ends before training does, after {self.steps}")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self):
@@ -201,13 +227,14 @@ class Profile(_Settings):
     name: str
     title: str = Field(description="one line for the page")
     models: dict[str, str] = Field(description="name -> source of the weights (`models`), or `random` for untrained ones")
-    problems: ProblemSettings | CollectionSettings
+    problems: Annotated[Annotated[ProblemSettings, Tag("templated")] | Annotated[CollectionSettings, Tag("collections")], Discriminator(_kind_of_problems)]
     pretraining: PretrainingSettings | None = Field(None, description="for shipped models that we made")
     rollouts: RolloutSettings
     endpoint: EndpointSettings | None = Field(None, description="the server that writes the rollouts, where their source is one")
     compute: ComputeSettings = ComputeSettings()
     lora: LoraSettings = Field(description="the adapter that every run trains")
     evaluation: EvaluationSettings
+    sampled: SampledSettings | None = None
     connectivity: ConnectivitySettings
     representations: RepresentationSettings
     learning_rates: tuple[float, ...] = Field(description="rates tried on SFT with validation problems")
@@ -229,6 +256,10 @@ class Profile(_Settings):
                 raise ValueError(f"run {run.name!r} starts from {run.base!r}, which is not among the models {', '.join(self.models)}")
         return self
 
+    def is_elsewhere(self, name):
+        """Whether a model only writes, and can't be loaded: behind the profile's server, or in a file of rollouts that exist already."""
+        return self.models.get(name, "") == "endpoint" or self.models.get(name, "").startswith("file:")
+
     @property
     def paths(self):
         """All paths between updates as (first, second): every pair of main runs, every run to the base, and to DPO at the run's own norm."""
@@ -242,15 +273,21 @@ def names():
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
+def _fields(name):
+    """The fields of a profile's file, those of the profile that it is `like` below its own."""
+    if name not in names():
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or add {name}.yaml beside them")
+    fields = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text())
+    return (_fields(fields.pop("like")) | fields) if "like" in fields else fields
+
+
 def load(name):
     """The profile called `name`.
 
+    A profile that is `like` another one has that one's fields where it gives none of its own.
     Raises ValueError for an unknown name, an unknown or missing field, or a value out of range, naming the file and the field.
     """
-    path = _FOLDER / f"{name}.yaml"
-    if name not in names():
-        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or add {path.name} beside them")
-    fields = yaml.safe_load(path.read_text())
+    path, fields = _FOLDER / f"{name}.yaml", _fields(name)
     defaults = fields.pop("run_defaults", {})
     runs, groups = fields.get("runs", {}), fields.get("controls", {})
     for group in groups.values():
@@ -261,7 +298,7 @@ def load(name):
         return Profile(name=name, **fields)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
+        field = ".".join(str(part) for part in first["loc"] if part not in ("templated", "collections"))
         raise ValueError(f"{path.name}: {field}: {first['msg']} (found {first['input']!r})") from error
 
 
