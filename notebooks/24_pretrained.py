@@ -74,7 +74,7 @@ def facts(name):
 pd.DataFrame({name: facts(name) for name in studies})
 
 # %%
-trained = [*methods, *(run for group in study.controls.values() for run in group.runs)]
+trained = [*methods, "dpo-matched", "sft-low", "rft-low"]
 adapted = study.pretraining.models
 Markdown(f"The base was made in {adapted['base'].steps} steps of {study.pretraining.batch_size} worked solutions, the strong base in {adapted['strong-base'].steps}, the teacher in {adapted['teacher'].steps}; "
          f"adapters of rank {study.pretraining.lora.rank} on {', '.join(f'`{module}`' for module in study.pretraining.lora.modules)}. "
@@ -243,57 +243,6 @@ Markdown(f"At SFT's rate DPO's update is **{lengths['dpo-matched'] / lengths['sf
 # %% [markdown]
 # Three things are separate here, as on [the page about the small model](17_matched_dpo.ipynb): whether DPO is short because of its rate, whether it is at right angles to SFT because of its rate, and whether it keeps the base's accuracy because of its rate. The numbers above
 # answer each for this model. One caution carries over too: at a rate as high as this, DPO magnifies rounding, and a single run is one draw from a wide distribution of updates.
-#
-# ## Another seed, other rows
-#
-# How much of a cosine near one is the shared start? The six were trained once more with another initial adapter and another order of the prompts; and SFT on as many *random* rows as RFT has correct ones, which tells whether RFT's direction comes from the
-# correctness of its rows or from there being fewer of them.
-
-# %%
-seeds = {method: f"{method}-43-43" for method in methods}
-others = geometry.compare(adapters_of(pretrained, [*methods, *seeds.values(), "sft-random"]))
-cosine, sd = (pd.DataFrame(values, others.runs, others.runs) for values in geometry.stacked_cosine(others))
-pairs = [("sft", "rft"), ("sft", "rift"), ("sft", "dft"), ("sft", "offline-grpo"), ("sft", "dpo")]
-again = pd.DataFrame([{"run_a": figures.LABELS[a], "run_b": figures.LABELS[b], "first seed": cosine.loc[a, b], "second seed": cosine.loc[seeds[a], seeds[b]],
-                       "across seeds": cosine.loc[a, seeds[b]], "chance ±": 1.96 * sd.loc[a, seeds[b]]} for a, b in pairs])
-figures.table(again)
-
-# %%
-own = pd.Series({method: cosine.loc[method, seeds[method]] for method in methods})
-band = max(1.96 * sd.loc[method, seeds[method]] for method in methods)
-moved = (again["first seed"] - again["second seed"]).abs().max()
-Markdown(f"Between the two seeds one method has a cosine with itself of **{own.min():.3f}** ({figures.LABELS[own.idxmin()]}) to **{own.max():.3f}** ({figures.LABELS[own.idxmax()]}), with a widest band of chance of ±{band:.3f}; within a seed SFT and RFT have "
-         f"{again['first seed'][0]:.3f} and {again['second seed'][0]:.3f}. From seed to seed the five cosines with SFT move by at most {moved:.3f}. "
-         f"SFT on random rows has a cosine of **{cosine.loc['sft', 'sft-random']:.3f}** with SFT and {cosine.loc['rft', 'sft-random']:.3f} with RFT; RFT and SFT have {cosine.loc['sft', 'rft']:.3f}.")
-
-# %% [markdown]
-# The columns "first seed" and "second seed" compare two methods from one initial adapter. "Across seeds" compares them from two, and there a method is as far from itself as from its neighbours, as the small model showed at length on [the page about seeds](16_seeds.ipynb).
-# If random rows come as near to SFT as correct ones do, then "RFT is nearly SFT" says that a part of a table gives nearly the direction of the whole, and nothing about which part.
-#
-# ## On the base's own rollouts
-#
-# The teacher's rollouts carry two messages: how to calculate, and how to write. On rollouts that the base has sampled itself only the first is left, and for [SFT not even that](20_on_policy.ipynb): to imitate oneself is to stay.
-
-# %%
-written = rollouts.load_table(study, "base")
-named = {method: f"{method}-own" for method in ("sft", "rft", "dpo")}
-found = geometry.compare(adapters_of(pretrained, [*named, *named.values()]))
-cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))
-squares = {"on the teacher's rollouts": (list(named), list(named)), "on own rollouts": (list(named.values()),) * 2, "rows: teacher's, columns: own": (list(named), list(named.values()))}
-
-# %% mystnb={"image": {"alt": "Three matrices of cosines between SFT, RFT and DPO in the pretrained model: on the teacher's rollouts, on the base's own, and one against the other"}, "figure": {"caption": "Cosine between the updates of SFT, RFT and DPO in the pretrained model, trained on the teacher's rollouts, on the base's own, and across. Hatched: within 95 % of chance.", "name": "fig-pretrained-own"}}
-figures.matrices({name: cosine.loc[square].to_numpy() for name, square in squares.items()}, named, named, "cosine",
-                 {name: (cosine.loc[square].abs() < 1.96 * sd.loc[square]).to_numpy() for name, square in squares.items()});
-
-# %%
-lengths = {run: np.sqrt(found.inner[:, place, place].sum()) for place, run in enumerate(found.runs)}
-share = answers(pretrained, ["base", *named.values()]).query("split == 'test'").groupby("run").correct.mean()
-Markdown(f"The base is right in {written.reward.mean():.0%} of its own rollouts. Trained on them, SFT has {lengths['sft-own'] / lengths['sft']:.2f} of the norm that it has on the teacher's, RFT {lengths['rft-own'] / lengths['rft']:.2f} and DPO "
-         f"{lengths['dpo-own'] / lengths['dpo']:.2f}. RFT and DPO have a cosine of **{cosine.loc['rft-own', 'dpo-own']:+.3f}** (chance ±{1.96 * sd.loc['rft-own', 'dpo-own']:.3f}), and of {cosine.loc['rft', 'dpo']:+.3f} on the teacher's rollouts. "
-         f"On the test problems the base solves {share['base']:.1%}, and " + ", ".join(f"{figures.LABELS[run]} {share[run]:.1%}" for run in named.values()) + ".")
-
-# %% [markdown]
-# {numref}`fig-pretrained-own` repeats for this model the comparison that the chapter on [on-policy training](20_on_policy.ipynb) makes for all six methods of the small one. What the family loses on the teacher's rollouts and not on own ones is the price of the manner.
 #
 # ## Try it
 #

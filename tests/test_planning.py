@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from helpers import models, planning, profiles
+from helpers import models, planning, profiles, store
 from helpers.profiles import ComputeSettings, EndpointSettings, LoraSettings
 
 SIZES = {"vocab_size": 90, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
@@ -17,6 +17,11 @@ EVERYWHERE = LoraSettings(rank=4, alpha=8, modules=(*ATTENTION.modules, "gate_pr
 QWEN = "hub:Qwen/Qwen3-4B-Instruct-2507"
 LARGE = LoraSettings(rank=32, alpha=64, modules=ATTENTION.modules)
 ROWS, TOKENS = 3, 24
+
+
+@pytest.fixture(autouse=True)
+def _results_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "results", lambda name: tmp_path / name)  # a plan looks for tables and leaves no folders behind
 
 
 @pytest.fixture
