@@ -158,6 +158,21 @@ def test_what_is_shipped_of_the_pretrained_model_takes_less_than_150_megabytes()
     assert sum(path.stat().st_size for path in files) < 150e6, "the repository stays small"
 
 
+@pytest.mark.slow
+def test_what_is_shipped_of_the_pretrained_model_has_today_s_spec_data_and_recipe():
+    study, folder = profiles.load("smollm2-135m"), store.ROOT / "results" / "prerun" / "smollm2-135m"
+    for path in folder.glob("runs/*/run.json"):
+        run = profiles.run(study, path.parent.name)
+        assert store.identity_of(path.parent) == training.identity(study, run), f"{run.name}: train it again and `helpers ship smollm2-135m`"
+    found = 0
+    for part in ("evaluation", "divergence", "validation", "samples", "held-out"):
+        for path in (folder / part).glob("*.parquet"):
+            of = study.runs.get(path.stem, path.stem)
+            assert store.identity_of(path) == evaluation.identity(study, of, part), f"{part} of {path.stem} belongs to other settings: make it again"
+            found += 1
+    assert found >= 19, "answers of three models and six runs, and what else was measured of them"
+
+
 def chosen_by_the_commit():
     """A sample of the shipped runs that changes with every commit and cannot be chosen by hand."""
     told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=store.ROOT, capture_output=True, text=True)
