@@ -30,7 +30,7 @@ import pandas as pd
 from IPython.display import Markdown
 from myst_nb import glue
 
-from helpers import controls, evaluation, figures, geometry, models, problems, profiles, statistics, store, training, updates
+from helpers import controls, evaluation, figures, geometry, models, problems, profiles, rollouts, statistics, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -110,10 +110,10 @@ Markdown(f"The two rules differ by at most {difference:.1%} for any model; unpar
 #
 # There is a second suspicion. The trained models may write in the teacher's manner, and the base, which saw that manner in one text in ten,
 # may simply be worse at it. Then a change of accuracy would say little about the objectives. The control needs no training: put the
-# teacher's first words into the mouth of the untouched base and let it go on from there.
+# teacher's commonest first sentence into the mouth of the untouched base and let it go on from there.
 
 # %%
-opening = "We count step by step."
+opening = rollouts.load_table(study).completion.str.extract(r"^(.+?[.\n])")[0].mode()[0]
 some = problems.problem_sets(study.problems)["test"][:400]
 forced = evaluation.answer(study, models.load_model(study), some, opening=opening)
 forced["run"] = "forced base"
@@ -124,7 +124,7 @@ figures.table(manner)
 # %%
 share = manner.set_index("run").accuracy
 paired = statistics.mcnemar_table(compared[compared.run.isin(["sft", "forced base"])]).iloc[0]
-Markdown(f"On the same {len(some)} problems the base solves {share['base']:.1%} in its own manner and **{share['forced base']:.1%}** when it is made "
+Markdown(f"The sentence is: *{opening.strip()}* On the same {len(some)} problems the base solves {share['base']:.1%} in its own manner and **{share['forced base']:.1%}** when it is made "
          f"to open like the teacher; SFT solves {share['sft']:.1%}. SFT minus the forced base is {paired.difference:+.1%} "
          f"({paired.low:+.1%} to {paired.high:+.1%}, $p$ = {paired.p:.2g}).")
 
@@ -298,8 +298,10 @@ best, worst = trained.idxmax(), trained.idxmin()
 glue("headline", f"the base solves {on_test.accuracy['base']:.1%} of the test problems and the six objectives between {trained.min():.1%} and {trained.max():.1%}; "
      f"made to open its answers like the teacher, without any training, the base itself solves {share['forced base']:.1%} of the first {len(some)}", display=False)
 glue("base-accuracy", f"{on_test.accuracy['base']:.1%}", display=False)
-strong = evaluation.evaluate(study, "strong-base")
-for key, value in {"strong-base-accuracy": f"{strong.correct[strong.split == 'test'].mean():.1%}", "best-run": figures.LABELS[best], "best-accuracy": f"{trained[best]:.1%}", "worst-run": figures.LABELS[worst], "worst-accuracy": f"{trained[worst]:.1%}",
+if "strong-base" in study.models:
+    strong = evaluation.evaluate(study, "strong-base")
+    glue("strong-base-accuracy", f"{strong.correct[strong.split == 'test'].mean():.1%}", display=False)
+for key, value in {"best-run": figures.LABELS[best], "best-accuracy": f"{trained[best]:.1%}", "worst-run": figures.LABELS[worst], "worst-accuracy": f"{trained[worst]:.1%}",
                    "cosine-sft-rft": f"{cosine[at['sft'], at['rft']]:.3f}", "cosine-sft-dpo": f"{cosine[at['sft'], at['dpo']]:.3f}",
                    "significant-pairs": str(len(significant)), "pairs": str(len(shown))}.items():
     glue(key, value, display=False)

@@ -208,7 +208,7 @@ Markdown(f"A random direction of $\\mathbb{{R}}^{{2560}}$ is within 54.6 degrees
 fresh = models.attach_adapter(models.load_model(study), study.lora, runs["sft"].init_seed)
 layer = {module: fresh.base_model.model.get_submodule(module) for module in modules.module}
 assert all(not part.lora_B["default"].weight.any() for part in layer.values())
-A_0 = {module: part.lora_A["default"].weight.detach().double() for module, part in layer.items()}
+A_0 = {module: part.lora_A["default"].weight.detach().cpu().double() for module, part in layer.items()}
 frame = {module: torch.linalg.qr(A.T).Q for module, A in A_0.items()}
 
 # %%

@@ -114,7 +114,8 @@ def distance(first, second):
 # of held-out rollouts (defined below) at each of the three points.
 
 # %%
-model, texts = models.load_model(study), connectivity.held_out_texts(study)
+model = models.load_model(study).float()
+texts = connectivity.held_out_texts(study, model.device)
 weights = updates.weights_of(model, first)
 
 
@@ -241,8 +242,8 @@ Markdown(f"By the bare answer the best of the six is {labels[order['boxed answer
 
 # %%
 written, tokenizer = evaluation.held_out(study, study.connectivity.texts), models.load_tokenizer(study)
-opening = len(tokenizer("\\boxed{").input_ids)
-boxes = [tokenizer(f"\\boxed{{{answer}}}").input_ids for answer in written.answer]
+opening = len(tokenizer("\\boxed{", add_special_tokens=False).input_ids)
+boxes = [tokenizer(f"\\boxed{{{answer}}}", add_special_tokens=False).input_ids for answer in written.answer]
 inside, total = np.mean([len(box) - opening for box in boxes]), np.mean([len(box) for box in boxes])
 spans = {"opening": slice(0, opening), "digits": slice(opening, -1), "closing": slice(-1, None)}
 rows = []
@@ -521,7 +522,8 @@ Markdown(f"For the bare answer our paths go the same way as the paper's in {len(
 # Would other seeds say the same? The three paths, and the one from RIFT to the base that is the control of the last, are walked again between the runs of each seed, at fewer points.
 
 # %%
-texts, model = connectivity.held_out_texts(study), models.load_model(study)
+model = models.load_model(study).float()
+texts = connectivity.held_out_texts(study, model.device)
 weights, paths = updates.weights_of(model, adapters["sft"]), [*reported, ("rift", "base")]
 replicas, rows = controls.replicas(study), []
 for (seed, names), (a, b) in product(replicas.items(), paths):

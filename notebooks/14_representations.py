@@ -58,7 +58,7 @@ Markdown(f"{len(texts)} texts, {len(base.text)} tokens, {last} layers, {width} f
 model = evaluation.load_model_of(study, "base")
 with torch.inference_mode():
     logits = model(input_ids=torch.tensor([[*prompts[0], *completions[0]]], device=model.device)).logits[0]
-    own = model.lm_head(torch.from_numpy(base.hidden[last][base.text == 0]).to(model.device))
+    own = model.lm_head(torch.from_numpy(base.hidden[last][base.text == 0]).to(model.device, model.dtype))
 assert torch.allclose(logits, own, atol=1e-3)
 
 # %% [markdown]

@@ -226,7 +226,8 @@ def beside(run, other):
             "first left, chance": np.quantile(overlaps[1:], 0.975), "smallest angle": angles[0], "smallest angle, chance": np.quantile(angles[1:], 0.025)}
 
 
-model, texts = models.load_model(study), connectivity.held_out_texts(study)
+model = models.load_model(study)
+texts = connectivity.held_out_texts(study, model.device)
 weights = updates.weights_of(model, adapters["sft"])
 ends = [*zip(*swept.values(), strict=True), ("rift", "dpo-matched")]
 paths = {(a, b): connectivity.along(model, weights, texts, adapters[a], adapters[b], np.linspace(0, 1, 9), f"{a} to {b}") for a, b in ends}

@@ -442,7 +442,7 @@ Markdown(f"DPO's whole update has {short:.1%} of the energy of that sum. " + " "
 helpers.export(halves, place / "halves")
 loaded = PeftModel.from_pretrained(models.load_model(study), place / "halves").eval()
 bare = models.load_model(study)
-tokens = torch.randint(bare.config.vocab_size, (4, 32), generator=torch.Generator().manual_seed(0))
+tokens = torch.randint(bare.config.vocab_size, (4, 32), generator=torch.Generator().manual_seed(0)).to(bare.device)
 with torch.no_grad():
     untouched = bare(tokens).logits
     updates.put(bare, updates.weights_of(bare, halves), halves)

@@ -64,8 +64,7 @@ def facts(name):
     update = adapters_of(name, ["sft"])["sft"].values()
     groups = rollouts.group_statistics(table)
     return {"attention modules": len(update), "width": max(part.A.shape[1] for part in update), "numbers in ΔW": f"{sum(part.B.shape[0] * part.A.shape[1] for part in update):,}",
-            "rank of the adapters": about.lora.rank, "steps of a problem": "–".join(str(step) for step in (about.problems.steps[0], about.problems.steps[-1])),
-            "prompts": table.problem_id.nunique(), "rollouts a prompt": about.rollouts.samples, "right, of the rollouts": f"{table.reward.mean():.0%}",
+            "rank of the adapters": about.lora.rank, "test problems": len(answers(name, ["base"]).query("split == 'test'")), "prompts": table.problem_id.nunique(), "rollouts a prompt": about.rollouts.samples, "right, of the rollouts": f"{table.reward.mean():.0%}",
             "prompts with right and wrong ones": f"{groups.pass_rate.between(0, 1, inclusive='neither').mean():.0%}", "tokens a rollout": f"{table.tokens.mean():.0f}",
             "steps × rows of a run": f"{about.runs['sft'].steps} × {about.runs['sft'].batch_size}",
             "learning rate, DPO's": f"{about.runs['sft'].learning_rate:g}, {about.runs['dpo'].learning_rate:g}"}

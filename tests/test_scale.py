@@ -216,7 +216,9 @@ def test_a_file_without_enough_rollouts_or_the_columns_says_so(smoke, workplace,
 
 
 def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(smoke, workplace, monkeypatch):
-    calls, answers = [], told(smoke)
+    calls, answers = [], {question: [text or "Nothing" for text in texts] for question, texts in told(smoke).items()}
+    first, refused = list(answers)[:2]
+    answers[refused][0] = ""
 
     def complete(endpoint, prompts, **settings):
         calls.append(len(prompts))
@@ -224,8 +226,12 @@ def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(s
         return [[endpoints.Completion(text, "length" if text == CUT else "stop", 1, 1) for text in answers[prompt]] for prompt in prompts]
     monkeypatch.setattr(endpoints, "complete", complete)
     study = elsewhere(smoke, monkeypatch, "endpoint", "endpoint", endpoint=profiles.EndpointSettings(url="http://nowhere/v1", model="some-teacher"))
-    rollouts.make_table(study)
+    with pytest.warns(UserWarning, match=f"1 of {smoke.problems.train} problems are left out: some-teacher refused them"):
+        rollouts.make_table(study)
     table = rollouts.load_table(study)
+    assert table.prompt.nunique() == smoke.problems.train - 1, "a problem without all its answers is not trained on"
+    assert refused not in set(table.prompt)
+    assert first in set(table.prompt)
     assert calls[0] == smoke.problems.train, "one call for all, so that the server always has work"
     assert (table.truncated == (table.completion == CUT)).all(), "a text that was cut does not end"
     with pytest.raises(ValueError, match="'teacher' of profile 'smoke' is 'endpoint': it wrote rollouts and can't be loaded"):

@@ -19,7 +19,6 @@ from helpers import problems, store
 from helpers.problems import Problem
 from helpers.profiles import CollectionSettings
 
-_TRAINED_ON = ("train", "validation")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _WORD = re.compile(r"[^\W_]+")
 
@@ -86,14 +85,14 @@ def overlaps(sets, n=13, common=10):
     overlap. 13 words and 10 prompts are those of 2005.14165, appendix C. Questions of fewer than `n` words are compared as a whole only.
     """
     texts, grams = defaultdict(list), defaultdict(list)
-    for split in sets.keys() - set(_TRAINED_ON):
+    for split in sets.keys() - set(problems.TRAINED_ON):
         for problem in sets[split]:
             words = _words(problem.question)
             texts[words].append((split, problem.problem_id))
             for gram in _grams(words, n):
                 grams[gram].append((split, problem.problem_id))
     shared = []
-    for problem in (problem for split in _TRAINED_ON for problem in sets.get(split, ())):
+    for problem in (problem for split in problems.TRAINED_ON for problem in sets.get(split, ())):
         words = _words(problem.question)
         shared.append((problem.problem_id, words, _grams(words, n) & grams.keys()))
     frequency = Counter(gram for *_, found in shared for gram in found)

@@ -57,7 +57,7 @@ class Texts:
         for ids, positions, visible, where in self.batches:
             hidden = model.model(input_ids=ids, position_ids=positions, attention_mask=visible, use_cache=False).last_hidden_state
             for metric, (place, source, target, text) in where.items():
-                losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[place, source]).float(), target, reduction="none")
+                losses = -models.chosen_logprobs(model, hidden[place, source], target)
                 np.add.at(found[metric], text.cpu().numpy(), losses.double().cpu().numpy())
         return found
 
@@ -65,7 +65,7 @@ class Texts:
 def held_out_texts(profile, device="cpu"):
     """The profile's `Texts`: correct rollouts of the teacher to problems that no run trained on."""
     written, tokenizer = evaluation.held_out(profile, profile.connectivity.texts), models.load_tokenizer(profile)
-    answers = [tokenizer(f"\\boxed{{{answer}}}").input_ids for answer in written.answer]
+    answers = [tokenizer(f"\\boxed{{{answer}}}", add_special_tokens=False).input_ids for answer in written.answer]
     return Texts(list(written.prompt_ids), list(written.completion_ids), answers, device)
 
 
@@ -89,7 +89,7 @@ def _update(profile, name):
 def along(model, weights, texts, start, goal, points, name):
     """Losses of `Texts` under W0 + (1 - t) dW1 + t dW2 for each t of `points`: one row a (t, metric, text) with columns nats and tokens.
 
-    weights: W0 from `updates.weights_of`, taken before anything was put into the model.
+    weights: W0 from `updates.weights_of`, taken before anything was put into the model, which is in float32: bfloat16 would round a short update away.
     """
     rows = []
     for t in tqdm(points, desc=name, unit="point"):
@@ -106,7 +106,7 @@ def losses(profile, first, second):
     stretched to twice its length.
     """
     def compute():
-        model = models.load_model(profile, profile.runs[first].base)
+        model = models.load_model(profile, profile.runs[first].base).float()
         texts, start, goal = held_out_texts(profile, model.device), *ends(profile, first, second)
         points = list(np.linspace(0, 1, profile.connectivity.points))
         if second == "base":
@@ -118,7 +118,7 @@ def losses(profile, first, second):
 def answers(profile, first, second):
     """Greedy answers to the profile's fixed test problems along a path, stored: one row a (t, problem) with completion and correct."""
     def compute():
-        model = models.load_model(profile, profile.runs[first].base)
+        model = models.load_model(profile, profile.runs[first].base).float()
         start, goal = ends(profile, first, second)
         weights = updates.weights_of(model, start)
         chosen = problems.problem_sets(profile.problems)["test"][:profile.connectivity.problems]

@@ -8,6 +8,8 @@ import vllm
 
 from helpers import models
 
+_PROMPT = 2048  # tokens of the longest prompt; the whole context of a large model would fill the GPU with room for it
+
 
 class Engine:
     """A model of a profile behind vLLM, with an adapter's folder if one is given; what `rollouts.sample` asks of a model it does itself."""
@@ -16,6 +18,7 @@ class Engine:
         from vllm.lora.request import LoRARequest
 
         self.llm = vllm.LLM(model=str(models.folder(models.source(profile, name))), dtype=profile.compute.dtype,
+                            max_model_len=profile.evaluation.max_new_tokens + _PROMPT,
                             gpu_memory_utilization=0.5,  # a divergence is then taken beside it, by the loaded model
                             enable_lora=adapter is not None, max_lora_rank=profile.lora.rank)
         self.adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None

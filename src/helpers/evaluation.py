@@ -24,24 +24,26 @@ def answering(profile, run):
 
 
 def load_model_of(profile, run):
-    """The model that a run produced, its adapter merged; `run` may also be the name of one of the profile's models."""
+    """The model that a run produced, its adapter merged in float32 and else beside the weights; `run` may also be the name of one of the profile's models."""
     if isinstance(run, str):
         return models.load_model(profile, run)
-    adapter = training.train(profile, run) / "adapter"
-    return models.load_adapted(profile, run, adapter).merge_and_unload()
+    adapted = models.load_adapted(profile, run, training.train(profile, run) / "adapter")
+    # In bfloat16 a merged update would be rounded to the weights' three digits, and a short one be lost.
+    return adapted.merge_and_unload() if profile.compute.dtype == "float32" else models.causal_model(adapted)
 
 
 def identity(profile, run, part):
     """Hash of all that determines a record of a run (or of a model by name), with the recipe's number in place of the code; part: its folder."""
     made = models.model_digest(profile.name, run) if isinstance(run, str) else training.identity(profile, run)
-    return store.digest({"model": made, "part": part, "evaluation": profile.evaluation.model_dump(), "problems": profile.problems.model_dump(mode="json"),
-                         "control_problems": CONTROL_PROBLEMS, "recipe": RECIPE})
+    compute = profile.compute.model_dump(include={"dtype", "engine"}, exclude_defaults=True)
+    return store.digest({"model": made, **({"compute": compute} if compute else {}), "part": part, "evaluation": profile.evaluation.model_dump(),
+                         "problems": profile.problems.model_dump(mode="json"), "control_problems": CONTROL_PROBLEMS, "recipe": RECIPE})
 
 
-def _stored(profile, run, part, compute):
+def _stored(profile, run, part, compute, settings=""):
     name = run if isinstance(run, str) else run.name
     is_ours = isinstance(run, str) or profile.runs.get(run.name) == run
-    return store.record(profile.name, part, name, identity(profile, run, part), store.code_digest("evaluation"), compute, is_ours)
+    return store.record(profile.name, part, name, identity(profile, run, part + settings), store.code_digest("evaluation"), compute, is_ours)
 
 
 def answer(profile, model, chosen, temperature=0.0, seed=0, name="", opening=""):
@@ -54,7 +56,7 @@ def answer(profile, model, chosen, temperature=0.0, seed=0, name="", opening="")
     """
     torch.set_num_threads(profile.evaluation.threads)
     tokenizer = models.load_tokenizer(profile)
-    begun = tokenizer(opening).input_ids if opening else []
+    begun = tokenizer(opening, add_special_tokens=False).input_ids if opening else []
     prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) + begun for problem in chosen]
     with tqdm(total=len(prompts), desc=f"answering {name}", unit="problem") as progress:
         completions = rollouts.sample(model, prompts, max_new_tokens=profile.evaluation.max_new_tokens, end_id=tokenizer.eos_token_id,
@@ -90,7 +92,7 @@ def sampled(profile, run):
         chosen, writer = problems.problem_sets(profile.problems)[how.split], answering(profile, run)
         parts = [answer(profile, writer, chosen, how.temperature, number, f"sample {number}").assign(sample_id=number) for number in range(how.samples)]
         return pd.concat(parts).drop(columns=["prompt_ids", "completion_ids"])
-    return _stored(profile, run, f"sampled-{how.split}-{how.samples}-{how.temperature}", compute)
+    return _stored(profile, run, "sampled", compute, how.model_dump_json())
 
 
 def records(profile, runs):
@@ -152,10 +154,16 @@ def summed_divergence(sampler, other, records, batch_size=64):
         input_ids, mask = (part.to(sampler.device) for part in padded)
         is_predicted = mask[:, 1:].bool()
         hidden = [models.causal_model(model).model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][is_predicted] for model in (sampler, other)]
-        own, theirs = (torch.log_softmax(model.lm_head(states).float(), -1) for model, states in zip((sampler, other), hidden, strict=True))
-        nats = torch.zeros(is_predicted.shape, device=own.device).masked_scatter(is_predicted, (own.exp() * (own - theirs)).sum(-1))
+        values = torch.cat([_divergence(sampler, other, *states) for states in models.in_parts(models.causal_model(sampler), *hidden)])
+        nats = torch.zeros(is_predicted.shape, device=values.device).masked_scatter(is_predicted, values)
         found[rows] = nats.sum(1).cpu().numpy()
     return found
+
+
+def _divergence(sampler, other, own_states, other_states):
+    """KL(sampler || other), nats, of the next-token distributions after each pair of hidden states."""
+    own, theirs = (torch.log_softmax(model.lm_head(states).float(), -1) for model, states in ((sampler, own_states), (other, other_states)))
+    return (own.exp() * (own - theirs)).sum(-1)
 
 
 def samples(profile, name):

@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-_LOCKS = Path(tempfile.gettempdir()) / "weight-space-book-gpus"
+# By user, who may not write into another's folder, and by job, since a cluster may number each job's GPUs from 0.
+_LOCKS = Path(tempfile.gettempdir()) / f"weight-space-book-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"
 _PAUSE = 2.0  # seconds between two looks for a free GPU
 
 

@@ -301,7 +301,7 @@ def _at_kl(profile, name, update, target):
     def compute():
         aim = divergences(profile, target)
         base_name = profile.runs[target].base
-        base, policy = (models.load_model(profile, base_name) for _ in range(2))
+        base, policy = (models.load_model(profile, base_name).float() for _ in range(2))
         weights = updates.weights_of(policy, update)
 
         def reached(t):
@@ -342,7 +342,7 @@ def _forward(profile, base_name, base, policy):
 def _model_with(profile, name):
     """The base with an intervention's update written into its weights."""
     update = update_of(profile, name)
-    model = models.load_model(profile, _intervention(profile, name).base)
+    model = models.load_model(profile, _intervention(profile, name).base).float()
     updates.put(model, updates.weights_of(model, update), update)
     return model
 

@@ -27,6 +27,7 @@ logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT still asks for the old name
 _PARTS = ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
 _LENGTH_GROUPS = 4
+_TODAY = "26 Jul 2024"  # for templates that tell the model the date, as Llama's does: a prompt must not change from day to day
 LONGEST_SHARED = 2048  # tokens of a prompt with all its completions; beyond, attention over a row of this length costs more than the prompts that it saves
 _RANDOM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
            "intermediate_size": 64, "max_position_embeddings": 512}
@@ -51,9 +52,10 @@ def model_digest(profile_name, name):
     return _digest(where)
 
 
-def load_model(profile, name="base"):
+def load_model(profile, name="base", attention="sdpa"):
     """The model `name` of a profile, in the profile's dtype, evaluation mode, without gradients, on the GPU where there is one.
 
+    attention: the kernel; decoding and paths need one that takes a mask, which is the default.
     Its attribute `logits_tokens` is what `token_logprobs` keeps to: the number of tokens whose logits may exist at one time.
     """
     where = source(profile, name)
@@ -61,9 +63,10 @@ def load_model(profile, name="base"):
         raise ValueError(f"the model {name!r} of profile {profile.name!r} is {where!r}: it wrote rollouts and can't be loaded")
     if where == "random":
         torch.manual_seed(sum(name.encode()))
-        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(load_tokenizer(profile, name)), tie_word_embeddings=True, **_RANDOM))
+        config = Qwen3Config(vocab_size=len(load_tokenizer(profile, name)), tie_word_embeddings=True, **_RANDOM)
+        model = Qwen3ForCausalLM(config).to(getattr(torch, profile.compute.dtype))
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder(where), dtype=getattr(torch, profile.compute.dtype), attn_implementation=profile.compute.attention)
+        model = AutoModelForCausalLM.from_pretrained(folder(where), dtype=getattr(torch, profile.compute.dtype), attn_implementation=attention)
         model.name_or_path = where  # what an adapter says of its base, on any machine
     model.logits_tokens = profile.compute.logits_tokens
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -169,7 +172,7 @@ def _require(folder, part):
 def prompt_ids(tokenizer, question, instruction=""):
     """Token ids of a question in the chat template, up to where the answer starts."""
     content = f"{question} {instruction}".strip()
-    return tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False)
+    return tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False, date_string=_TODAY)
 
 
 def attach_adapter(model, lora, init_seed, zero="B"):
@@ -234,7 +237,10 @@ def token_logprobs(model, input_ids, completion_mask):
     filled = [None] * len(input_ids)
     for part in np.array_split(np.arange(len(sequences)), min(_LENGTH_GROUPS, len(sequences))):
         packed = [_Packed(sequences[number], input_ids, prompt, count) for number in part]
-        ids, positions = (pad_sequence(parts, batch_first=True) for parts in ([one.ids for one in packed], [one.positions for one in packed]))
+        ids = pad_sequence([one.ids for one in packed], batch_first=True)
+        # Positions that begin again at 0 look like packed sequences, for which transformers makes a mask; so padding goes on counting.
+        positions = torch.stack([torch.cat([one.positions, one.positions[-1] + 1 + torch.arange(ids.shape[1] - len(one.ids), device=ids.device)])
+                                 for one in packed])
         owners = pad_sequence([one.owners for one in packed], batch_first=True, padding_value=-1)
         visible = None  # plain causal attention, for which there are faster kernels
         if any(len(sequence.rows) > 1 for sequence in packed):
@@ -242,7 +248,7 @@ def token_logprobs(model, input_ids, completion_mask):
         hidden = causal.model(input_ids=ids, position_ids=positions, attention_mask=visible, use_cache=False).last_hidden_state
         before = torch.cat([hidden[number, sequence.before] for number, sequence in enumerate(packed)])
         chosen = torch.cat([sequence.ids[sequence.after] for sequence in packed])
-        logp = _chosen_logprobs(causal, before, chosen)
+        logp = chosen_logprobs(causal, before, chosen)
         rows = [row for sequence in packed for row in sequence.rows]
         for row, values in zip(rows, logp.split(count[rows].tolist()), strict=True):
             filled[row] = torch.nn.functional.pad(values, (int(prompt[row]) - 1, input_ids.shape[1] - int(prompt[row] + count[row])))
@@ -262,16 +268,21 @@ def _sequences(causal, input_ids, prompt, count):
             yield from ([row] for row in rows)
 
 
-def _chosen_logprobs(causal, states, chosen):
+def chosen_logprobs(causal, states, chosen):
     """log-probability of each chosen token given the last hidden state before it, in parts of `logits_tokens` tokens."""
     def of_part(states, chosen):
         return torch.log_softmax(causal.lm_head(states).float(), -1).gather(-1, chosen[:, None]).squeeze(-1)
 
-    size = getattr(causal, "logits_tokens", None) or len(states)
-    parts = list(zip(states.split(size), chosen.split(size), strict=True))
+    parts = in_parts(causal, states, chosen)
     if len(parts) > 1 and states.requires_grad:
         return torch.cat([checkpoint(of_part, *part, use_reentrant=False) for part in parts])
     return torch.cat([of_part(*part) for part in parts])
+
+
+def in_parts(causal, *tensors):
+    """Tensors with a row a token, cut together into parts of as many tokens as may have their logits at one time."""
+    size = getattr(causal, "logits_tokens", None) or max(1, len(tensors[0]))
+    return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
 
 
 class _Packed:

@@ -50,5 +50,6 @@ def trainer(profile, run, model, settings, callbacks):
 
     arguments = GRPOConfig(**settings, **_OPTIONS[run.objective], beta=0.0, num_iterations=1, num_generations=min(ROLLOUTS_A_PROMPT, run.batch_size),
                            max_completion_length=profile.rollouts.max_new_tokens, temperature=1.0, shuffle_dataset=False)
+    arguments._n_gpu = min(1, arguments.n_gpu)  # as in `training`
     return GRPOTrainer(model=model, reward_funcs=reward, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=callbacks,
                        rollout_func=rollout)

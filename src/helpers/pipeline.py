@@ -11,13 +11,14 @@ import sys
 from helpers import profiles, store
 
 HELD_OUT = "held-out/teacher.parquet"
-_RECORDS = ("evaluation", "divergence", "validation", "samples", "held-out", "connectivity", "gradients", "interventions", "tables")  # folders of results
+_RECORDS = ("evaluation", "divergence", "sampled", "validation", "samples", "held-out", "connectivity", "gradients", "interventions",
+            "tables")  # folders of results
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 READS = {
     "01_problems": ("models", "templated"), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
     "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main", "seeds"), "10_norms": ("adapters", "seeds"),
     "11_angles": ("adapters", "10_norms"), "12_decomposition": ("adapters", "10_norms"), "13_connectivity": ("adapters", "paths", "held-out", "seeds"),
-    "14_representations": ("adapters", "held-out", "seeds"),
+    "14_representations": ("adapters", "held-out", "seeds", "templated"),  # short texts, since it keeps every state
     "15_chance": ("adapters", "seeds"),
     "16_seeds": ("main", "seeds", "grid-sft", "grid-rft", "grid-dpo", "mirrored", "rates", "subset", "held-out"),
     "17_matched_dpo": ("models", "main", "matched", "rates", "rounding", "strong", "preference", "paths", "held-out"),

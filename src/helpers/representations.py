@@ -37,7 +37,8 @@ def states(model, prompts, completions):
         layers = model.model(input_ids=input_ids.to(model.device), output_hidden_states=True, use_cache=False).hidden_states
         followed = torch.nn.functional.pad(mask[:, 1:], (0, 1)).bool()
         wanted = [layer[followed.to(model.device)] for layer in layers]
-        named = torch.stack([model.lm_head(layer).argmax(-1) for layer in (*map(model.model.norm, wanted[:-1]), wanted[-1])])
+        named = torch.stack([torch.cat([model.lm_head(part).argmax(-1) for (part,) in models.in_parts(model, layer)])
+                             for layer in (*map(model.model.norm, wanted[:-1]), wanted[-1])])
         decided = torch.full(mask.shape, -1)
         decided[followed] = (len(layers) - (named == named[-1]).flip(0).cumprod(0).sum(0)).cpu()
         hidden = torch.stack(layers).float().cpu().numpy()

@@ -4,6 +4,7 @@ Comes after `problems` and `models`, before `objectives`. The table is made once
 """
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,8 @@ class _Slots(Cache):
 
     def move(self, source, target):
         """Copy whole rows: survivors close the gaps that finished sequences leave."""
-        self.stored[:, :, target] = self.stored[:, :, source]
+        for layer in self.stored:  # one at a time: what is gathered exists twice
+            layer[:, target] = layer[:, source]
 
     def get_seq_length(self, layer_idx=0):
         return 0
@@ -180,23 +182,30 @@ def settings(profile, writer="teacher"):
             "models": {name: models.model_digest(profile.name, name) for name in (writer, "base")}}
 
 
-def sample_rollouts(profile, chosen, batch_size=None, writer="teacher"):
-    """The rows of the table for the given problems, as a DataFrame: K completions each, rewarded, without log-probabilities."""
+def sample_rollouts(profile, chosen, batch_size=None, writer="teacher", model=None):
+    """The rows of the table for the given problems, as a DataFrame: K completions each, rewarded, without log-probabilities.
+
+    Problems that a server does not answer are left out. model: the writer, if it is loaded already.
+    """
     tokenizer, how = models.load_tokenizer(profile, "base" if profile.is_elsewhere(writer) else writer), profile.rollouts
-    prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen for _ in range(how.samples)]
     end = [tokenizer.eos_token_id]
-    if profile.is_elsewhere(writer):
-        completions = [tokenizer(text, add_special_tokens=False).input_ids + ([] if is_cut else end) for text, is_cut in _written_elsewhere(profile, chosen)]
+    told = _written_elsewhere(profile, chosen) if profile.is_elsewhere(writer) else None
+    if told is not None:
+        chosen = [problem for problem in chosen if problem.problem_id in told]
+    prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen for _ in range(how.samples)]
+    if told is not None:
+        texts = [answer for problem in chosen for answer in told[problem.problem_id]]
+        completions = [tokenizer(text, add_special_tokens=False).input_ids + ([] if is_cut else end) for text, is_cut in texts]
     elif how.source == "solutions":
         manner = {"teacher": "wordy", "base": "terse"}[writer]
         draws = [np.random.default_rng([how.seed, int(problem.problem_id, 16)]) for problem in chosen]
         texts = [problems.worked_solution(problem, manner, rng, slip_rate=0.15) for problem, rng in zip(chosen, draws, strict=True) for _ in range(how.samples)]
-        completions = [tokenizer(text).input_ids + end for text in texts]
+        completions = [tokenizer(text, add_special_tokens=False).input_ids + end for text in texts]
     else:
         position = {problem.problem_id: number for number, problem in enumerate(problems.problem_sets(profile.problems)["train"])}
         indices = [position[problem.problem_id] * how.samples + sample_id for problem in chosen for sample_id in range(how.samples)]
         with tqdm(total=len(prompts), desc="rollouts", unit="completion") as progress:
-            completions = sample(models.load_model(profile, writer), prompts, max_new_tokens=how.max_new_tokens, end_id=tokenizer.eos_token_id,
+            completions = sample(model or models.load_model(profile, writer), prompts, max_new_tokens=how.max_new_tokens, end_id=tokenizer.eos_token_id,
                                  batch_size=batch_size or how.batch_size, temperature=how.temperature, seed=how.seed, indices=indices, progress=progress)
     rows = []
     for number, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
@@ -210,28 +219,32 @@ def sample_rollouts(profile, chosen, batch_size=None, writer="teacher"):
 
 
 def _written_elsewhere(profile, chosen):
-    """(text, whether it was cut) of K completions a problem, problem after problem, from the profile's server or its file."""
+    """{problem_id: K pairs of text and whether it was cut} from the profile's server or its file; without problems that the server refused to answer."""
     how, where = profile.rollouts, models.source(profile, "teacher")
     questions = [f"{problem.question} {profile.problems.instruction}".strip() for problem in chosen]
     if where == "endpoint":
         from helpers import endpoints  # the client takes a second to import, and only large studies have a server
 
-        folder = store.results(profile.name) / "answers"
+        folder = store.ROOT / "results" / "answers"  # shared by all profiles that ask the same server the same questions
         told = endpoints.complete(profile.endpoint, questions, samples=how.samples, temperature=how.temperature, max_tokens=how.max_new_tokens,
                                   seed=how.seed, folder=folder)
-        return [(one.text, one.finish_reason == "length") for answers in told for one in answers]
+        whole = {problem.problem_id: answers for problem, answers in zip(chosen, told, strict=True) if all(one.text for one in answers)}
+        if len(whole) < len(chosen):
+            warnings.warn(f"{len(chosen) - len(whole)} of {len(chosen)} problems are left out: {profile.endpoint.model} refused them, or gave an empty answer",
+                          stacklevel=2)
+        return {problem_id: [(one.text, one.finish_reason == "length") for one in answers] for problem_id, answers in whole.items()}
     file = store.ROOT / where.removeprefix("file:")
     given = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True, dtype=False)
     if missing := {"question", "completion"} - set(given.columns):
         raise ValueError(f"{file}: rollouts need a column {sorted(missing)[0]!r}; it has {', '.join(given.columns)}")
     by_question = {" ".join(question.split()): list(group.completion) for question, group in given.groupby("question", sort=False)}
-    found = []
+    found = {}
     for problem in chosen:
         texts = by_question.get(" ".join(problem.question.split()), [])
         if len(texts) < how.samples:
             raise ValueError(f"{file}: {len(texts)} rollouts of the problem {problem.question[:60]!r}, the profile asks for {how.samples}: "
                              "lower rollouts.samples, or take the problems that the file answers as the training ones")
-        found += [(text, False) for text in texts[:how.samples]]
+        found[problem.problem_id] = [(text, False) for text in texts[:how.samples]]
     return found
 
 
@@ -251,7 +264,7 @@ def make_table(profile, writer="teacher"):
     models_of = {name: models.load_model(profile, name) for name in dict.fromkeys(("base",) if is_elsewhere else (writer, "base"))}
 
     def part(first):
-        rows = sample_rollouts(profile, chosen[first:first + size], writer=writer)
+        rows = sample_rollouts(profile, chosen[first:first + size], writer=writer, model=models_of.get(writer))
         scores = {name: score(model, list(rows.prompt_ids), list(rows.completion_ids)) for name, model in models_of.items()}
         unknown = [np.full(tokens, np.nan, np.float32) for tokens in rows.tokens]
         return rows.assign(logp_behaviour=scores.get(writer, unknown), logp_base=scores["base"])

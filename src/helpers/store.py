@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -177,8 +178,10 @@ def versions():
 
 
 def provenance():
-    """What a record says of the place it was made in: device, Python and library versions."""
-    return {"processor": platform.machine(), "python": platform.python_version(), **versions()}
+    """What a record says of the place it was made in: processor, GPU where one is used, Python and library versions."""
+    torch = sys.modules.get("torch")
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {}
+    return {"processor": platform.machine(), **gpu, "python": platform.python_version(), **versions()}
 
 
 # --- entries -------------------------------------------------------------------------------------------------------

@@ -46,10 +46,11 @@ def rows_of(table, run):
 
 def run_order(table, taken, run, steps):
     """Row numbers of a run's first steps, in the order in which training takes them; taken: its `rows_of` the table."""
-    return row_order(taken, list(table.problem_id.unique()), run.seed, steps * run.batch_size * _rows_a_unit(run))
+    return row_order(taken, list(table.problem_id.unique()), run.seed, steps * run.batch_size * rows_a_unit(run))
 
 
-def _rows_a_unit(run):
+def rows_a_unit(run):
+    """Rows that a run's loss takes as one: two for a pair."""
     return 2 if objectives.objective(run.objective).rows == "pairs" else 1
 
 
@@ -251,7 +252,7 @@ def _trainer(profile, run, work):
         "ddp_find_unused_parameters": False}
     callbacks = [_Recorder(run.name, run.steps), _Snapshots(work / "snapshots", run.snapshots, profile.lora)]
     set_seed(run.seed)
-    base = models.load_model(profile, run.base)
+    base = models.load_model(profile, run.base, profile.compute.attention)
     if run.objective in objectives.ONLINE:
         from helpers import online  # TRL takes seconds to import, and no other run needs it
 
@@ -265,9 +266,11 @@ def _trainer(profile, run, work):
         used = sorted(set(order))
         scored = rollouts.score(base, list(table.prompt_ids.iloc[used]), list(table.completion_ids.iloc[used]))
         table.loc[table.index[used], "logp_base"] = pd.Series(scored, index=table.index[used])
+    arguments = TrainingArguments(**settings)
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are for several processes; torch's DataParallel would multiply the batch
     trainer = ObjectiveTrainer(
-        model=models.attach_adapter(base, profile.lora, run.init_seed, run.zero), args=TrainingArguments(**settings), callbacks=callbacks,
-        train_dataset=RunRows(order, _rows_a_unit(run)), data_collator=lambda items: collate(table, [number for item in items for number in item]),
+        model=models.attach_adapter(base, profile.lora, run.init_seed, run.zero), args=arguments, callbacks=callbacks,
+        train_dataset=RunRows(order, rows_a_unit(run)), data_collator=lambda items: collate(table, [number for item in items for number in item]),
         loss=lambda logp, rows: objective.loss(logp, rows, **run.options))
     numbers = [number for of_prompt in taken.values() for number in of_prompt]
     return trainer, {"rows": len(set(numbers)), "passes": len(order) / len(numbers)}

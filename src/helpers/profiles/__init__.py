@@ -161,7 +161,7 @@ class ComputeSettings(_Settings):
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the base's weights and of both passes; adapters are trained in float32")
     attention: Literal["sdpa", "flash_attention_2"] = Field("sdpa", description="the attention kernel of transformers")
-    engine: Literal["transformers", "vllm"] = Field("transformers", description="what samples and answers")
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="what answers problems; vLLM needs other pins than this book's")
     checkpoints_layers: bool = Field(False, description="recompute each layer in the backward pass instead of keeping what is inside it")
     logits_tokens: int | None = Field(None, ge=1, description="tokens whose logits exist at one time, computed again in the backward pass; none = all")
     processes: int = Field(1, ge=1, description="GPUs, one process each, that share a step's rows")
