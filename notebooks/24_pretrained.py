@@ -210,7 +210,7 @@ Markdown("Over the thirty layers the cosine with SFT goes " + ", ".join(f"from {
 #
 # ## DPO at the rate of the others
 #
-# The paper's open question, asked again. One run of DPO has SFT's rate, and adapters were kept on its way, so that one of them can be taken at which its update is about as long as SFT's.
+# The paper's open question, asked again. One run of DPO has SFT's rate, and adapters were kept on its way, so that it can be seen at several lengths.
 
 # %%
 steps = study.runs["dpo-matched"].snapshots
@@ -232,12 +232,13 @@ both = statistics.mcnemar_table(solved, [("dpo-matched", "sft"), ("dpo-matched",
 figures.table(both.assign(run_a=both.run_a.map(figures.LABELS), run_b=both.run_b.map(figures.LABELS)).drop(columns="split"))
 
 # %%
-way = [*(f"step {step}" for step in steps), "dpo-matched"]
-equal = min(way, key=lambda run: abs(np.log(lengths[run] / lengths["sft"])))
+way = along[along.run.str.startswith("step ")]
+reach = way.norm / lengths["sft"]
 at, right = along.set_index("run"), share.set_index("run").accuracy
 Markdown(f"At SFT's rate DPO's update is **{lengths['dpo-matched'] / lengths['sft']:.2f}** times as long as SFT's, and {lengths['dpo-matched'] / lengths['dpo']:.1f} times as long as DPO's at a tenth of the rate; SFT's grows {lengths['sft'] / lengths['sft-low']:.1f} times when its rate grows ten times. "
-         f"DPO's cosine with SFT at one rate is **{at.cosine_sft['dpo-matched']:+.3f}** (chance ±{at.chance_high['dpo-matched']:.3f}), where RFT's is {at.cosine_sft['rft']:.3f}, and RFT's at a tenth of the rate {at.cosine_sft['rft-low']:.3f}. The snapshot nearest to SFT's norm, "
-         f"{figures.LABELS[equal]} with {lengths[equal] / lengths['sft']:.2f} of it, has {at.cosine_sft[equal]:+.3f}. DPO at SFT's rate solves **{right['dpo-matched']:.1%}**, SFT {right['sft']:.1%}, DPO at its own rate {right['dpo']:.1%} and the base {right['base']:.1%}.")
+         f"DPO's cosine with SFT at one rate is **{at.cosine_sft['dpo-matched']:+.3f}** (chance ±{at.chance_high['dpo-matched']:.3f}), where RFT's is {at.cosine_sft['rft']:.3f}, and RFT's at a tenth of the rate {at.cosine_sft['rft-low']:.3f}. On its way, at {reach.min():.2f} to "
+         f"{reach.max():.2f} of SFT's norm, the cosine is {way.cosine_sft.min():+.3f} to {way.cosine_sft.max():+.3f}. DPO at SFT's rate solves **{right['dpo-matched']:.1%}**, SFT {right['sft']:.1%}, DPO at its own rate {right['dpo']:.1%} and the base {right['base']:.1%}: "
+         f"at one rate DPO keeps {'less' if right['dpo-matched'] < right['sft'] else 'more'} of the base's accuracy than SFT.")
 
 # %% [markdown]
 # Three things are separate here, as on [the page about the small model](17_matched_dpo.ipynb): whether DPO is short because of its rate, whether it is at right angles to SFT because of its rate, and whether it keeps the base's accuracy because of its rate. The numbers above
