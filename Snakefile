@@ -182,6 +182,7 @@ rule execute:
         f"{RESULTS}/notebooks/{{notebook}}.ipynb",
     log:
         f"{RESULTS}/logs/{{notebook}}.ipynb",
+    retries: 1  # two kernels that start at once may choose the same port
     threads: 1
     shell:
         # The running notebook is the log, so that what a failed cell left can be opened.
