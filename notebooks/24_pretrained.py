@@ -73,7 +73,7 @@ def facts(name):
 pd.DataFrame({name: facts(name) for name in studies})
 
 # %%
-trained = [*methods, "dpo-matched", "sft-low", "rft-low"]
+trained = [*methods, "dpo-matched", "sft-low", "rft-low", "sft-own", "rft-own", "dpo-own"]
 adapted = study.pretraining.models
 Markdown(f"The base was made in {adapted['base'].steps} steps of {study.pretraining.batch_size} worked solutions, the strong base in {adapted['strong-base'].steps}, the teacher in {adapted['teacher'].steps}; "
          f"adapters of rank {study.pretraining.lora.rank} on {', '.join(f'`{module}`' for module in study.pretraining.lora.modules)}. "
@@ -243,6 +243,33 @@ Markdown(f"At SFT's rate DPO's update is **{lengths['dpo-matched'] / lengths['sf
 # %% [markdown]
 # Three things are separate here, as on [the page about the small model](17_matched_dpo.ipynb): whether DPO is short because of its rate, whether it is at right angles to SFT because of its rate, and whether it keeps the base's accuracy because of its rate. The numbers above
 # answer each for this model. One caution carries over too: at a rate as high as this, DPO magnifies rounding, and a single run is one draw from a wide distribution of updates.
+#
+# ## On the base's own rollouts
+#
+# The teacher's rollouts carry two messages: how to calculate, and how to write. On rollouts that the base has sampled itself only the first is left, and for [SFT not even that](20_on_policy.ipynb): to imitate oneself is to stay.
+
+# %%
+written = rollouts.load_table(study, "base")
+named = {method: f"{method}-own" for method in ("sft", "rft", "dpo")}
+found = geometry.compare(adapters_of(pretrained, [*named, *named.values()]))
+cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))
+squares = {"on the teacher's rollouts": (list(named), list(named)), "on own rollouts": (list(named.values()),) * 2, "rows: teacher's, columns: own": (list(named), list(named.values()))}
+
+# %% mystnb={"image": {"alt": "Three matrices of cosines between SFT, RFT and DPO in the pretrained model: on the teacher's rollouts, on the base's own, and one against the other"}, "figure": {"caption": "Cosine between the updates of SFT, RFT and DPO in the pretrained model, trained on the teacher's rollouts, on the base's own, and across. Hatched: within 95 % of chance.", "name": "fig-pretrained-own"}}
+figures.matrices({name: cosine.loc[square].to_numpy() for name, square in squares.items()}, named, named, "cosine",
+                 {name: (cosine.loc[square].abs() < 1.96 * sd.loc[square]).to_numpy() for name, square in squares.items()});
+
+# %%
+lengths = {run: np.sqrt(found.inner[:, place, place].sum()) for place, run in enumerate(found.runs)}
+share = answers(pretrained, ["base", *named.values()]).query("split == 'test'").groupby("run").correct.mean()
+Markdown(f"The base is right in {written.reward.mean():.0%} of its own rollouts. Trained on them, SFT has {lengths['sft-own'] / lengths['sft']:.2f} of the norm that it has on the teacher's, RFT {lengths['rft-own'] / lengths['rft']:.2f} and DPO "
+         f"{lengths['dpo-own'] / lengths['dpo']:.2f}. SFT and RFT, with {cosine.loc['sft', 'rft']:.3f} there, have a cosine of **{cosine.loc['sft-own', 'rft-own']:+.3f}** here "
+         f"(chance ±{1.96 * sd.loc['sft-own', 'rft-own']:.3f}); RFT and DPO have **{cosine.loc['rft-own', 'dpo-own']:+.3f}** (chance ±{1.96 * sd.loc['rft-own', 'dpo-own']:.3f}), and of {cosine.loc['rft', 'dpo']:+.3f} on the teacher's rollouts. "
+         f"On the test problems the base solves {share['base']:.1%}, and " + ", ".join(f"{figures.LABELS[run]} {share[run]:.1%}" for run in named.values()) + ".")
+
+# %% [markdown]
+# {numref}`fig-pretrained-own` repeats for this model the comparison that the chapter on [on-policy training](20_on_policy.ipynb) makes for all six methods of the small one. The theory there says what to expect on own rollouts: SFT has no direction of its own, while RFT and DPO both
+# climb the pass rate, so that the first pair should fall apart and the second come together. What the family loses on the teacher's rollouts and not on own ones is the price of the manner.
 #
 # ## Try it
 #
