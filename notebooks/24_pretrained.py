@@ -264,7 +264,7 @@ lengths = {run: np.sqrt(found.inner[:, place, place].sum()) for place, run in en
 share = answers(pretrained, ["base", *named.values()]).query("split == 'test'").groupby("run").correct.mean()
 Markdown(f"The base is right in {written.reward.mean():.0%} of its own rollouts. Trained on them, SFT has {lengths['sft-own'] / lengths['sft']:.2f} of the norm that it has on the teacher's, RFT {lengths['rft-own'] / lengths['rft']:.2f} and DPO "
          f"{lengths['dpo-own'] / lengths['dpo']:.2f}. SFT and RFT, with {cosine.loc['sft', 'rft']:.3f} there, have a cosine of **{cosine.loc['sft-own', 'rft-own']:+.3f}** here "
-         f"(chance ±{1.96 * sd.loc['sft-own', 'rft-own']:.3f}); RFT and DPO have **{cosine.loc['rft-own', 'dpo-own']:+.3f}** (chance ±{1.96 * sd.loc['rft-own', 'dpo-own']:.3f}), and of {cosine.loc['rft', 'dpo']:+.3f} on the teacher's rollouts. "
+         f"(chance ±{1.96 * sd.loc['sft-own', 'rft-own']:.3f}); RFT and DPO have **{cosine.loc['rft-own', 'dpo-own']:+.3f}** (chance ±{1.96 * sd.loc['rft-own', 'dpo-own']:.3f}), and {cosine.loc['rft', 'dpo']:+.3f} on the teacher's rollouts. "
          f"On the test problems the base solves {share['base']:.1%}, and " + ", ".join(f"{figures.LABELS[run]} {share[run]:.1%}" for run in named.values()) + ".")
 
 # %% [markdown]
