@@ -119,7 +119,8 @@ def teacher_rollouts(profile):
             written = rollouts.sample_rollouts(profile, chosen).drop_duplicates("problem_id").assign(correct=lambda table: table.reward > 0)
         else:
             written = answer(profile, models.load_model(profile, "teacher"), chosen, temperature=1.0, seed=2, name="teacher")
-        return written.assign(answer=[problem.answer for problem in chosen])[["problem_id", "answer", "correct", "tokens", "prompt_ids", "completion_ids"]]
+        gold = {problem.problem_id: problem.answer for problem in chosen}  # a server may have left some problems out
+        return written.assign(answer=written.problem_id.map(gold))[["problem_id", "answer", "correct", "tokens", "prompt_ids", "completion_ids"]]
     return _stored(profile, "teacher", "held-out", compute)
 
 

@@ -182,18 +182,18 @@ def settings(profile, writer="teacher"):
             "models": {name: models.model_digest(profile.name, name) for name in (writer, "base")}}
 
 
-def sample_rollouts(profile, chosen, batch_size=None, writer="teacher", model=None):
+def sample_rollouts(profile, chosen, batch_size=None, writer="teacher", model=None, told=None):
     """The rows of the table for the given problems, as a DataFrame: K completions each, rewarded, without log-probabilities.
 
-    Problems that a server does not answer are left out. model: the writer, if it is loaded already.
+    Problems that a server does not answer are left out. model: the writer, if it is loaded already; told: its `written_elsewhere`, if it was asked already.
     """
     tokenizer, how = models.load_tokenizer(profile, "base" if profile.is_elsewhere(writer) else writer), profile.rollouts
     end = [tokenizer.eos_token_id]
-    told = _written_elsewhere(profile, chosen) if profile.is_elsewhere(writer) else None
-    if told is not None:
+    if profile.is_elsewhere(writer):
+        told = told or written_elsewhere(profile, chosen)
         chosen = [problem for problem in chosen if problem.problem_id in told]
     prompts = [models.prompt_ids(tokenizer, problem.question, profile.problems.instruction) for problem in chosen for _ in range(how.samples)]
-    if told is not None:
+    if profile.is_elsewhere(writer):
         texts = [answer for problem in chosen for answer in told[problem.problem_id]]
         completions = [tokenizer(text, add_special_tokens=False).input_ids + ([] if is_cut else end) for text, is_cut in texts]
     elif how.source == "solutions":
@@ -218,7 +218,7 @@ def sample_rollouts(profile, chosen, batch_size=None, writer="teacher", model=No
     return pd.DataFrame(rows)
 
 
-def _written_elsewhere(profile, chosen):
+def written_elsewhere(profile, chosen):
     """{problem_id: K pairs of text and whether it was cut} from the profile's server or its file; without problems that the server refused to answer."""
     how, where = profile.rollouts, models.source(profile, "teacher")
     questions = [f"{problem.question} {profile.problems.instruction}".strip() for problem in chosen]
@@ -259,12 +259,13 @@ def make_table(profile, writer="teacher"):
     work = store.results(profile.name) / "checkpoints" / f"rollouts-{mark}"
     size = max(1, _BATCHES_A_PART * how.batch_size // how.samples)
     is_elsewhere = profile.is_elsewhere(writer)
+    told = written_elsewhere(profile, chosen) if is_elsewhere else None  # for all problems at once, so that a server always has work
     if is_elsewhere:
-        _written_elsewhere(profile, chosen)  # all of a server's answers first, many at a time; the parts then find them
+        chosen = [problem for problem in chosen if problem.problem_id in told]
     models_of = {name: models.load_model(profile, name) for name in dict.fromkeys(("base",) if is_elsewhere else (writer, "base"))}
 
     def part(first):
-        rows = sample_rollouts(profile, chosen[first:first + size], writer=writer, model=models_of.get(writer))
+        rows = sample_rollouts(profile, chosen[first:first + size], writer=writer, model=models_of.get(writer), told=told)
         scores = {name: score(model, list(rows.prompt_ids), list(rows.completion_ids)) for name, model in models_of.items()}
         unknown = [np.full(tokens, np.nan, np.float32) for tokens in rows.tokens]
         return rows.assign(logp_behaviour=scores.get(writer, unknown), logp_base=scores["base"])
