@@ -230,7 +230,7 @@ Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at {plane.
 # h^2 = \Big(t_{S-1}\, \frac{\operatorname{sd}_s(\bar d_{s \cdot})}{\sqrt S}\Big)^2 + \Big(1.96\, \frac{\operatorname{sd}_p(\bar d_{\cdot p})}{\sqrt n}\Big)^2 .
 # ```
 #
-# Few seeds are paid for in the factor of Student's $t$, which is 4.3 for three seeds where it is 1.96 for many. The runs from other seeds answered the first part of the test problems only, so that all lines of this section are about those.
+# Few seeds are paid for in the factor of Student's $t$, which is 12.7 for two seeds and 4.3 for three, where it is 1.96 for many. The runs from other seeds answered the first part of the test problems only, so that all lines of this section are about those.
 
 # %%
 replicas = [(method, seed, name) for seed, group in controls.replicas(study).items() for method, name in group.items()]

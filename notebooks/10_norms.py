@@ -24,6 +24,7 @@
 
 # %% tags=["parameters"]
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+pretrained = "smollm2-135m"  # the study to set beside it at the end
 
 # %%
 import numpy as np
@@ -32,7 +33,7 @@ import torch
 from IPython.display import Markdown
 from scipy.stats import norm as normal
 
-from helpers import controls, figures, geometry, models, profiles, store, training, updates
+from helpers import controls, figures, geometry, models, paper, profiles, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -371,12 +372,9 @@ Markdown(f"In {{numref}}`fig-norms-null`, the rotations have a standard deviatio
 # %%
 cosine = store.write_table(profile, "cosine", geometry.cosine_table(compared))
 overall_cosine = cosine[cosine.scope == "global"]
-paper = {("sft", "rft"): 0.977, ("sft", "rift"): 0.967, ("rft", "rift"): 0.969, ("sft", "dft"): 0.572, ("dft", "rift"): 0.536,
-         **dict.fromkeys([("sft", "offline-grpo"), ("rft", "offline-grpo"), ("rift", "offline-grpo")], 0.74),
-         **dict.fromkeys([("sft", "dpo"), ("rft", "dpo"), ("rift", "dpo")], 0.061)}
 
 # %% mystnb={"image": {"alt": "Dot plot of the cosine for all fifteen pairs of objectives with narrow grey chance bands around zero and open diamonds at the paper's values"}, "figure": {"caption": "Cosine of the updates for each pair, all modules stacked. Grey: 95 % of {eq}`eq-norms-null` around zero. Open diamonds: the paper's values, where it gives one.", "name": "fig-norms-pairs"}}
-figures.pairs(overall_cosine, "cosine", "cosine of the updates", paper);
+figures.pairs(overall_cosine, "cosine", "cosine of the updates", paper.COSINES);
 
 # %%
 inside = overall_cosine[overall_cosine.cosine.between(overall_cosine.chance_low, overall_cosine.chance_high)]
@@ -418,22 +416,30 @@ Markdown("Over the layers, the cosine with SFT goes " + ", ".join(
 # And, at full resolution, each module by itself:
 
 # %%
-single = with_sft[with_sft.scope == "module"]
-single = single.assign(inside=single.cosine.between(single.chance_low, single.chance_high))
-maps = {name: single[single.run == name].pivot(index="projection", columns="layer") for name in list(runs)[1:]}
-layer_numbers, projections = maps["rft"].cosine.columns.tolist(), maps["rft"].cosine.index.tolist()
-panels = {f"SFT – {figures.LABELS[name]}": (wide.cosine.to_numpy(), wide.inside.to_numpy()) for name, wide in maps.items()}
+def maps_of(cosines):
+    """Cosine with SFT in each module: {heading: (projections, layers)}, the layers, the projections, and which are within chance."""
+    rows = cosines[(cosines.run_a == "sft") & (cosines.scope == "module")]
+    rows = rows.assign(inside=rows.cosine.between(rows.chance_low, rows.chance_high))
+    wide = {f"SFT – {figures.LABELS[name]}": part.pivot(index="projection", columns="layer") for name, part in rows.groupby("run_b", sort=False)}
+    layers, projections = rows.layer.drop_duplicates().tolist(), wide["SFT – RFT"].index.tolist()
+    return {name: part.cosine.to_numpy() for name, part in wide.items()}, layers, projections, {name: part.inside.to_numpy() for name, part in wide.items()}
+
 
 # %% mystnb={"image": {"alt": "Five maps of projections by layers with the cosine of SFT with RFT, DFT, RIFT, Offline GRPO and DPO in each module, cells within chance hatched"}, "figure": {"caption": "Cosine with SFT in each module. Hatched: within the module's own 95 % band by {eq}`eq-norms-null`.", "name": "fig-norms-modules"}}
-figures.module_maps({heading: values for heading, (values, _) in panels.items()}, layer_numbers, projections,
-                    {heading: inside for heading, (_, inside) in panels.items()}, "cosine");
+figures.module_maps(*maps_of(cosine), "cosine");
 
 # %%
-dpo = single[single.run == "dpo"]
-outside, negative = int((~dpo.inside).sum()), int(((~dpo.inside) & (dpo.cosine < 0)).sum())
+def with_dpo(cosines):
+    """Modules, and how many of them have a cosine of SFT and DPO below and above their bands."""
+    rows = cosines[(cosines.run_a == "sft") & (cosines.run_b == "dpo") & (cosines.scope == "module")]
+    return rows, int((rows.cosine < rows.chance_low).sum()), int((rows.cosine > rows.chance_high).sum())
+
+
+dpo, negative, positive = with_dpo(cosine)
+outside = negative + positive
 Markdown(f"SFT and DPO: {len(dpo) - outside} of {len(dpo)} modules are within chance and {outside} outside, where 5 "
          f"% or {0.05 * len(dpo):.1f} would be expected of unrelated updates. Of those outside, "
-         f"{negative} are negative and {outside - negative} positive. The module with the largest cosine has "
+         f"{negative} are negative and {positive} positive. The module with the largest cosine has "
          f"{dpo.cosine.max():+.3f}, the smallest {dpo.cosine.min():+.3f}, all stacked {stacked[0, at['dpo']]:+.3f}.")
 
 # %% [markdown]
@@ -461,7 +467,7 @@ paper_ceiling = geometry.effective_rank(paper_random.singular_values).mean()
 
 # %%
 replicas = store.write_table(profile, "replicas", controls.replicas_table(study))
-over_seeds = controls.beside(replicas, "cosine", paper).set_index(["run_a", "run_b"])
+over_seeds = controls.beside(replicas, "cosine", paper.COSINES).set_index(["run_a", "run_b"])
 spread = {name: (values.min(), values.max()) for name in runs for values in [controls.at_seeds(replicas, "effective rank", name)]}
 
 # %%
@@ -470,7 +476,7 @@ printed = {0.74: "about 0.74", 0.061: "0.057 to 0.065"}
 lines = [{"quantity": f"cosine {figures.LABELS[a]} – {figures.LABELS[b]}", "paper": printed.get(number, f"{number:.3f}"),
           "paper's chance level": f"±{bracket[0]:.4f} to ±{bracket[1]:.4f}", "ours": f"{value.cosine[a, b]:.3f}",
           "our chance level": f"±{value.chance_high[a, b]:.3f}", **over_seeds.loc[(a, b)]}
-         for (a, b), number in paper.items()]
+         for (a, b), number in paper.COSINES.items()]
 lines.append({"quantity": "norm SFT / DPO", "paper": "13", "paper's chance level": "10 (the rates)",
               "ours": f"{overall.norm['sft'] / overall.norm['dpo']:.1f}", "our chance level": f"{rate_ratio:g} (the rates)",
               "over seeds": " to ".join(f"{ratio:.1f}" for ratio in sorted(controls.at_seeds(replicas, "norm", "sft") / controls.at_seeds(replicas, "norm", "dpo"))[:: len(controls.replicas(study)) - 1])})
@@ -481,7 +487,7 @@ for name, number in {"sft": "about 16", "offline-grpo": "14.8", "dpo": "24.5"}.i
 pd.DataFrame(lines).fillna("–").style.hide()
 
 # %%
-measured_order = overall_cosine.assign(paper=[paper.get(pair) for pair in value.index]).dropna()
+measured_order = overall_cosine.assign(paper=[paper.COSINES.get(pair) for pair in value.index]).dropna()
 agreement = measured_order.cosine.corr(measured_order.paper, method="spearman")
 above = "above" if overall.effective_rank["dpo"] > overall.effective_rank.drop("dpo").max() else "not above"
 sd_dpo = value.cosine["sft", "dpo"] / value.chance_high["sft", "dpo"]
@@ -500,6 +506,22 @@ Markdown(f"SFT has a cosine of **{own.min():.3f} to {own.max():.3f}** with its o
 # %% [markdown]
 # So a cosine near one between two methods at one seed is no proof that their losses want the same. Which part of it belongs to the initial $A$ and which to the order is separated in the chapter on
 # [seeds](16_seeds.ipynb), the chance levels in [another](15_chance.ipynb), and whether DPO's small cosine is the rate's in a [third](17_matched_dpo.ipynb).
+#
+# ## On a pretrained model
+#
+# The same maps for SmolLM2-135M-Instruct, a model that many know, from weights rounded to four bits and adapted to the problems before the study began ([how](24_pretrained.ipynb), and all its other numbers).
+# With thirty layers a map shows what six cannot: whether anything changes with depth.
+
+# %% mystnb={"image": {"alt": "Five maps of four projections by thirty layers with the cosine of SFT with RFT, DFT, RIFT, Offline GRPO and DPO in each module of the pretrained model, cells within chance hatched"}, "figure": {"caption": "Cosine with SFT in each module of the pretrained model. Hatched: within the module's own 95 % band.", "name": "fig-norms-pretrained"}}
+second = profiles.load(pretrained)
+cosine_second = geometry.cosine_table(geometry.compare(updates.of_study(pretrained, second.main_runs)))
+figures.module_maps(*maps_of(cosine_second), "cosine");
+
+# %%
+rows, below, above_band = with_dpo(cosine_second)
+both = pd.concat([table[table.scope == "global"].set_index(["run_a", "run_b"]).cosine for table in (cosine, cosine_second)], axis=1)
+Markdown(f"In {{numref}}`fig-norms-pretrained` SFT and DPO are outside chance in {below + above_band} of {len(rows)} modules, {below} of them negative and {above_band} positive; here in {outside} of {len(dpo)}, {negative} negative. "
+         f"The stacked cosines of the two models, over the {len(both)} pairs, have a rank correlation of **{both.rank().corr().iloc[0, 1]:+.2f}**. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
 
 # %% [markdown]
 # ## Try it

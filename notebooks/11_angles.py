@@ -23,6 +23,7 @@
 
 # %% tags=["parameters"]
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+pretrained = "smollm2-135m"  # the study to set beside it at the end
 
 # %%
 import numpy as np
@@ -463,6 +464,29 @@ Markdown("Ordered by the smallest left angle with SFT, from near to far: "
 # Angles depend on $d$, $k$ and $r$, so that degrees from models of different width cannot be compared with each other. What can be compared
 # is each number's distance from its own chance level, and the order of the methods.
 #
+# ## On a pretrained model
+#
+# The smallest angles once more, for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](24_pretrained.ipynb)): each of its modules has more outputs than ours, so its bands lie nearer to 90 degrees.
+
+# %%
+second = profiles.load(pretrained)
+adapters_second = updates.of_study(pretrained, second.main_runs)
+smallest_second = {"ours": geometry.compare(adapters_second).angles, "by chance": {side: np.concatenate([null.angles[side] for null in geometry.compare_by_chance(adapters_second, 4)]) for side in ("left", "right")}}
+smallest_second = {what: {side: np.degrees(values) for side, values in found.items()} for what, found in smallest_second.items()}
+
+# %% mystnb={"image": {"alt": "Two panels of strips of dots, one for each of 120 modules: smallest left and smallest right angle with SFT for five objectives in the pretrained model, with grey chance bands"}, "figure": {"caption": "Smallest left and right angles with SFT in the pretrained model, one dot a module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-pretrained"}}
+dots = {side: {other: smallest_second["ours"][side][:, at["sft"], at[other], 0] for other in others} for side in ("left", "right")}
+bands = {side: {other: np.quantile(smallest_second["by chance"][side][:, at["sft"], at[other], 0], [0.025, 0.975]) for other in others} for side in ("left", "right")}
+figures.strips(dots, "smallest angle with SFT, degrees", bands);
+
+# %%
+under = {side: {other: int((values < bands[side][other][0]).sum()) for other, values in groups.items()} for side, groups in dots.items()}
+order_second = pd.Series({other: np.median(values) for other, values in dots["left"].items()})
+Markdown(f"Below the bands of {{numref}}`fig-angles-pretrained`, left and right, of {len(dots['left']['dpo'])} modules: " + "; ".join(f"{figures.LABELS[other]} {under['left'][other]} and {under['right'][other]}" for other in others)
+         + f". By the smallest left angle its order, from near to far, is {', '.join(figures.LABELS[other] for other in order_second.sort_values().index)}; the rank correlation with ours is **{order_second.corr(order_ours, method='spearman'):+.2f}**, "
+         f"with the paper's {order_second.corr(pd.Series(paper['smallest']).astype(float), method='spearman'):+.2f}. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+
+# %% [markdown]
 # ## Try it
 #
 # 1. Set $k$ to the full rank: `geometry.compare(adapters, k=study.lora.rank)`. What happens to the right angles?

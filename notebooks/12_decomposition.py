@@ -24,13 +24,14 @@
 
 # %% tags=["parameters"]
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+pretrained = "smollm2-135m"  # the study to set beside it at the end
 
 # %%
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import controls, figures, geometry, profiles, store, training, updates
+from helpers import controls, figures, geometry, paper, profiles, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -94,8 +95,8 @@ Markdown(f"In the module above the cosine is {cosine:.4f}, and $\\sqrt{{1 - {cos
 # paper's cosines with SFT go through the equation (for DPO, the middle of the range that it gives for the whole cluster).
 
 # %%
-paper = pd.Series({"rft": 0.977, "rift": 0.967, "offline-grpo": 0.74, "dft": 0.572, "dpo": 0.061}, name="cosine")
-implied = pd.DataFrame({"run": paper.index, "cosine": paper.values, "by_norm": np.sqrt(1 - paper.values ** 2), "by_energy": 1 - paper.values ** 2})
+with_sft = pd.Series({b: value for (a, b), value in paper.COSINES.items() if a == "sft"})
+implied = pd.DataFrame({"run": with_sft.index, "cosine": with_sft.values, "by_norm": np.sqrt(1 - with_sft.values ** 2), "by_energy": 1 - with_sft.values ** 2})
 figures.table(implied)
 
 # %%
@@ -367,6 +368,34 @@ Markdown(f"By norm, Offline GRPO is **{whole:.2f}** orthogonal to SFT here and .
 #
 # One more number of the paper, online GRPO's .998 with a cosine of .025, is by {eq}`eq-decomposition-fractions` once more a single statement. Its counterpart here, with the band of
 # chance, is in the chapter on [on-policy training](20_on_policy.ipynb).
+#
+# ## On a pretrained model
+#
+# Both questions for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](24_pretrained.ipynb)): how much of each update is orthogonal to SFT's at each of thirty layers, and how much of it lies in SFT's leading output directions.
+
+# %% mystnb={"image": {"alt": "Line plot of the orthogonal part by norm against the layer, thirty layers, for five methods in the pretrained model, with a chance band at one"}, "figure": {"caption": "Orthogonal part with respect to SFT, by norm, of each layer of the pretrained model. Grey: chance.", "name": "fig-decomposition-pretrained"}}
+second = profiles.load(pretrained)
+adapters_second = updates.of_study(pretrained, second.main_runs)
+compared_second = geometry.compare(adapters_second, k=k)
+parts_second = against(geometry.cosine_table(compared_second), "sft")
+figures.lines_of_runs({"": parts_second[parts_second.scope == "layer"]}, "layer", "by_norm", "layer", "orthogonal part, by norm");
+
+# %%
+depth_second, of_grpo = compared_second.modules.layer, list(second.main_runs).index("offline-grpo")
+late_second = {name: np.sqrt(1 - geometry.stacked_cosine(compared_second, np.flatnonzero(chosen))[0][0, of_grpo] ** 2) for name, chosen in controls.thirds(depth_second).items()}
+nulls_second = np.concatenate([null.alignment[:, 0] for null in geometry.compare_by_chance(adapters_second, 3, k=k)])
+aligned_second = pd.DataFrame([{"run": run, "orthogonal part": parts_second[(parts_second.scope == "global") & (parts_second.run == run)].by_norm.item(), "alignment, median": np.median(values),
+                                "chance, high": high, "modules above chance": f"{(values > high).mean():.0%}"}
+                               for place, run in enumerate(second.main_runs) if run != "sft" for values, high in [(compared_second.alignment[:, 0, place], np.quantile(nulls_second[:, place], 0.975))]])
+figures.table(aligned_second)
+
+# %%
+above = aligned_second.set_index("run")["modules above chance"]
+Markdown(f"In the pretrained model Offline GRPO is orthogonal to SFT by {late_second['middle']:.3f} in the middle layers and by **{late_second['last']:.3f}** in the last ones, here by {middle:.3f} and {late:.3f}, in the paper by .55 and .79 to .86. "
+         f"Above their bands of chance in the alignment with SFT's first {k} output directions are {above['dpo']} of DPO's modules there, and {line['modules above chance']} here. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+
+# %% [markdown]
+# In {numref}`fig-decomposition-pretrained` a rise of Offline GRPO's line towards the right end would be the paper's finding; the sentence above puts numbers on it.
 #
 # ## Try it
 #

@@ -67,7 +67,7 @@ Markdown(f"For example, an interval from 0.3 to 0.4 beside a band from −0.1 to
          f"from 0.05 to 0.4 it gives *{verdict.judge(True, 0.05, 0.4, (-0.1, 0.1))}*, and with a false ordering *{verdict.judge(False, 0.3, 0.4, (-0.1, 0.1))}*.")
 
 # %% [markdown]
-# Two things limit what such a line is worth. Three seeds a method give wide intervals, by [Student's factor](09_evaluation.ipynb) of 4.3, and no view of rare outcomes. And the control is in each case one of several possible ones;
+# Two things limit what such a line is worth. Few seeds a method, three in the small study, give wide intervals, by [Student's factor](09_evaluation.ipynb), and no view of rare outcomes. And the control is in each case one of several possible ones;
 # which one fits which claim is argued in the chapter on [chance levels](15_chance.ipynb). Lines about a single run, such as those at another rate, have no interval over seeds and say so.
 #
 # ## Behaviour
@@ -220,6 +220,20 @@ state_of("on-policy")
 # %% [markdown]
 # These lines come from one run of online GRPO; [its chapter](20_on_policy.ipynb) has the six offline objectives on the base's own rollouts too.
 #
+# ## A second model
+#
+# The paper repeats its geometry on a second pretrained model. So does this book, on SmolLM2-135M-Instruct (weights rounded to four bits, adapted to the problems: [how, and all its numbers](24_pretrained.ipynb)).
+
+# %%
+section("a second model")
+
+# %%
+state_of("a second model")
+
+# %% [markdown]
+# Fifteen cosines between six methods are not fifteen independent numbers, for one method that stands apart lowers five of them at once. The control exchanges the methods of one model in every possible way {cite:p}`mantel1967`: it is the
+# correlation that two geometries would have if the losses' names meant nothing.
+#
 # ## What was expected
 #
 # Before any control was run, a [list of predictions](../predictions.md) was written down, each with a range and with the outcome that would change our mind. Here is what came of them, unedited.
@@ -255,13 +269,21 @@ Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those 
 #
 # ## Beside other profiles
 #
-# The same claims for every study whose verdict has been computed in this copy of the book, one pair of columns each.
+# The same claims for every study whose verdict has been computed in this copy of the book or came with it, one pair of columns each. The verdict of a study with fewer controls has fewer lines, and one with two seeds has intervals that are three times as wide
+# as those of three, by Student's factor.
 
 # %%
 others = [name for name in profiles.names() if name not in (profile, "smoke") and store.table_path(name, "verdict").exists()]
 verdict.beside([profile, *others]).reset_index().style.hide(axis="index").set_properties(**{"text-align": "left"})
 
+# %%
+lists = verdict.agreement(profile, verdict.PRETRAINED)
+Markdown("\n".join(f"- Holds **{where}** ({len(names)}): {'; '.join(f'*{name}*' for name in names) or 'none'}." for where, names in lists.items()) + f"\n\n{store.table_origin(verdict.PRETRAINED, 'verdict')}")
+
 # %% [markdown]
+# To hold is to agree with the paper and to be outside the control's band. The first list is what two models, made in different ways, both confirm; the last is where both disagree with the paper or cannot tell. A claim in one of the two lists between them hangs on the model, or on how many
+# seeds it was given.
+#
 # ## Try it
 #
 # 1. How would the verdict on "DPO is nearly orthogonal to all others" change if the band were that of a fixed cosine of zero, `(0, 0)`?

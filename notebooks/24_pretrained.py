@@ -29,8 +29,9 @@ pretrained = "smollm2-135m"  # the study to set beside it
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from myst_nb import glue
 
-from helpers import controls, evaluation, figures, geometry, profiles, rollouts, statistics, store, updates
+from helpers import controls, evaluation, figures, geometry, paper, profiles, rollouts, statistics, store, updates
 
 studies = {name: profiles.load(name) for name in dict.fromkeys((profile, pretrained))}
 study, methods = studies[pretrained], list(studies[pretrained].main_runs)
@@ -40,11 +41,6 @@ figures.use_style()
 def answers(name, runs):
     """The stored answers of several runs or models of a study, below one another."""
     return pd.concat([pd.read_parquet(store.find(name, f"evaluation/{run}.parquet")).assign(run=run) for run in runs])
-
-
-def adapters_of(name, runs):
-    """The updates of several runs of a study."""
-    return {run: updates.load_update(store.find(name, f"runs/{run}/run.json").parent / "adapter") for run in runs}
 
 # %% [markdown]
 # ## How it was made
@@ -60,8 +56,8 @@ def adapters_of(name, runs):
 # %%
 def facts(name):
     """What a study is made of: model, problems, table of rollouts, runs."""
-    about, table = studies[name], rollouts.load_table(studies[name])
-    update = adapters_of(name, ["sft"])["sft"].values()
+    about, table = studies[name], pd.read_parquet(rollouts.require_table(studies[name]))
+    update = updates.of_study(name, ["sft"])["sft"].values()
     groups = rollouts.group_statistics(table)
     return {"attention modules": len(update), "width": max(part.A.shape[1] for part in update), "numbers in ΔW": f"{sum(part.B.shape[0] * part.A.shape[1] for part in update):,}",
             "rank of the adapters": about.lora.rank, "test problems": len(answers(name, ["base"]).query("split == 'test'")), "prompts": table.problem_id.nunique(), "rollouts a prompt": about.rollouts.samples, "right, of the rollouts": f"{table.reward.mean():.0%}",
@@ -73,7 +69,7 @@ def facts(name):
 pd.DataFrame({name: facts(name) for name in studies})
 
 # %%
-trained = [*methods, "dpo-matched", "sft-low", "rft-low", "sft-own", "rft-own", "dpo-own"]
+trained = [*methods, *(run for group in study.controls.values() for run in group.runs)]
 adapted = study.pretraining.models
 Markdown(f"The base was made in {adapted['base'].steps} steps of {study.pretraining.batch_size} worked solutions, the strong base in {adapted['strong-base'].steps}, the teacher in {adapted['teacher'].steps}; "
          f"adapters of rank {study.pretraining.lora.rank} on {', '.join(f'`{module}`' for module in study.pretraining.lora.modules)}. "
@@ -123,18 +119,15 @@ Markdown(f"On the test problems, {'; '.join(lines)}. Of the {len(family)} pairs 
 # One number a pair, all 120 modules stacked, each with the band in which 95 % of unrelated updates with the same spectra would lie.
 
 # %%
-compared = {name: geometry.compare(adapters_of(name, methods)) for name in studies}
+compared = {name: geometry.compare(updates.of_study(name, methods)) for name in studies}
 tables = {name: geometry.cosine_table(found) for name, found in compared.items()}
 overall = {name: table[table.scope == "global"].set_index(["run_a", "run_b"]) for name, table in tables.items()}
-paper = {("sft", "rft"): 0.977, ("sft", "rift"): 0.967, ("rft", "rift"): 0.969, ("sft", "dft"): 0.572, ("dft", "rift"): 0.536,
-         **dict.fromkeys([("sft", "offline-grpo"), ("rft", "offline-grpo"), ("rift", "offline-grpo")], 0.74),
-         **dict.fromkeys([("sft", "dpo"), ("rft", "dpo"), ("rift", "dpo")], 0.061)}
 
 # %% mystnb={"image": {"alt": "Dot plot of the cosine for all fifteen pairs of objectives in the pretrained model, with narrow grey chance bands around zero and open diamonds at the paper's values"}, "figure": {"caption": "Cosine of the updates for each pair in the pretrained model, 120 modules stacked. Grey: 95 % of unrelated updates with the same spectra. Open diamonds: the paper's values, where it gives one.", "name": "fig-pretrained-pairs"}}
-figures.pairs(overall[pretrained].reset_index(), "cosine", "cosine of the updates", paper);
+figures.pairs(overall[pretrained].reset_index(), "cosine", "cosine of the updates", paper.COSINES);
 
 # %%
-beside = pd.DataFrame({"paper": pd.Series(paper).reindex(overall[pretrained].index),
+beside = pd.DataFrame({"paper": pd.Series(paper.COSINES).reindex(overall[pretrained].index),
                        **{f"{name}{part}": value for name, table in overall.items() for part, value in (("", table.cosine), (", chance ±", table.chance_high))}})
 named = beside.reset_index(names=["run_a", "run_b"])
 figures.table(named.assign(run_a=named.run_a.map(figures.LABELS), run_b=named.run_b.map(figures.LABELS)))
@@ -215,7 +208,7 @@ Markdown("Over the thirty layers the cosine with SFT goes " + ", ".join(f"from {
 steps = study.runs["dpo-matched"].snapshots
 folder = store.find(pretrained, "runs/dpo-matched/run.json").parent
 near = ["sft", "rft", "sft-low", "rft-low", "dpo", "dpo-matched"]
-found = geometry.compare(adapters_of(pretrained, near) | {f"step {step}": updates.load_update(folder / "snapshots" / f"step-{step}") for step in steps})
+found = geometry.compare(updates.of_study(pretrained, near) | {f"step {step}": updates.load_update(folder / "snapshots" / f"step-{step}") for step in steps})
 lengths = geometry.updates_table(found).query("layer == -1").set_index("run").norm
 cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))
 along = pd.DataFrame([{"run": run, "norm": lengths[run], "norm / SFT's": lengths[run] / lengths["sft"], "cosine_sft": cosine.loc["sft", run], "chance_low": -1.96 * sd.loc["sft", run],
@@ -234,6 +227,8 @@ figures.table(both.assign(run_a=both.run_a.map(figures.LABELS), run_b=both.run_b
 way = along[along.run.str.startswith("step ")]
 reach = way.norm / lengths["sft"]
 at, right = along.set_index("run"), share.set_index("run").accuracy
+glue("pretrained-headline", f"the order of the fifteen cosines has a rank correlation of {beside[profile].rank().corr(beside[pretrained].rank()):+.2f} with that of the small models, DPO's update is {lengths['sft'] / lengths['dpo']:.0f} times shorter than SFT's, "
+     f"and at one learning rate DPO solves {right['dpo-matched']:.0%} where SFT solves {right['sft']:.0%} and the base {right['base']:.0%}", display=False)
 Markdown(f"At SFT's rate DPO's update is **{lengths['dpo-matched'] / lengths['sft']:.2f}** times as long as SFT's, and {lengths['dpo-matched'] / lengths['dpo']:.1f} times as long as DPO's at a tenth of the rate; SFT's grows {lengths['sft'] / lengths['sft-low']:.1f} times when its rate grows ten times. "
          f"DPO's cosine with SFT at one rate is **{at.cosine_sft['dpo-matched']:+.3f}** (chance ±{at.chance_high['dpo-matched']:.3f}), where RFT's is {at.cosine_sft['rft']:.3f}, and RFT's at a tenth of the rate {at.cosine_sft['rft-low']:.3f}. On its way, at {reach.min():.2f} to "
          f"{reach.max():.2f} of SFT's norm, the cosine is {way.cosine_sft.min():+.3f} to {way.cosine_sft.max():+.3f}. DPO at SFT's rate solves **{right['dpo-matched']:.1%}**, SFT {right['sft']:.1%}, DPO at its own rate {right['dpo']:.1%} and the base {right['base']:.1%}: "
@@ -243,14 +238,38 @@ Markdown(f"At SFT's rate DPO's update is **{lengths['dpo-matched'] / lengths['sf
 # Three things are separate here, as on [the page about the small model](17_matched_dpo.ipynb): whether DPO is short because of its rate, whether it is at right angles to SFT because of its rate, and whether it keeps the base's accuracy because of its rate. The numbers above
 # answer each for this model. One caution carries over too: at a rate as high as this, DPO magnifies rounding, and a single run is one draw from a wide distribution of updates.
 #
+# ## Another seed, other rows
+#
+# How much of a cosine near one is the shared start? The six were trained once more with another initial adapter and another order of the prompts. And SFT was trained on as many *random* rows as RFT has correct ones, which tells whether RFT's direction comes from the
+# correctness of its rows or from there being fewer of them.
+
+# %%
+seeds = {method: f"{method}-43-43" for method in methods}
+found = geometry.compare(updates.of_study(pretrained, [*methods, *seeds.values(), "sft-random"]))
+cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))
+again = pd.DataFrame([{"run_a": figures.LABELS[a], "run_b": figures.LABELS[b], "first seed": cosine.loc[a, b], "second seed": cosine.loc[seeds[a], seeds[b]],
+                       "across seeds": cosine.loc[a, seeds[b]], "chance ±": 1.96 * sd.loc[a, seeds[b]]} for a, b in overall[pretrained].index if a == "sft"])
+figures.table(again)
+
+# %%
+own = pd.Series({method: cosine.loc[method, seeds[method]] for method in methods})
+band = max(1.96 * sd.loc[method, seeds[method]] for method in methods)
+moved = (again["first seed"] - again["second seed"]).abs().max()
+Markdown(f"Between the two seeds a method has a cosine with itself of **{own.min():.3f}** ({figures.LABELS[own.idxmin()]}) to **{own.max():.3f}** ({figures.LABELS[own.idxmax()]}), with a widest band of chance of ±{band:.3f}. "
+         f"From seed to seed the five cosines with SFT move by at most {moved:.3f}. SFT on random rows has a cosine of **{cosine.loc['sft', 'sft-random']:.3f}** with SFT and {cosine.loc['rft', 'sft-random']:.3f} with RFT; RFT and SFT have {cosine.loc['sft', 'rft']:.3f}.")
+
+# %% [markdown]
+# The columns "first seed" and "second seed" compare two methods from one initial adapter. "Across seeds" compares them from two, and there a method is as far from itself as from its neighbours, as the small model showed at length on [the page about seeds](16_seeds.ipynb).
+# If random rows come as near to SFT as correct ones do, then "RFT is nearly SFT" says that a part of a table gives nearly the direction of the whole, and nothing about which part.
+#
 # ## On the base's own rollouts
 #
 # The teacher's rollouts carry two messages: how to calculate, and how to write. On rollouts that the base has sampled itself only the first is left, and for [SFT not even that](20_on_policy.ipynb): to imitate oneself is to stay.
 
 # %%
-written = rollouts.load_table(study, "base")
+written = pd.read_parquet(rollouts.require_table(study, "base"))
 named = {method: f"{method}-own" for method in ("sft", "rft", "dpo")}
-found = geometry.compare(adapters_of(pretrained, [*named, *named.values()]))
+found = geometry.compare(updates.of_study(pretrained, [*named, *named.values()]))
 cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))
 squares = {"on the teacher's rollouts": (list(named), list(named)), "on own rollouts": (list(named.values()),) * 2, "rows: teacher's, columns: own": (list(named), list(named.values()))}
 

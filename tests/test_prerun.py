@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import connectivity, evaluation, models, pipeline, profiles, store, training, updates
+from helpers import connectivity, controls, evaluation, geometry, models, pipeline, profiles, statistics, store, training, updates, verdict
 
 TINY = profiles.load("tiny")
 SHIPPED = sorted(path.parent.name for path in (store.ROOT / "results" / "prerun" / "tiny" / "runs").glob("*/run.json"))
@@ -67,8 +67,8 @@ def test_a_damaged_shipped_adapter_is_named(shipped, smoke):
 
 def test_the_page_says_what_was_trained_by_this_build(shipped, smoke):
     both = store.origin("smoke", [shipped, smoke.runs["sft"]])
-    assert "Of the 2 runs of this page, 1 were trained by this build; 1 come with the book" in both, both
-    assert store.origin("smoke", [smoke.runs["sft"]]).startswith("All 1 runs"), "nothing loaded, nothing claimed"
+    assert "Of these 2 runs, 1 were trained by this build; 1 come with the book" in both, both
+    assert store.origin("smoke", [smoke.runs["sft"]]).startswith("These 1 runs were all trained by this build"), "nothing loaded, nothing claimed"
 
 
 def test_the_pipeline_takes_what_is_shipped_and_makes_the_rest(shipped, smoke):
@@ -102,6 +102,9 @@ def test_a_study_that_comes_whole_is_served_from_where_it_lies(table, smoke, mon
     pd.testing.assert_frame_equal(connectivity.losses(study, "sft", "rft"), losses)
     pd.testing.assert_frame_equal(connectivity.answers(study, "sft", "rft"), answers)
     pd.testing.assert_frame_equal(store.read_table("smoke", "accuracy"), written)
+    assert "comes with the book, computed on 20" in store.table_origin("smoke", "accuracy"), "a served table says when it was made"
+    store.write_table("smoke", "accuracy", written)
+    assert "computed by this build" in store.table_origin("smoke", "accuracy"), "one made here goes before it"
 
 
 def test_an_adapter_in_bfloat16_is_half_the_file_and_the_same_for_everyone(table, smoke):
@@ -171,6 +174,30 @@ def test_what_is_shipped_of_the_pretrained_model_has_today_s_spec_data_and_recip
             assert store.identity_of(path) == evaluation.identity(study, of, part), f"{part} of {path.stem} belongs to other settings: make it again"
             found += 1
     assert found >= 19, "answers of three models and six runs, and what else was measured of them"
+
+
+@pytest.mark.slow
+def test_published_tables_of_the_pretrained_model_follow_from_its_adapters_and_records():
+    study = profiles.load(verdict.PRETRAINED)
+    kept = {path.stem: pd.read_parquet(path) for path in (store.shipped(study.name) / "tables").glob("*.parquet")}
+    compared = geometry.compare(updates.of_study(study.name, study.main_runs))
+    records = pd.concat([pd.read_parquet(store.shipped(study.name) / "evaluation" / f"{run}.parquet").assign(run=run) for run in ("base", *study.main_runs)])
+    walked = {path: connectivity.losses(study, *path) for path in study.paths}
+    again = {
+        "cosine": geometry.cosine_table(compared),
+        "updates": geometry.updates_table(compared, updates.norms_of(updates.weights_of(models.load_model(study), compared.modules.module))),
+        "orthogonal": geometry.orthogonal_table(compared),
+        "angles": geometry.angles_table(compared, geometry.compare_by_chance(updates.of_study(study.name, study.main_runs), 16)),
+        "replicas": controls.replicas_table(study),
+        "accuracy": statistics.accuracy_table(records),
+        "mcnemar": statistics.mcnemar_table(records),
+        "barriers": pd.concat([connectivity.barrier(found).assign(run_a=a, run_b=b) for (a, b), found in walked.items()]),
+        "verdict": verdict.verdict_table(study.name),
+    }
+    for name, table in again.items():
+        wanted = kept[name][kept[name].metric.isin(connectivity.METRICS)] if name == "barriers" else kept[name]
+        table, wanted = table[wanted.columns].reset_index(drop=True), wanted.reset_index(drop=True)
+        pd.testing.assert_frame_equal(table, wanted, rtol=1e-4, atol=1e-6, obj=f"the published table {name}")
 
 
 def chosen_by_the_commit():

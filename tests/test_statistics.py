@@ -8,7 +8,7 @@ import pytest
 import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as draw
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binomtest, spearmanr, ttest_1samp
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmodels
@@ -307,3 +307,21 @@ def test_more_answers_to_the_same_problems_do_not_make_more_problems():
     floor = 2 * 2.045 * rates.std(ddof=1) / np.sqrt(30)
     assert widths[0] > widths[1] > floor * 0.9, "many answers help"
     assert widths[2] == pytest.approx(floor, rel=0.1), "down to what 30 problems know of all problems"
+
+
+def test_mantel_has_the_rank_correlation_and_the_band_of_exchanged_objects():
+    rng = np.random.default_rng(0)
+    first, second = (part + part.T for part in rng.standard_normal((2, 6, 6)))
+    value, low, high = statistics.mantel(first, second)
+    above = np.triu_indices(6, 1)
+    assert value == pytest.approx(spearmanr(first[above], second[above]).statistic), "scipy's, on the entries above the diagonal"
+    order = rng.permutation(6)
+    assert statistics.mantel(first[np.ix_(order, order)], second[np.ix_(order, order)]) == pytest.approx((value, low, high)), "names of objects do not matter"
+    assert low < 0 < high, "unrelated matrices lie on both sides of zero"
+
+
+def test_mantel_s_band_is_wider_than_that_of_independent_pairs_where_one_object_stands_apart():
+    apart = np.ones((6, 6))
+    apart[5], apart[:, 5] = 0, 0  # one object unlike all others: the pairs fall together or not at all
+    value, _, high = statistics.mantel(apart, apart)
+    assert (value, high) == pytest.approx((1, 1)), "one exchange in six leaves the odd one in place, so that 1 is no surprise"

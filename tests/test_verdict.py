@@ -38,7 +38,8 @@ def planted(cosine_of, chance=0.05):
             rows.append(("cosine", a, b, seed, seed, cosine_of(a, b, seed)))
             rows += [(f"by norm, {where}", a, b, seed, seed, 0.7) for where in ("middle", "last")]
     rows += [("cosine", method, method, a, b, 0.3) for method, (a, b) in product(METHODS, combinations(SEEDS, 2))]
-    bands = [{"scope": "global", "run_a": a, "run_b": b, "chance_low": -chance, "chance_high": chance} for a, b in combinations(METHODS, 2)]
+    bands = [{"scope": "global", "run_a": a, "run_b": b, "cosine": cosine_of(a, b, SEEDS[0]), "chance_low": -chance, "chance_high": chance}
+             for a, b in combinations(METHODS, 2)]
     return {"replicas": pd.DataFrame(rows, columns=["statistic", "run_a", "run_b", "seed_a", "seed_b", "value"]), "cosine": pd.DataFrame(bands)}
 
 
@@ -73,7 +74,7 @@ def test_parts_without_their_controls_are_left_out(monkeypatch):
     monkeypatch.setattr(store, "read_table", read)
     for part in ("_vectors", "_size", "_angles", "_seeds"):  # what the planted tables say nothing of
         monkeypatch.setattr(verdict, part, verdict._rate)
-    assert list(verdict.verdict_table("tiny").part.unique()) == ["direction", "untested"], "tables of directions alone were written"
+    assert list(verdict.verdict_table("tiny").part.unique()) == ["direction", "a second model", "untested"], "tables of directions alone were written"
 
 
 def test_a_claim_that_fails_at_one_seed_does_not_hold():
@@ -103,3 +104,24 @@ def test_profiles_stand_beside_each_other_by_claim(workplace):
         store.write_table(name, "verdict", pd.DataFrame({"claim": ["one"], "paper": [".9"], "ours": [text], "verdict": [verdict.HOLDS]}))
     found = verdict.beside(["tiny", "smoke"]).loc["one"]
     assert [found[("tiny", "ours")], found[("smoke", "ours")]] == ["first", "second"], "one pair of columns a profile"
+
+
+def unrelated(seed):
+    rng = np.random.default_rng(seed)
+    return lambda *_: rng.uniform(-1, 1)
+
+
+@pytest.mark.parametrize(("cosine_of", "expected"), [(as_in_the_paper, {verdict.HOLDS}), (unrelated(1), {verdict.CHANCE, verdict.FAILS})])
+def test_a_second_model_confirms_the_geometry_if_its_cosines_are_in_the_same_order(monkeypatch, cosine_of, expected):
+    tables = {"tiny": planted(as_in_the_paper), verdict.PRETRAINED: planted(cosine_of)}
+    monkeypatch.setattr(store, "read_table", lambda name, table: tables[name][table])
+    row = next(iter(verdict._second(verdict._Tables("tiny"))))
+    assert row["verdict"] in expected, f"rank correlation {row['value']:.2f}, by chance {row['chance_low']:.2f} to {row['chance_high']:.2f}"
+    assert not list(verdict._second(verdict._Tables(verdict.PRETRAINED))), "a model is no second model to itself"
+
+
+def test_agreement_sorts_the_claims_of_two_studies(workplace):
+    for name, states in (("tiny", "hhff-"), ("smoke", "hfhf-")):
+        known = [{"h": verdict.HOLDS, "f": verdict.FAILS, "-": verdict.UNTESTED}[state] for state in states]
+        store.write_table(name, "verdict", pd.DataFrame({"claim": [*"abcde"], "verdict": known}))
+    assert list(verdict.agreement("tiny", "smoke").values()) == [["a"], ["b"], ["c"], ["d"]], "both, the first only, the second only, neither; untested in none"

@@ -11,9 +11,8 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from math_verify import LatexExtractionConfig, parse, verify
 
-from helpers import profiles
+from helpers import profiles, verifier
 
 MANNERS = ("terse", "wordy")
 SPLITS = ("train", "validation", "test", "hard")
@@ -244,7 +243,7 @@ def grade(completion, answer):
     found = _last_box(completion)
     if found is None:
         return Grade(None, False, "no box")
-    readable, correct = _compare(found, answer)
+    readable, correct = verifier.compare(found, answer)
     return Grade(found, correct, "boxed" if readable else "unreadable")
 
 
@@ -264,15 +263,7 @@ def grade_by_last_number(completion, answer):
     numbers = _NUMBER.findall(completion)
     if not numbers:
         return Grade(None, False, "no number")
-    return Grade(numbers[-1], _compare(numbers[-1], answer)[1], "number")
-
-
-@functools.cache
-def _compare(found, answer):
-    """(whether math-verify can read `found`, whether it equals `answer`)."""
-    box = "\\boxed{%s}"
-    read = parse(box % found, [LatexExtractionConfig()])
-    return bool(read), bool(read) and verify(parse(box % answer, [LatexExtractionConfig()]), read)
+    return Grade(numbers[-1], verifier.compare(numbers[-1], answer)[1], "number")
 
 
 def written_equations(completion):

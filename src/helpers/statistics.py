@@ -4,12 +4,12 @@ Comes after `evaluation`. Works on records with one row a problem, the definitio
 have them, and on inner products with one row a run.
 """
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm, t
+from scipy.stats import binomtest, norm, rankdata, t
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -113,6 +113,20 @@ def bootstrap_ratio(numerators, denominators, seed=0, draws=2000):
     ratios = numerators[chosen].sum(1) / denominators[chosen].sum(1)
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return numerators.sum() / denominators.sum(), float(low), float(high)
+
+
+def mantel(first, second):
+    """Mantel's test of two symmetric matrices over the same few objects: (value, low, high).
+
+    value: Spearman's rank correlation of the entries above the diagonals. low, high: the middle 95 % of its values when the objects of one
+    matrix are exchanged in every possible way, since entries that share an object are not independent (Mantel 1967).
+    """
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    above = np.triu_indices(len(first), 1)
+    ranks = rankdata(second[above])
+    values = [np.corrcoef(rankdata(first[np.ix_(order, order)][above]), ranks)[0, 1] for order in permutations(range(len(first)))]
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(values[0]), float(low), float(high)
 
 
 def crossed_parts(gram, levels):

@@ -63,10 +63,10 @@ def origin(profile_name, runs):
     folders = {run.name: place(profile_name, run) for run in runs}
     records = [json.loads((folder / "runs" / name / "run.json").read_text()) for name, folder in folders.items() if folder == shipped(profile_name)]
     if not records:
-        return f"All {len(runs)} runs of this page were trained by this build."
+        return f"These {len(runs)} runs were all trained by this build."
     dates = sorted({record["date"] for record in records})
     places = sorted({f"torch {record['place']['torch']}, {record['place']['processor']}" for record in records})
-    return (f"Of the {len(runs)} runs of this page, {len(runs) - len(records)} were trained by this build; {len(records)} come with the book, trained on "
+    return (f"Of these {len(runs)} runs, {len(runs) - len(records)} were trained by this build; {len(records)} come with the book, trained on "
             f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))} ({'; '.join(places)}). All geometry and all statistics are computed here.")
 
 
@@ -267,7 +267,7 @@ def write_frame(path, frame_, metadata=None):
 
 def write_table(profile_name, name, frame_):
     """Write a tidy table of results, `results/<profile>/tables/<name>.parquet`, one value a row; returns it unchanged."""
-    write_frame(results(profile_name) / "tables" / f"{name}.parquet", frame_)
+    write_frame(results(profile_name) / "tables" / f"{name}.parquet", frame_, {"date": time.strftime("%Y-%m-%d"), "place": as_json(provenance())})
     return frame_
 
 
@@ -284,3 +284,13 @@ def read_table(profile_name, name):
     if not path.exists():
         raise FileNotFoundError(f"no table {path.relative_to(ROOT)} yet: `make book` runs the notebooks that write it")
     return pd.read_parquet(path)
+
+
+def table_origin(profile_name, name):
+    """A sentence for the page: whether this build computed a table, or when and with what it was."""
+    path = table_path(profile_name, name)
+    if not path.is_relative_to(shipped(profile_name)):
+        return f"The table `{name}` of `{profile_name}` was computed by this build."
+    made = pq.read_schema(path).metadata
+    place = json.loads(made[b"place"])
+    return f"The table `{name}` of `{profile_name}` comes with the book, computed on {made[b'date'].decode()} (torch {place['torch']}, {place['processor']})."

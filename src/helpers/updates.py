@@ -96,6 +96,11 @@ def load_update(adapter):
     return {module: _factors(path, config, module, weights) for module in modules}
 
 
+def of_study(profile_name, runs):
+    """{run: its update} for named runs of a study, as they came with the book or were trained before; nothing is trained."""
+    return {run: load_update(store.find(profile_name, f"runs/{run}/run.json").parent / "adapter") for run in runs}
+
+
 def _factors(path, config, module, weights):
     """One module's `Factors`, checked."""
     pair = [weights.get(f"{_PREFIX}{module}.lora_{side}.weight") for side in "BA"]

@@ -10,12 +10,14 @@ import contextlib
 import numpy as np
 import pandas as pd
 
-from helpers import controls, store
+from helpers import controls, statistics, store
 from helpers.figures import LABELS
+from helpers.paper import COSINES
 
 FAMILY = ("sft", "rft", "dft", "rift", "offline-grpo")
 HOLDS, CHANCE, CONSTRUCTION, FAILS = "holds", "holds, but at chance", "holds, by construction", "does not hold here"
 UNTESTED = "can't be tested at this size"
+PRETRAINED = "smollm2-135m"  # the study that others are set beside as a second model
 _LEAD = 5.3  # points, the smallest lead of the paper's DPO over the other five: two accuracies are equal if they differ by less
 _TOLERANCE = 0.01  # nats by which a curve may leave the range of its ends and still count as lying between them
 
@@ -29,7 +31,7 @@ def verdict_table(profile_name):
     Parts that need a table of a page that the profile has no controls for are left out.
     """
     tables, rows = _Tables(profile_name), []
-    for part in (_behaviour, _rate, _direction, _vectors, _size, _angles, _seeds, _paths, _representations, _online, _untested):
+    for part in (_behaviour, _rate, _direction, _vectors, _size, _angles, _seeds, _paths, _representations, _online, _second, _untested):
         with contextlib.suppress(FileNotFoundError):
             rows += list(part(tables))
     return pd.DataFrame(rows)
@@ -59,6 +61,15 @@ def judge(is_true, low, high, band=None, by_construction=False, margin=None):
     if margin is not None:
         return HOLDS if -margin < low and high < margin else CHANCE
     return HOLDS if band is None or low > band[1] or high < band[0] else CHANCE
+
+
+def agreement(profile_name, other):
+    """Claims by where they hold: {"in both": [...], "in <one> only": [...], "in neither": [...]}, of those that both studies have a verdict on that says so."""
+    held = {name: store.read_table(name, "verdict").query("verdict != @UNTESTED").set_index("claim").verdict == HOLDS for name in (profile_name, other)}
+    both = pd.DataFrame(held).dropna().astype(bool)
+    first, second = both[profile_name], both[other]
+    return {"in both": [*both.index[first & second]], f"in {profile_name} only": [*both.index[first & ~second]],
+            f"in {other} only": [*both.index[~first & second]], "in neither": [*both.index[~first & ~second]]}
 
 
 def beside(profile_names):
@@ -267,30 +278,30 @@ def _direction(tables):
     with_dpo = np.max([np.abs(found[run, "dpo"]) for run in FAMILY], axis=0)
     nearest = max(FAMILY, key=lambda run: abs(found[run, "dpo"]).mean())
     own = controls.between_seeds(tables["replicas"], "cosine", "sft")
-    for a, b, paper, number in (("sft", "rft", ".977", 0.977), ("sft", "rift", ".967", 0.967), ("rft", "rift", ".969", 0.969)):
+    for a, b in (("sft", "rft"), ("sft", "rift"), ("rft", "rift")):
         yield _row(
             "direction",
             f"{LABELS[a]} and {LABELS[b]} are nearly one direction",
-            paper,
+            _decimals(COSINES[a, b]),
             controls.interval(found[a, b]),
             f"cosine; unrelated updates {_text(_band(tables, a, b))}; SFT with SFT of another seed {own.min():.3f} to {own.max():.3f}",
             (found[a, b] > np.max(list(middle.values()), axis=0)).all(),
             _band(tables, a, b),
-            number,
+            COSINES[a, b],
         )
-    for run, claim, paper, number in (
-        ("offline-grpo", "Offline GRPO is near the cluster, but not in it", "about .74", 0.74),
-        ("dft", "DFT is between the cluster and DPO too", ".572", 0.572),
+    for run, claim, about in (
+        ("offline-grpo", "Offline GRPO is near the cluster, but not in it", "about "),
+        ("dft", "DFT is between the cluster and DPO too", ""),
     ):
         yield _row(
             "direction",
             claim,
-            paper,
+            about + _decimals(COSINES["sft", run]),
             controls.interval(middle[run]),
             f"cosine with SFT; unrelated updates {_text(_band(tables, 'sft', run))}",
             ((with_dpo < middle[run]) & (middle[run] < lowest)).all(),
             _band(tables, "sft", run),
-            number,
+            COSINES["sft", run],
         )
     yield _row(
         "direction",
@@ -338,6 +349,10 @@ def _direction(tables):
         (0, 0),
         form="{:+.3f}",
     )
+
+
+def _decimals(number):
+    return f"{number:g}".removeprefix("0")
 
 
 def _text(band):
@@ -666,22 +681,41 @@ def _online(tables):
     )
 
 
+def _second(tables):
+    if tables.profile_name == PRETRAINED:
+        return
+    matrices = [_square(table.query("scope == 'global'")) for table in (tables["cosine"], store.read_table(PRETRAINED, "cosine"))]
+    value, low, high = statistics.mantel(*matrices)
+    yield _row(
+        "a second model",
+        "Another model gives the same geometry",
+        "Llama-3.2-3B beside Qwen3-4B",
+        [value] * 3,
+        f"rank correlation of the cosines of all pairs with those of {PRETRAINED}; methods exchanged at random {_text((low, high))}",
+        value > 0,
+        (low, high),
+        form="{:+.2f}",
+    )
+
+
+def _square(pairs):
+    """The cosines of all pairs of main runs as a symmetric matrix, methods in one order."""
+    methods = (*FAMILY, "dpo")
+    return np.array([[1.0 if a == b else _pair(pairs, a, b).cosine.item() for b in methods] for a in methods])
+
+
 def _untested(tables):
-    for claim, paper, control in (
-        ("The same geometry in a second pretrained model", "Llama-3.2-3B", "the models of this profile are made by this book"),
-        ("On 30 problems SFT and DPO do not differ", "p = .07 (AIME26)", "with 8 discordant problems no test can tell"),
-    ):
-        yield {
-            "part": "untested",
-            "claim": claim,
-            "paper": paper,
-            "value": np.nan,
-            "low": np.nan,
-            "high": np.nan,
-            "control": control,
-            "verdict": UNTESTED,
-            "ours": "–",
-            "paper_value": np.nan,
-            "chance_low": np.nan,
-            "chance_high": np.nan,
-        }
+    yield {
+        "part": "untested",
+        "claim": "On 30 problems SFT and DPO do not differ",
+        "paper": "p = .07 (AIME26)",
+        "value": np.nan,
+        "low": np.nan,
+        "high": np.nan,
+        "control": "with 8 discordant problems no test can tell",
+        "verdict": UNTESTED,
+        "ours": "–",
+        "paper_value": np.nan,
+        "chance_low": np.nan,
+        "chance_high": np.nan,
+    }
