@@ -9,7 +9,8 @@ from helpers import pipeline, profiles
 PROFILE = config.get("profile", "tiny")
 study = profiles.load(PROFILE)
 RESULTS = f"results/{PROFILE}"
-TABLES = {"teacher": study.rollouts.table or f"{RESULTS}/rollouts.parquet", "base": study.rollouts.own_table or f"{RESULTS}/own-rollouts.parquet"}
+TABLES = {} if study.published else {
+    "teacher": study.rollouts.table or f"{RESULTS}/rollouts.parquet", "base": study.rollouts.own_table or f"{RESULTS}/own-rollouts.parquet"}
 MODELS = [model for model in study.models if not study.is_elsewhere(model)]
 NOTEBOOKS = pipeline.notebooks(study)
 SINGLE = [*study.runs] if pipeline.is_large(study) else [*study.main_runs]  # runs that are trained by a job of their own
@@ -59,7 +60,7 @@ rule train:
     input:
         pipeline.modules("src/helpers/training.py"),
         MODEL_FILES,
-        lambda wildcards: TABLES[study.runs[wildcards.run].writer],
+        lambda wildcards: TABLES.get(study.runs[wildcards.run].writer, []),
     params:
         spec=lambda wildcards: pipeline.spec(study, wildcards.run),
     output:

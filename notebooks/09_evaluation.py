@@ -86,7 +86,28 @@ figures.intervals(accuracy[accuracy.split == "hard"], "accuracy", "low", "high",
 
 # %% [markdown]
 # Fewer problems make the intervals of {numref}`fig-evaluation-hard` wider. In the paper this set was AIME with 30 problems, where a difference of
-# twenty points is within the reach of chance.
+# twenty points is within the reach of chance. Does it help to ask each problem many times, at a temperature above zero? The answers to one problem are alike, so they are a cluster and not so many problems. With $m$ answers to each of $n$
+# problems, and $s_i$ the sum over the answers to problem $i$ of their distances from the overall mean,
+#
+# ```{math}
+# :label: eq-evaluation-clustered
+# \text{standard error}^2 = \frac{n}{n - 1} \sum_{i=1}^{n} \Big(\frac{s_i}{n\,m}\Big)^2 .
+# ```
+
+# %%
+def asked_often(run):
+    """Accuracy over many answers to each hard problem: with the interval over problems, and half of its width as if all answers were independent."""
+    found = evaluation.sampled(study, runs.get(run, run))
+    mean, low, high = statistics.clustered_mean(found.correct, found.problem_id)
+    return {"run": run, "answers a problem": study.sampled.samples, "accuracy": mean, "low": low, "high": high,
+            "±, over problems": (high - low) / 2, "±, as if independent": 1.96 * np.sqrt(mean * (1 - mean) / len(found))}
+
+
+figures.table(pd.DataFrame([asked_often(run) for run in ["base", *runs]])) if study.sampled else Markdown("This profile asks each problem once.")
+
+# %% [markdown]
+# By {eq}`eq-evaluation-clustered` the answers beyond the first narrow an interval only as far as the model is undecided about single problems; what is left is the choice of the problems, and no number of answers makes more of those. An error computed as if all answers were
+# independent is too small by the ratio of the last two columns.
 #
 # ## Is it reasoning or format?
 #

@@ -72,7 +72,6 @@ def flat_cosine(first, second):
     return float(torch.nn.functional.cosine_similarity(flat(first), flat(second), dim=0))
 
 
-# %%
 sft = adapters["sft"][example]
 M = torch.randn(len(sft.A), len(sft.A), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 turned = updates.Factors(sft.B.double() @ M, torch.linalg.solve(M, sft.A.double()), sft.scale)
@@ -152,7 +151,6 @@ def reach(rates, rank, scale, outputs):
     return factor * np.sqrt(np.sum(np.square(rates))), factor * np.sum(rates)
 
 
-# %%
 scale, rates = sft.scale, {}
 for name, run in runs.items():
     rates[name] = pd.read_parquet(training.train(study, run) / "history.parquet").learning_rate
@@ -477,9 +475,10 @@ lines = [{"quantity": f"cosine {figures.LABELS[a]} – {figures.LABELS[b]}", "pa
           "paper's chance level": f"±{bracket[0]:.4f} to ±{bracket[1]:.4f}", "ours": f"{value.cosine[a, b]:.3f}",
           "our chance level": f"±{value.chance_high[a, b]:.3f}", **over_seeds.loc[(a, b)]}
          for (a, b), number in paper.COSINES.items()]
+ratios = [a / b for a, b in zip(*(controls.at_seeds(replicas, "norm", name) for name in ("sft", "dpo")), strict=False)]
 lines.append({"quantity": "norm SFT / DPO", "paper": "13", "paper's chance level": "10 (the rates)",
               "ours": f"{overall.norm['sft'] / overall.norm['dpo']:.1f}", "our chance level": f"{rate_ratio:g} (the rates)",
-              "over seeds": " to ".join(f"{ratio:.1f}" for ratio in sorted(controls.at_seeds(replicas, "norm", "sft") / controls.at_seeds(replicas, "norm", "dpo"))[:: len(controls.replicas(study)) - 1])})
+              "over seeds": f"{min(ratios):.1f} to {max(ratios):.1f}"})
 for name, number in {"sft": "about 16", "offline-grpo": "14.8", "dpo": "24.5"}.items():
     lines.append({"quantity": f"effective rank {figures.LABELS[name]}", "paper": f"{number} of 32",
                   "paper's chance level": f"{paper_ceiling:.1f}", "ours": f"{overall.effective_rank[name]:.1f} of {study.lora.rank}",

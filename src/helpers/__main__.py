@@ -92,7 +92,7 @@ def _evaluate(chosen):
     profile = profiles.load(chosen.profile)
     run = chosen.run if chosen.run in profile.models else profiles.run(profile, chosen.run)
     evaluation.evaluate(profile, run)
-    if profile.sampled:
+    if profile.sampled and chosen.run in ("base", *profile.main_runs):
         evaluation.sampled(profile, run)
     if run != chosen.run:
         evaluation.divergence(profile, run)

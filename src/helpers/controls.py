@@ -94,6 +94,6 @@ def beside(table, statistic, pairs, form="{:.3f}"):
     Columns run_a, run_b, "over seeds" (mean and range), "same loss, another seed" (mean and range).
     """
     def text(values):
-        return f"{form.format(values.mean())} ({form.format(values.min())} to {form.format(values.max())})"
+        return "–" if not len(values) else f"{form.format(values.mean())} ({form.format(values.min())} to {form.format(values.max())})"
     return pd.DataFrame([{"run_a": a, "run_b": b, "over seeds": text(at_seeds(table, statistic, a, b)),
                           "same loss, another seed": text(between_seeds(table, statistic, a))} for a, b in pairs])

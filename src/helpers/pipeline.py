@@ -15,11 +15,12 @@ _RECORDS = ("evaluation", "divergence", "sampled", "validation", "samples", "hel
             "tables")  # folders of results
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 READS = {
-    "01_problems": ("models", "templated"), "02_rollouts": (), "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
+    "01_problems": ("models", "templated"), "02_rollouts": ("rollouts",),
+    "03_sft": ("sft",), "04_rft": ("rft", "sft"), "05_dft": ("dft",), "06_rift": ("rift",),
     "07_offline_grpo": ("offline-grpo",), "08_dpo": ("dpo",), "09_evaluation": ("models", "main", "seeds"), "10_norms": ("adapters", "seeds"),
     "11_angles": ("adapters", "10_norms"), "12_decomposition": ("adapters", "10_norms"), "13_connectivity": ("adapters", "paths", "held-out", "seeds"),
     "14_representations": ("adapters", "held-out", "seeds", "templated"),  # short texts, since it keeps every state
-    "15_chance": ("adapters", "seeds"),
+    "15_chance": ("adapters", "seeds", "all methods"),
     "16_seeds": ("main", "seeds", "grid-sft", "grid-rft", "grid-dpo", "mirrored", "rates", "subset", "held-out"),
     "17_matched_dpo": ("models", "main", "matched", "rates", "rounding", "strong", "preference", "paths", "held-out"),
     "18_gradient_plane": ("adapters", "snapshots"), "19_variants": ("main", "rift-variants", "grpo-variants", "grid-rft"),
@@ -85,12 +86,20 @@ def group_files(study, group):
 
 
 def notebooks(study):
-    """The notebooks for which the profile has what they read: problems, runs, groups of controls, snapshots; the verdict does without the pages left out."""
-    known, kept = {"models", "main", "adapters", "paths", "held-out", *study.runs, *study.controls}, []
+    """The notebooks for which the profile has what they read: problems, runs, groups of controls, snapshots; the verdict does without the pages left out.
+
+    Of adapters that were published there is the geometry alone.
+    """
+    known, kept = {"adapters", *study.controls}, []
+    if not study.published:
+        known |= {"rollouts", "models", "main", "paths", "held-out", *study.runs}
     if isinstance(study.problems, profiles.ProblemSettings):
         known.add("templated")
     if all(study.runs[name].snapshots for name in study.main_runs):
         known.add("snapshots")
+    replicas = study.controls["seeds"].runs if "seeds" in study.controls else ()
+    if {study.runs[name].objective for name in replicas} == {study.runs[name].objective for name in study.main_runs}:
+        known.add("all methods")
     for notebook, needs in READS.items():
         if known.issuperset(needs) or notebook == "22_verdict":
             kept.append(notebook)
@@ -101,8 +110,9 @@ def notebooks(study):
 def artefacts(study, notebook):
     """Files that a notebook reads, relative to the repository.
 
-    Its needs in `READS` are "templated" problems, "models" (evaluated), "main" (the six runs, evaluated), "adapters" (the six runs), "paths" between
-    them, "snapshots" of theirs, "held-out" texts, one run or one group of controls by its name, or another notebook, for the tables that it writes.
+    Its needs in `READS` are "templated" problems, the table of "rollouts", "models" (evaluated), "main" (the six runs, evaluated), "adapters" (the
+    six runs), "paths" between them, "snapshots" of theirs, "held-out" texts, one run or one group of controls by its name, seeds for "all methods", or
+    another notebook, for the tables that it writes.
     """
     needs = READS[notebook]
     evaluated = list(study.main_runs) if "main" in needs else [need for need in needs if need in study.runs]

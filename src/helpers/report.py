@@ -6,7 +6,6 @@ Comes after `representations`; beside the study, not in it: it knows no profile 
 import base64
 import io
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from helpers import geometry, store, updates
 
 _NULLS = 5  # draws of the matched null, each pooled over all modules of one shape
 _POINTS = 25
-_HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,11 @@ def compare_adapters(adapters, base=None, reference=None, texts=None):
         raise updates.AdapterError(f"no adapter is called {reference!r}: the reference is one of {', '.join(named)}")
     if texts and not base:
         raise updates.AdapterError("losses along paths and CKA need the base model: add --base")
-    folders = {name: _fetched(place) for name, place in named.items()}
+    folders = {name: updates.fetched(place) for name, place in named.items()}
     settings = {name: updates.read_config(folder) for name, folder in folders.items()}
     lines = _texts(Path(texts)) if texts else None
     loaded, left_out = updates.common({name: updates.load_update(folder) for name, folder in folders.items()})
-    base_folder = _fetched(base, ("*.json", "*.safetensors", "*.jinja", "*.txt")) if base else None
+    base_folder = updates.fetched(base, ("*.json", "*.safetensors", "*.jinja", "*.txt")) if base else None
     weights = _base_weights(base_folder, loaded) if base else None
     compared = geometry.compare(loaded)
     tables = {"cosine": geometry.cosine_table(compared), "orthogonal": geometry.orthogonal_table(compared, [reference])}
@@ -103,22 +101,6 @@ def _named(places):
             raise updates.AdapterError(f"two adapters are called {name!r} ({found[name]} and {rest}): name them, as in first={found[name]} second={rest}")
         found[name] = rest
     return found
-
-
-def _fetched(place, patterns=("adapter_config.json", "adapter_model.safetensors")):
-    """The local folder of a path or hub id (`owner/name` or `owner/name/folder`); only JSON and safetensors are fetched, no code."""
-    folder = Path(place)
-    if folder.exists() or not _HUB.fullmatch(str(place)) or ".." in folder.parts:
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    owner, name, *inside = str(place).split("/")
-    wanted = ["/".join([*inside, pattern]) for pattern in patterns]
-    try:
-        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted), *inside)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise FileNotFoundError(f"{place} is no folder here, and the hub does not give it ({type(error).__name__}): check the name or the network") from error
 
 
 def _warnings(settings, left_out):

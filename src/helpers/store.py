@@ -61,6 +61,8 @@ def place(profile_name, run):
 def origin(profile_name, runs):
     """A sentence for the page: how many of these runs (specs) were trained by this build, and when and with what the others were."""
     folders = {run.name: place(profile_name, run) for run in runs}
+    if any(_mark(folder / "runs" / name, "published") for name, folder in folders.items()):
+        return "The adapters of this page were published by others. All geometry and all statistics are computed here."
     records = [json.loads((folder / "runs" / name / "run.json").read_text()) for name, folder in folders.items() if folder == shipped(profile_name)]
     if not records:
         return f"These {len(runs)} runs were all trained by this build."

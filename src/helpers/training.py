@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from helpers import models, objectives, rollouts, store
+from helpers import models, objectives, published, rollouts, store
 
 CHECKPOINTS_A_RUN = 3
 _HISTORY = ("step", "loss", "grad_norm", "learning_rate", "reward")  # the mean reward of a step exists online only
@@ -174,6 +174,8 @@ def processes():
 
 def identity(profile, run):
     """Hash of all that determines a run's adapter, with the recipe's number in place of the code: spec, adapter settings, base model, table."""
+    if profile.published:
+        return published.identity(profile, run)
     spec, lora = run.model_dump(exclude={"name"}), profile.lora.model_dump(exclude_defaults=True)
     precision = {} if profile.compute.dtype == "float32" else {"dtype": profile.compute.dtype}
     return store.digest({"run": spec, "lora": lora, **precision, "base": models.model_digest(profile.name, run.base),
@@ -194,10 +196,10 @@ def train(profile, run):
     """Folder of the finished run, with `adapter/`, `history.parquet`, `run.json`, and `snapshots/step-N/` where the run keeps some.
 
     Returns at once when the store holds a run of the same spec, data and code, or results/prerun one of the same spec, data and
-    recipe; goes on from the last checkpoint of an interrupted one; trains otherwise. Started in several `processes`, each
-    takes its share of a step's rows, the update is that of one process, and the first process writes.
+    recipe; goes on from the last checkpoint of an interrupted one; takes the adapter that was `published`; trains otherwise. Started in
+    several `processes`, each takes its share of a step's rows, the update is that of one process, and the first process writes.
     """
-    if run.objective not in objectives.ONLINE:
+    if not profile.published and run.objective not in objectives.ONLINE:
         objectives.check_options(run.objective, run.options)
         rollouts.require_table(profile, run.writer)
     with processes().main_process_first():
@@ -209,6 +211,9 @@ def train(profile, run):
     if store.identity_of(shipped) == own:
         _check_adapter(shipped)
         return shipped
+    if profile.published:
+        published.adopt(run, published.adapter_of(profile, run), folder, {"fingerprint": mark, "identity": own})
+        return folder
     torch.set_num_threads(run.threads)
     work = store.results(profile.name) / "checkpoints" / mark
     started = time.monotonic()

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from helpers import store
 
 _PREFIX = "base_model.model."
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What makes an adapter more than scale B A, by its field in PEFT's configuration, and the values that are harmless. The other ways of
 # initialising (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W0 as well.
 _OTHERS = {"use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, []), "lora_bias": (False, None),
@@ -55,10 +56,10 @@ def read_config(adapter):
     if not folder.exists():
         raise FileNotFoundError(f"no adapter at {folder}: name a PEFT folder, such as results/tiny/runs/sft/adapter")
     if not folder.is_dir():
-        raise AdapterError(f"{folder} is not a folder: name the folder that holds {_CONFIG}, not a file in it")
-    path = _inside(folder, _CONFIG)
+        raise AdapterError(f"{folder} is not a folder: name the folder that holds {CONFIG}, not a file in it")
+    path = _inside(folder, CONFIG)
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no adapter ({_CONFIG} is missing): name a PEFT folder, such as results/tiny/runs/sft/adapter")
+        raise FileNotFoundError(f"{folder} holds no adapter ({CONFIG} is missing): name a PEFT folder, such as results/tiny/runs/sft/adapter")
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -68,7 +69,7 @@ def read_config(adapter):
         raise AdapterError(f"{path}: peft_type is {kind!r}; only LORA adapters have the form dW = scale B A")
     for field, harmless in _OTHERS.items():
         if (value := config.get(field)) not in harmless:
-            raise AdapterError(f"{folder} is not a plain LoRA adapter: {field} is {value!r} in {_CONFIG}, which is not of the form dW = scale B A; "
+            raise AdapterError(f"{folder} is not a plain LoRA adapter: {field} is {value!r} in {CONFIG}, which is not of the form dW = scale B A; "
                                "merge it into its base and compare the models, or train without it")
     return config
 
@@ -96,6 +97,25 @@ def load_update(adapter):
     return {module: _factors(path, config, module, weights) for module in modules}
 
 
+def fetched(place, patterns=(CONFIG, WEIGHTS)):
+    """The local folder of a path or hub id (`owner/name` or `owner/name/folder`); only files that match are fetched, none of them code.
+
+    Raises FileNotFoundError for what is no folder and can't be had from the hub.
+    """
+    folder = Path(place)
+    if folder.exists() or not _HUB.fullmatch(str(place)) or ".." in folder.parts:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    owner, name, *inside = str(place).split("/")
+    wanted = ["/".join([*inside, pattern]) for pattern in patterns]
+    try:
+        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted), *inside)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise FileNotFoundError(f"{place} is no folder here, and the hub does not give it ({type(error).__name__}): check the name or the network") from error
+
+
 def of_study(profile_name, runs):
     """{run: its update} for named runs of a study, as they came with the book or were trained before; nothing is trained."""
     return {run: load_update(store.find(profile_name, f"runs/{run}/run.json").parent / "adapter") for run in runs}
@@ -118,23 +138,23 @@ def _factors(path, config, module, weights):
         rank = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
         alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     except (AttributeError, re.error) as error:
-        raise AdapterError(f"{path.with_name(_CONFIG)}: rank_pattern or alpha_pattern does not map regular expressions to numbers ({error})") from error
+        raise AdapterError(f"{path.with_name(CONFIG)}: rank_pattern or alpha_pattern does not map regular expressions to numbers ({error})") from error
     if not B.shape[1] == A.shape[0] == rank or not rank:
         raise AdapterError(f"{path}: {module} has B {tuple(B.shape)} and A {tuple(A.shape)}, but the configuration says rank {rank}: "
-                           f"{_CONFIG} and {_WEIGHTS} belong to different adapters")
+                           f"{CONFIG} and {WEIGHTS} belong to different adapters")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterError(f"{path.with_name(_CONFIG)}: lora_alpha is {alpha!r} for {module}; it must be a number")
+        raise AdapterError(f"{path.with_name(CONFIG)}: lora_alpha is {alpha!r} for {module}; it must be a number")
     return Factors(B, A, alpha / (rank ** 0.5 if config.get("use_rslora") else rank), bool(config.get("fan_in_fan_out")))
 
 
 def _weights_file(folder):
-    path = _inside(folder, _WEIGHTS)
+    path = _inside(folder, WEIGHTS)
     if not path.exists():
         if (folder / "adapter_model.bin").exists():
             raise AdapterError(f"{folder} holds adapter_model.bin, a pickle, which can run code when it is opened. If you trust it, convert it there: "
                                "python -c \"import torch; from safetensors.torch import save_file; "
-                               f"save_file(torch.load('adapter_model.bin', weights_only=True), '{_WEIGHTS}')\"")
-        raise FileNotFoundError(f"{folder} holds no adapter ({_WEIGHTS} is missing): save it with `save_pretrained`")
+                               f"save_file(torch.load('adapter_model.bin', weights_only=True), '{WEIGHTS}')\"")
+        raise FileNotFoundError(f"{folder} holds no adapter ({WEIGHTS} is missing): save it with `save_pretrained`")
     return path
 
 
@@ -261,7 +281,7 @@ def export(update, folder, base=None, dtype=torch.float32):
     from peft import LoraConfig  # a second that reading does not have to wait for
 
     folder = Path(folder)
-    if folder.exists() and (others := {child.name for child in folder.iterdir()} - {_CONFIG, _WEIGHTS}):
+    if folder.exists() and (others := {child.name for child in folder.iterdir()} - {CONFIG, WEIGHTS}):
         raise AdapterError(f"{folder} holds more than an exported adapter, for example {min(others)}: name a new folder")
     ranks = {module: factors.A.shape[0] for module, factors in update.items()}
     usual = max(ranks.values())
@@ -275,5 +295,5 @@ def export(update, folder, base=None, dtype=torch.float32):
         weights[f"{_PREFIX}{module}.lora_B.weight"] = (factors.scale * factors.B.double()).to(dtype).contiguous().cpu()
     with store.whole(folder) as beside:
         config.save_pretrained(beside)
-        save_file(weights, beside / _WEIGHTS, metadata={"format": "pt"})
+        save_file(weights, beside / WEIGHTS, metadata={"format": "pt"})
     return folder

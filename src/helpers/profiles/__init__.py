@@ -156,6 +156,13 @@ class EndpointSettings(_Settings):
     price_output: float = Field(0, ge=0, description="dollars for a million completion tokens")
 
 
+class PublishedSettings(_Settings):
+    """Adapters that others trained and that stand for the runs of a profile."""
+
+    source: str = Field(description="a repository of the hub (OWNER/NAME), or a folder, with one PEFT folder an adapter")
+    folders: dict[str, str] = Field({}, description="run -> its folder there, where that is not called like the run")
+
+
 class ComputeSettings(_Settings):
     """How a large model is held and run; the defaults are those of the small ones."""
 
@@ -231,6 +238,7 @@ class Profile(_Settings):
     pretraining: PretrainingSettings | None = Field(None, description="for shipped models that we made")
     rollouts: RolloutSettings
     endpoint: EndpointSettings | None = Field(None, description="the server that writes the rollouts, where their source is one")
+    published: PublishedSettings | None = Field(None, description="where the runs' adapters come from, if nothing is trained")
     compute: ComputeSettings = ComputeSettings()
     lora: LoraSettings = Field(description="the adapter that every run trains")
     evaluation: EvaluationSettings

@@ -1,0 +1,60 @@
+"""Adapters that others trained, in the place of `training`: a profile that names where they lie (`published`) trains nothing.
+
+Stands where `training` stands in the flow of data: each run of such a profile becomes a folder like that of a trained one, with the
+adapter copied, so that all that comes after reads it in the same way.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import get_cosine_schedule_with_warmup
+
+from helpers import store, updates
+
+
+def adapter_of(profile, run):
+    """Local folder of the adapter that stands for a run; fetched from the hub if it is not here.
+
+    Raises FileNotFoundError, which names the folders that there are, where the profile's `published.folders` leads to none.
+    """
+    source, inside = profile.published.source, profile.published.folders.get(run.name, run.name)
+    folder = Path(source, inside) if Path(source).exists() else updates.fetched(f"{source}/{inside}")
+    if not (folder / updates.CONFIG).exists():
+        there = sorted(path.parent.name for path in updates.fetched(source, [f"*/{updates.CONFIG}"]).glob(f"*/{updates.CONFIG}"))
+        raise FileNotFoundError(f"{source} has no adapter {inside!r} for the run {run.name!r}, but {', '.join(there) or 'none at all'}: "
+                                f"put the right name under published.folders in src/helpers/profiles/{profile.name}.yaml")
+    return folder
+
+
+def identity(profile, run):
+    """Hash of what stands for a run: the adapter's two files and the spec that the profile gives it."""
+    files = [adapter_of(profile, run) / name for name in (updates.CONFIG, updates.WEIGHTS)]
+    return store.digest({"published": [store.file_digest(file) for file in files], "run": run.model_dump(exclude={"name"})})
+
+
+def adopt(run, source, folder, about):
+    """Write an adapter as the run `folder`, with the learning rates that the run's schedule asks for in the place of a history, and its record."""
+    updates.load_update(source)  # is it a plain LoRA adapter, whole and finite?
+    with store.whole(folder) as beside:
+        (beside / "adapter").mkdir(parents=True)
+        for name in (updates.CONFIG, updates.WEIGHTS):
+            shutil.copyfile(source / name, beside / "adapter" / name)
+        pd.DataFrame({"step": range(1, run.steps + 1), "learning_rate": planned_rates(run)}).to_parquet(beside / "history.parquet")
+        (beside / "run.json").write_text(store.as_json({
+            **about, "adapter": store.file_digest(beside / "adapter" / updates.WEIGHTS), "spec": run.model_dump(), "date": time.strftime("%Y-%m-%d"),
+            "published": Path(source).name, "minutes": 0.0, "place": store.provenance()}))
+
+
+def planned_rates(run):
+    """The learning rate of each step of a run, by its schedule alone."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=run.learning_rate)
+    total = run.schedule or run.steps
+    schedule, rates = get_cosine_schedule_with_warmup(optimizer, -(-total * run.warmup // 1), total), []
+    for _ in range(run.steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return rates
