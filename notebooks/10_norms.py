@@ -33,7 +33,7 @@ import torch
 from IPython.display import Markdown
 from scipy.stats import norm as normal
 
-from helpers import controls, figures, geometry, models, paper, profiles, store, training, updates
+from helpers import controls, figures, geometry, paper, profiles, spectra, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -123,7 +123,7 @@ Markdown(f"From the factors {from_factors:.9f}, from the {dense[0].numel():,} en
 # The norm alone has no scale. Divided by the norm of the weights that it is added to, it is a share:
 
 # %%
-base_norms = updates.norms_of(updates.weights_of(models.load_model(study), modules.module))
+base_norms = spectra.norms_of_base(study, modules.module)
 measured = store.write_table(profile, "updates", geometry.updates_table(compared, base_norms))
 overall = measured[measured.layer == -1].set_index("run")
 rest = overall.loc[["sft", "rft", "rift"]].norm

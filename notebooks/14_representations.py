@@ -22,6 +22,7 @@
 
 # %% tags=["parameters"]
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+pretrained = "smollm2-135m"  # the study to set beside it at the end
 
 # %%
 import numpy as np
@@ -145,7 +146,7 @@ def debiased(K, L):
 
 assert np.isclose(debiased(kernel(X), kernel(Y)), representations.cka(X, Y))
 
-# %%
+# %% mystnb={"image": {"alt": "Line plot against the number of rows: plain CKA of independent Gaussians starts near one and falls slowly, debiased CKA stays at zero"}, "figure": {"caption": "CKA of independent Gaussian features of width 2,560 against the number of rows: mean, and shaded the range over the draws. There is nothing to find, and only the debiased form finds nothing.", "name": "fig-representations-bias"}}
 simulated = []
 for n, draws in ((30, 40), (100, 40), (300, 8), (1000, 3)):
     pairs = [[kernel(part) for part in rng.standard_normal((2, n, 2560))] for _ in range(draws)]
@@ -153,8 +154,6 @@ for n, draws in ((30, 40), (100, 40), (300, 8), (1000, 3)):
         values = [measure(*pair) for pair in pairs]
         simulated.append({"run": name, "n": n, "value": np.mean(values), "low": np.min(values), "high": np.max(values), "sd": np.std(values, ddof=1)})
 simulated = pd.DataFrame(simulated)
-
-# %% mystnb={"image": {"alt": "Line plot against the number of rows: plain CKA of independent Gaussians starts near one and falls slowly, debiased CKA stays at zero"}, "figure": {"caption": "CKA of independent Gaussian features of width 2,560 against the number of rows: mean, and shaded the range over the draws. There is nothing to find, and only the debiased form finds nothing.", "name": "fig-representations-bias"}}
 figures.lines_of_runs({"independent features": simulated}, "n", "value", "rows n", "CKA");
 
 # %%
@@ -226,13 +225,13 @@ figures.table(table[table.layer == last].sort_values("debiased").iloc[[0, 1, 2, 
 #
 # ## How far from the base?
 
-# %%
-def pairs_with(name):
-    """The rows of the table in which `name` takes part, with the other model as `run`."""
-    first, second = table[table.run_a == name], table[table.run_b == name]
+# %% mystnb={"image": {"alt": "Line plot of debiased CKA with the base against the layer for six objectives, starting at one before the first layer"}, "figure": {"caption": "Debiased CKA of each trained model with the base, layer by layer (0: before the first layer; last: after the final norm), with 95 % jackknife intervals. Chance is zero, far below the axis.", "name": "fig-representations-base"}}
+def pairs_with(name, among=table):
+    """The rows of a table of CKA in which `name` takes part, with the other model as `run`."""
+    first, second = among[among.run_a == name], among[among.run_b == name]
     return pd.concat([second.assign(run=second.run_a), first.assign(run=first.run_b)])
 
-# %% mystnb={"image": {"alt": "Line plot of debiased CKA with the base against the layer for six objectives, starting at one before the first layer"}, "figure": {"caption": "Debiased CKA of each trained model with the base, layer by layer (0: before the first layer; last: after the final norm), with 95 % jackknife intervals. Chance is zero, far below the axis.", "name": "fig-representations-base"}}
+
 figures.lines_of_runs({"against the base": pairs_with("base")}, "layer", "debiased", "layer", "debiased CKA");
 
 # %%
@@ -375,7 +374,7 @@ Markdown(f"In the base, {share[0] + share[1]:.0%} of the tokens are decided by l
 # %% [markdown]
 # {numref}`fig-representations-settled` shows what a mean hides. Its interval comes from resampling texts, since tokens of one text are decided together.
 
-# %%
+# %% mystnb={"image": {"alt": "Dot plot of the mean logit lens depth with intervals for the base and six objectives, dashed line at the base"}, "figure": {"caption": "Mean depth by {eq}`eq-representations-lens` over completion tokens, with 95 % intervals over texts; dashed: the base.", "name": "fig-representations-depth"}}
 def by_text(states):
     """Summed depth and number of positions of each text."""
     kept = states.decided >= 0
@@ -384,8 +383,6 @@ def by_text(states):
 
 sums, positions = {name: by_text(states)[0] for name, states in found.items()}, by_text(base)[1]
 depths = pd.DataFrame([{"run": name, **dict(zip(("depth", "low", "high"), statistics.bootstrap_ratio(values, positions), strict=True))} for name, values in sums.items()])
-
-# %% mystnb={"image": {"alt": "Dot plot of the mean logit lens depth with intervals for the base and six objectives, dashed line at the base"}, "figure": {"caption": "Mean depth by {eq}`eq-representations-lens` over completion tokens, with 95 % intervals over texts; dashed: the base.", "name": "fig-representations-depth"}}
 figures.intervals(depths, "depth", "low", "high", f"logit lens depth, of {last} layers", reference="base");
 
 # %% [markdown]
@@ -447,6 +444,24 @@ figures.table(ranges.assign(run_a=ranges.run_a.map(figures.LABELS), run_b=ranges
 # Two things keep these columns apart besides the form of CKA. Our texts are completions of the teacher, its are prompts. And a model of a few layers trained on one kind of problem has fewer ways to differ than one of 36 layers. For
 # the depth the paper reports a null result. Whether a range of that size is nothing, or a small effect, only a paired test can say, and the table of differences above is one: small does not mean absent, and significant does not mean large.
 #
+# ## On a pretrained model
+#
+# CKA with the base once more, for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](24_pretrained.ipynb)). It has thirty layers, nearly as many as the paper's model. To write down the states of so many layers takes minutes, so the table comes with the book.
+
+# %% mystnb={"image": {"alt": "Line plot of debiased CKA with the base against the layer, thirty layers, for six objectives in the pretrained model"}, "figure": {"caption": "Debiased CKA of each trained model with the base in the pretrained model, layer by layer, with 95 % jackknife intervals.", "name": "fig-representations-pretrained"}}
+table_second = store.read_table(pretrained, "cka")
+figures.lines_of_runs({"against the base": pairs_with("base", table_second)}, "layer", "debiased", "layer", "debiased CKA");
+
+# %%
+last_second = table_second.layer.max()
+before_last = round(last_second * 2 / 3)
+keyed_second = table_second.set_index(["run_a", "run_b", "layer"]).debiased
+pairs_second = "; ".join(f"{' – '.join(figures.LABELS[name] for name in pair)} {keyed_second[(*pair, before_last)]:.3f} at layer {before_last} and {keyed_second[(*pair, last_second)]:.3f} at the last" for pair in stated)
+nearest_second = pairs_with("base", table_second).query("layer == @last_second").set_index("run").debiased
+Markdown(f"In {{numref}}`fig-representations-pretrained` the furthest from the base after the last layer is {figures.LABELS[nearest_second.idxmin()]} ({nearest_second.min():.3f}), the nearest {figures.LABELS[nearest_second.idxmax()]} ({nearest_second.max():.3f}). "
+         f"The paper's pairs: {pairs_second}. {store.table_origin(pretrained, 'cka')}")
+
+# %% [markdown]
 # ## Try it
 #
 # 1. Compute the plain CKA of the base's states after layer 1 with those of *its own* layer 3 under permuted rows, with 20 rows instead of all. What do you expect?

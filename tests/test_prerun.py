@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import connectivity, controls, evaluation, geometry, models, pipeline, profiles, statistics, store, training, updates, verdict
+from helpers import connectivity, controls, evaluation, geometry, models, pipeline, profiles, spectra, statistics, store, training, updates, verdict
 
 TINY = profiles.load("tiny")
 SHIPPED = sorted(path.parent.name for path in (store.ROOT / "results" / "prerun" / "tiny" / "runs").glob("*/run.json"))
@@ -185,7 +185,7 @@ def test_published_tables_of_the_pretrained_model_follow_from_its_adapters_and_r
     walked = {path: connectivity.losses(study, *path) for path in study.paths}
     again = {
         "cosine": geometry.cosine_table(compared),
-        "updates": geometry.updates_table(compared, updates.norms_of(updates.weights_of(models.load_model(study), compared.modules.module))),
+        "updates": geometry.updates_table(compared, spectra.norms_of_base(study, compared.modules.module)),
         "orthogonal": geometry.orthogonal_table(compared),
         "angles": geometry.angles_table(compared, geometry.compare_by_chance(updates.of_study(study.name, study.main_runs), 16)),
         "replicas": controls.replicas_table(study),

@@ -128,8 +128,7 @@ def _base_weights(folder, loaded):
 def _with_base(loaded, compared, base):
     from helpers import spectra
 
-    norms = {module: float(base.weight(module).double().norm()) for module in compared.modules.module}
-    return {"updates": geometry.updates_table(compared, norms), "intruders": spectra.intruders_table(loaded, base)}
+    return {"updates": geometry.updates_table(compared, base.norms(compared.modules.module)), "intruders": spectra.intruders_table(loaded, base)}
 
 
 def _with_texts(loaded, folder, reference, lines):

@@ -15,9 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from scipy.sparse.linalg import LinearOperator, svds
 
-from helpers import store, updates
+from helpers import models, store, updates
 
 TOP, THRESHOLD = 10, 0.5  # Shuttleworth et al. 2024: of the ten leading left vectors, those with no overlap of .5 or more
+
+
+def norms_of_base(profile, modules):
+    """{module: Frobenius norm of W0} of a profile's base model."""
+    where = models.source(profile, "base")
+    if where == "random":
+        return updates.norms_of(updates.weights_of(models.load_model(profile), modules))
+    return BaseWeights(models.folder(where)).norms(modules)
 
 
 class BaseWeights:
@@ -50,6 +58,10 @@ class BaseWeights:
             if shape != (wanted[::-1] if factors.is_transposed else wanted):
                 raise updates.AdapterError(f"{module} is {' x '.join(map(str, shape))} in the base model in {self.folder}, but the update is {wanted[0]} x "
                                            f"{wanted[1]}: the adapters belong to another model, or this one is quantised")
+
+    def norms(self, modules):
+        """{module: Frobenius norm of W0}, with one matrix in memory at a time."""
+        return {module: float(self.weight(module).double().norm()) for module in modules}
 
     def _shape(self, module):
         return self._read(self._file(module), lambda stored: list(stored.get_slice(f"{module}.weight").get_shape()))
