@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, objectives, profiles, rollouts, statistics, training
+from helpers import evaluation, figures, interactive, models, objectives, profiles, rollouts, statistics, training
 
 study = profiles.load(profile)
 run = study.runs["dpo"]
@@ -302,6 +302,33 @@ Markdown(f"On the test problems the base solves {change.accuracy['test', 'base']
 # An accuracy close to the base's has two readings, and the table alone cannot decide between them: DPO may keep what the base could do, or
 # it may have moved too little to break it. The number of tokens is a first hint, since a model that took on the teacher's manner would
 # write longer answers.
+#
+# ## All six, token by token
+#
+# **Explorer.** The weight that each of the six objectives gives to each token of the table, at the first step. Choose a problem and an objective. The problems are the first ones of the table that have right and wrong rollouts. For each objective the unit is the weight that SFT would give
+# to a token of the same rows, as in {eq}`eq-dpo-units`.
+
+# %%
+def weights_of(method, group):
+    """{row: weights of its tokens} for those rows of one prompt that a method takes, at the base."""
+    numbers = [number for taken in rollouts.select(group, objectives.objective(method).rows).values() for number in taken]
+    rows = training.collate(group, numbers)["rows"]
+    found = objectives.token_weights(method, rows.reference, rows) * rows.mask.sum()
+    return {number: found[place][rows.mask[place].bool()].tolist() for place, number in enumerate(numbers)}
+
+
+tokenizer, browsed = models.load_tokenizer(study), []
+for problem_id in list(taken)[:8]:
+    group = table[table.problem_id == problem_id].reset_index(drop=True)
+    given = {method: weights_of(method, group) for method in study.main_runs}
+    browsed.append({"question": group.prompt[0], "answer": group.gold[0], "completions": [
+        {"reward": float(row.reward), "tokens": [tokenizer.decode([token]) for token in row.completion_ids],
+         "weights": {method: weights[row.Index] for method, weights in given.items() if row.Index in weights}} for row in group.itertuples()]})
+interactive.rollout_browser(browsed, list(study.main_runs), "rollouts-token-by-token")
+
+# %% [markdown]
+# Going through the list from SFT to DPO one sees the objectives grow out of each other. SFT has one colour and one strength. RFT has the same and fewer rows. DFT fades where the base is unsure. RIFT and Offline GRPO turn the wrong rollouts orange. DPO keeps one right and one wrong rollout and gives both the
+# strongest colour of all. Only DFT, and RIFT on wrong rollouts, make differences between the tokens of one rollout.
 #
 # ## Try it
 #

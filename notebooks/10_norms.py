@@ -33,7 +33,7 @@ import torch
 from IPython.display import Markdown
 from scipy.stats import norm as normal
 
-from helpers import controls, figures, geometry, paper, profiles, spectra, store, training, updates
+from helpers import controls, figures, geometry, interactive, paper, profiles, spectra, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -388,11 +388,9 @@ Markdown(f"**{len(overall_cosine) - len(inside)} of {len(overall_cosine)}** pair
 #
 # A stacked cosine weighs each module by its norms, so that a few long ones can decide it. By layer:
 
-# %%
+# %% mystnb={"image": {"alt": "Line plot of the cosine with SFT against the layer for RFT, RIFT, Offline GRPO, DFT and DPO, with grey chance bands around zero"}, "figure": {"caption": "Cosine with SFT by layer, the four projections stacked. Grey: chance bands of the five pairs, one over the other.", "name": "fig-norms-layers"}}
 with_sft = cosine[cosine.run_a == "sft"].rename(columns={"run_b": "run"})
 layers = with_sft[with_sft.scope == "layer"]
-
-# %% mystnb={"image": {"alt": "Line plot of the cosine with SFT against the layer for RFT, RIFT, Offline GRPO, DFT and DPO, with grey chance bands around zero"}, "figure": {"caption": "Cosine with SFT by layer, the four projections stacked. Grey: chance bands of the five pairs, one over the other.", "name": "fig-norms-layers"}}
 fig = figures.lines_of_runs({"": layers}, "layer", "cosine", "layer", "cosine with SFT")
 fig.axes[0].set_ylim(None, 1.02);
 
@@ -467,8 +465,6 @@ paper_ceiling = geometry.effective_rank(paper_random.singular_values).mean()
 replicas = store.write_table(profile, "replicas", controls.replicas_table(study))
 over_seeds = controls.beside(replicas, "cosine", paper.COSINES).set_index(["run_a", "run_b"])
 spread = {name: (values.min(), values.max()) for name in runs for values in [controls.at_seeds(replicas, "effective rank", name)]}
-
-# %%
 value = overall_cosine.set_index(["run_a", "run_b"])
 printed = {0.74: "about 0.74", 0.061: "0.057 to 0.065"}
 lines = [{"quantity": f"cosine {figures.LABELS[a]} – {figures.LABELS[b]}", "paper": printed.get(number, f"{number:.3f}"),
@@ -521,6 +517,19 @@ rows, below, above_band = with_dpo(cosine_second)
 both = pd.concat([table[table.scope == "global"].set_index(["run_a", "run_b"]).cosine for table in (cosine, cosine_second)], axis=1)
 Markdown(f"In {{numref}}`fig-norms-pretrained` SFT and DPO are outside chance in {below + above_band} of {len(rows)} modules, {below} of them negative and {above_band} positive; here in {outside} of {len(dpo)}, {negative} negative. "
          f"The stacked cosines of the two models, over the {len(both)} pairs, have a rank correlation of **{both.rank().corr().iloc[0, 1]:+.2f}**. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+
+# %% [markdown]
+# **Explorer.** All pairs at once, layer by layer: move through the depth of the pretrained model, or choose one of the projections at the end of the row.
+
+# %%
+deep = geometry.compare(updates.of_study(pretrained, second.main_runs))
+groups = {**{f"layer {layer}": deep.modules.layer == layer for layer in sorted(deep.modules.layer.unique())},
+          **{f"all {projection}": deep.modules.projection == projection for projection in deep.modules.projection.unique()}}
+at_depth = {where: geometry.stacked_cosine(deep, np.flatnonzero(inside))[0] for where, inside in groups.items()}
+pair_names = {(a, b): f"{figures.LABELS[deep.runs[a]]} – {figures.LABELS[deep.runs[b]]}" for a, b in zip(*np.triu_indices(len(deep.runs), 1), strict=True)}
+pictures = {where: (figures.matrix(values, deep.runs, "cosine"), f"Matrix of the cosines of six updates, {where}: SFT and RFT {values[0, 1]:.2f}, SFT and DPO {values[0, -1]:.2f}")
+            for where, values in at_depth.items()}
+interactive.frames(pictures, "place", [{"place": where, **{name: float(values[pair]) for pair, name in pair_names.items()}} for where, values in at_depth.items()], "cosines-by-depth")
 
 # %% [markdown]
 # ## Try it

@@ -33,7 +33,7 @@ from IPython.display import Markdown
 from scipy.linalg import subspace_angles
 from scipy.stats import beta
 
-from helpers import controls, figures, geometry, models, profiles, store, training, updates
+from helpers import controls, figures, geometry, interactive, models, profiles, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -298,7 +298,28 @@ for other in others:
 pd.DataFrame(rows).style.hide()
 
 # %% [markdown]
-# The table gives degrees, median over modules, with the median of the matched null in brackets. In {numref}`fig-angles-with-sft`, a line
+# **Explorer.** One method at a time against both kinds of chance, on both sides: uniform random subspaces, and the matched null, which keeps what an initialisation shares.
+
+# %%
+def spectrum_of(other, side):
+    """Angles of SFT with another method, of the matched null and of uniform subspaces: medians over modules, by index."""
+    values = {"measured": real[side], "matched null": drawn[side]}
+    middle = {kind: np.median(found[:, at["sft"], at[other]], axis=0) for kind, found in values.items()}
+    middle["uniform subspaces"] = uniform[("left", "right").index(side)]
+    return pd.concat([pd.DataFrame({"run": kind, "index": np.arange(1, k + 1), "degrees": degrees}) for kind, degrees in middle.items()])
+
+
+spectra = {other: {side: spectrum_of(other, side) for side in ("left", "right")} for other in others}
+told = {other: {side: part.set_index(["run", "index"]).degrees for side, part in sides_.items()} for other, sides_ in spectra.items()}
+pictures = {f"SFT with {figures.LABELS[other]}": (figures.lines_of_runs(spectra[other], "index", "degrees", "index of the angle", "degrees"),
+            f"Principal angles of SFT and {figures.LABELS[other]}, left and right: the smallest are {told[other]['left']['measured', 1]:.0f} and {told[other]['right']['measured', 1]:.0f} degrees, "
+            f"by the matched null {told[other]['left']['matched null', 1]:.0f} and {told[other]['right']['matched null', 1]:.0f}") for other in others}
+rows = [{"SFT with": figures.LABELS[other], "side": side, "index": int(index), **{kind: float(part[kind, index]) for kind in ("measured", "matched null", "uniform subspaces")}}
+        for other in others for side, part in told[other].items() for index in range(1, k + 1)]
+interactive.frames(pictures, "pair", rows, "angles-and-chance", is_ordered=False)
+
+# %% [markdown]
+# The table before the explorer gives degrees, median over modules, with the median of the matched null in brackets. In {numref}`fig-angles-with-sft`, a line
 # that stays under its grey band at every index shares a whole subspace with SFT; a line that begins under it and ends within it shares a
 # few directions and is otherwise unrelated. At the right end chance and measurement are both close to 90 degrees, so that the largest angle
 # can only ever speak for likeness, not against it.

@@ -39,7 +39,7 @@ import torch
 from IPython.display import Markdown
 from scipy.stats import t as student
 
-from helpers import figures, geometry, gradients, objectives, predictions, profiles, rollouts, store, training, updates
+from helpers import figures, geometry, gradients, interactive, objectives, predictions, profiles, rollouts, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -353,6 +353,28 @@ errors = without_dft.pivot_table(index="prediction", columns="step", values="err
 places = {"three numbers": 0.45, "per prompt": 0.7, "token weights": 1.1}
 marks = expected.assign(step=[places.get(row.prediction, row.step) for row in expected.itertuples()])
 figures.pairs_over_steps(measured, marks, "cosine of the updates");
+
+# %% [markdown]
+# **Explorer.** The same as matrices: what the exact gradients at the base predict, and what was measured after each step.
+
+# %%
+def matrix_of(rows, value):
+    """A column of a table of pairs as a matrix of all runs."""
+    found = np.eye(len(runs))
+    for row in rows.itertuples():
+        place = list(runs).index(row.run_a), list(runs).index(row.run_b)
+        found[place] = found[place[::-1]] = getattr(row, value)
+    return found
+
+
+exactly, none = matrix_of(expected[(expected.prediction == "token weights") & (expected.step == 0)], "predicted"), np.zeros((len(runs), len(runs)), bool)
+pictures = {}
+for step in steps:
+    panels = {"predicted at the base": exactly, f"measured after step {step}": matrix_of(measured[measured.step == step], "measured")}
+    apart = np.abs(np.subtract(*panels.values())).max()
+    pictures[f"step {step}"] = (figures.matrices(panels, list(runs), list(runs), "cosine", dict.fromkeys(panels, none)),
+                                f"Two matrices of cosines between six methods, predicted and measured after step {step}; the largest difference is {apart:.2f}")
+interactive.frames(pictures, "after", measured.assign(pair=[f"{figures.LABELS[row.run_a]} – {figures.LABELS[row.run_b]}" for row in measured.itertuples()])[["pair", "step", "measured"]], "plane-by-step")
 
 # %% [markdown]
 # How far is each rung from the measurement? The next table has the mean absolute difference of the predicted and the measured cosine over the pairs, by

@@ -27,7 +27,7 @@ profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 from IPython.display import Markdown
 from myst_nb import glue
 
-from helpers import figures, predictions, profiles, store, verdict
+from helpers import figures, interactive, predictions, profiles, store, verdict
 
 figures.use_style()
 claims = store.write_table(profile, "verdict", verdict.verdict_table(profile))
@@ -262,6 +262,15 @@ failed = claims[claims.verdict == verdict.FAILS].claim
 glue("verdict-counts", f"of {len(claims)} claims {counts[verdict.HOLDS]} hold, {counts[verdict.CHANCE] + counts[verdict.CONSTRUCTION]} hold only at chance or by "
      f"construction, {counts[verdict.FAILS]} do not hold, and {counts[verdict.UNTESTED]} can't be tested at this size", display=False)
 Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those that do not hold here: " + ("; ".join(f"*{claim}*" for claim in failed) or "none") + ".")
+
+# %% [markdown]
+# **Explorer.** Every claim with a number, a part at a time: ours with its interval, the band of its control in grey, and the paper's value as a diamond where it is one of the same quantity.
+
+# %%
+numbered = {part: rows[rows.value.notna()] for part, rows in claims.groupby("part", sort=False) if rows.value.notna().any()}
+pictures = {part: (figures.claims(rows, "in the claims' own units"), f"Dot plot of {len(rows)} claims about {part}, ours with intervals: " + "; ".join(f"{row.claim}: {row.ours}" for row in rows.itertuples()))
+            for part, rows in numbered.items()}
+interactive.frames(pictures, "part", claims[["claim", "part", "paper", "ours", "control", "verdict"]], "claims-by-part", is_ordered=False)
 
 # %% [markdown]
 # {numref}`fig-verdict-counts` is a count of lines and not a score: the lines depend on each other, and a claim that fails here may fail because these models are small, because the teacher's manner

@@ -3,6 +3,7 @@
 import json
 import re
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
@@ -51,3 +52,36 @@ def test_same_input_same_page():
 def test_missing_metric_is_named():
     with pytest.raises(ValueError, match="accuracy"):
         block(metrics=METRICS[:2])
+
+
+def picture():
+    figure, axis = plt.subplots(figsize=(2, 1))
+    axis.plot([0, 1])
+    return figure
+
+
+def test_a_chosen_picture_has_its_own_alt_text_and_the_first_one_needs_no_script():
+    table = pd.DataFrame({"layer": ["0", "1"], "cosine": [0.25, 0.5]})
+    page = interactive.frames({"layer <0>": (picture(), "a line, first"), "layer 1": (picture(), 'a "line", second')}, "layer", table, "here").data
+    assert [frame["alt"] for frame in data(page)] == ["a line, first", 'a "line", second']
+    assert page.count('<img data-part="image" src="data:image/png;base64,') == 1, "seen before any script runs"
+    assert "layer &lt;0&gt;" in page, "labels are escaped"
+    assert "0.500" in page, "the numbers stand in a table"
+    assert 'type="range" min="0" max="1"' in page, "keyboard and touch come with the browser's own control"
+    assert not plt.get_fignums(), "nothing is drawn twice"
+
+
+def test_pictures_without_an_order_are_chosen_from_a_list():
+    page = interactive.frames({"a": (picture(), "one"), "b": (picture(), "two")}, "part", [{"x": 1}], "here", is_ordered=False).data
+    assert page.count("<option>") == 2
+    assert 'type="range"' not in page
+
+
+def test_rollouts_are_shown_with_the_weights_of_each_objective_and_cannot_leave_their_element():
+    completions = [{"reward": 1.0, "tokens": ["</script>", "4"], "weights": {"sft": [1.0, 1.0], "rft": [1.0, 1.0]}},
+                   {"reward": 0.0, "tokens": ["5"], "weights": {"sft": [1.0]}}]
+    page = interactive.rollout_browser([{"question": "2 + 2?", "answer": "4", "completions": completions}], ["sft", "rft"], "here").data
+    assert page.count("</script>") == 2
+    assert data(page)["problems"][0]["completions"][0]["tokens"][0] == "</script>"
+    for sums in ("<td>+2.00</td><td>+2.00</td>", "<td>+1.00</td><td>not used</td>"):
+        assert sums in page, "the sums, without colour"

@@ -35,6 +35,8 @@ def draws(cell):
     names = ("barriers", "bars", "claims", "curves_by_run", "curves_with_runs", "histograms", "interval_panels", "intervals",
              "lines_of_runs", "losses_and_accuracy", "marked_scatter", "matrices", "matrix", "module_maps", "null_bands", "pairs",
              "pairs_over_steps", "path_panels", "points_on_curves", "scatter_of_runs", "strips", "token_weights", "training_curve")
+    if "interactive." in cell.source:  # a card with pictures of its own, each with its alt text
+        return False
     return "subplots(" in cell.source or any(f"figures.{name}(" in cell.source for name in names)
 
 
