@@ -55,7 +55,7 @@ benchmark: venv/weights  ## speed of training, sampling and geometry against the
 	python tests/benchmark.py
 
 clean:  ## remove the built book and executed notebooks; results and the environment stay
-	rm -rf _build book/notebooks book/timings.md book/verdict_table.md book/plan_table.md
+	rm -rf _build book/notebooks book/timings.md book/verdict_table.md book/plan_table.md book/headline.md book/headline.png
 
 venv/ready: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; name one with make PYTHON=...')"

@@ -194,7 +194,7 @@ rule execute:
 rule book:
     input:
         notebooks=rules.notebooks.input,
-        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name not in ("timings.md", "verdict_table.md", "plan_table.md")],
+        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name not in pipeline.GENERATED],
         configuration=["_config.yml", "_toc.yml"],
         pipeline="src/helpers/pipeline.py",
     output:

@@ -3,6 +3,7 @@
 Outside the flow of data: it knows which artefacts each notebook reads, and no artefact depends on it.
 """
 
+import base64
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from helpers import profiles, store
 HELD_OUT = "held-out/teacher.parquet"
 _RECORDS = ("evaluation", "divergence", "sampled", "validation", "samples", "held-out", "connectivity", "gradients", "interventions",
             "tables")  # folders of results
+GENERATED = ("timings.md", "verdict_table.md", "plan_table.md", "headline.md", "headline.png")  # files of book/ that `prepare_book` writes
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 READS = {
     "01_problems": ("models", "templated"), "02_rollouts": ("rollouts",),
@@ -210,6 +212,19 @@ def prepare_book(profile_name):
     (store.ROOT / "book" / "timings.md").write_text("\n".join(page))
     (store.ROOT / "book" / "verdict_table.md").write_text(_verdict_lines(store.read_table(profile_name, "verdict")))
     (store.ROOT / "book" / "plan_table.md").write_text(_plan_lines("qwen3-4b"))
+    (store.ROOT / "book" / "headline.md").write_text(_headline(target / "09_evaluation.ipynb"))
+
+
+def _headline(executed):
+    """The front page's figure as Markdown, with the alt text and caption that it has on its own page, or nothing where there is no such page; writes the image."""
+    cells = json.loads(executed.read_text())["cells"] if executed.exists() else []
+    for cell in cells:
+        about = cell["metadata"].get("mystnb", {})
+        if about.get("figure", {}).get("name") == "fig-evaluation-headline":
+            image = next(output["data"]["image/png"] for output in cell["outputs"] if "image/png" in output.get("data", {}))
+            (store.ROOT / "book" / "headline.png").write_bytes(base64.b64decode(image))
+            return f"```{{figure}} headline.png\n:name: fig-headline\n:alt: {about['image']['alt']}\n\n{about['figure']['caption']}\n```\n"
+    return ""
 
 
 def _verdict_lines(claims):
