@@ -14,7 +14,7 @@ export CONTROLS ?= shipped
 NEEDS := venv/ready $(if $(filter smollm2-135m,$(PROFILE)),venv/weights)
 SNAKEMAKE := snakemake --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
 
-.PHONY: help book test test-slow check study lab weights rollouts models sweep benchmark clean
+.PHONY: help book test test-slow test-browser check study lab weights rollouts models sweep benchmark clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,10 +24,14 @@ book: $(NEEDS)  ## run the study and build the book (PROFILE=tiny, or another)
 	@echo "The book is ready. Open $(CURDIR)/_build/html/index.html"
 
 test: venv/ready  ## run the fast tests
-	python -m pytest -m "not slow"
+	python -m pytest -m "not slow and not browser"
 
 test-slow: venv/weights  ## run the tests that read the built book and the study's results
 	python -m pytest -m slow
+
+test-browser: venv/ready  ## look at the built book in a browser (needs Debian's chromium and chromium-driver, or the like)
+	$(BIN)/pip install --quiet --requirement requirements-browser.txt
+	python -m pytest -m browser
 
 check: venv/ready  ## lint, and run every notebook with the smoke profile
 	ruff check .

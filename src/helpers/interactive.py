@@ -12,6 +12,7 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
+from PIL import Image
 
 from helpers import figures
 
@@ -252,10 +253,11 @@ def rollout_browser(problems, methods, name):
 
 
 def _png(figure):
-    """A figure as the address of an image that lies in the address itself; the figure is closed."""
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=110, bbox_inches="tight")
+    """A figure as the address of an image that lies in the address itself, in few colours, so that a page can hold dozens; the figure is closed."""
+    drawn, written = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(96).save(written, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
 
 

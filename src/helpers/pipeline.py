@@ -216,7 +216,7 @@ def prepare_book(profile_name):
 
 
 def _headline(executed):
-    """The front page's figure as Markdown, with the alt text and caption that it has on its own page, or nothing where there is no such page; writes the image."""
+    """The front page's figure as Markdown, with alt text and caption from its own page, or nothing where there is no such page; writes the image."""
     cells = json.loads(executed.read_text())["cells"] if executed.exists() else []
     for cell in cells:
         about = cell["metadata"].get("mystnb", {})
