@@ -46,7 +46,9 @@ def page(request, browser):
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get(f"file://{HTML / request.param}")
-    browser.execute_async_script("const done = arguments[0]; ((window.MathJax && MathJax.startup && MathJax.startup.promise) || Promise.resolve()).then(() => done())")
+    browser.execute_async_script("""
+        const done = arguments[0], ready = window.MathJax && MathJax.startup && MathJax.startup.promise;
+        Promise.resolve(ready).then(() => done())""")
     return browser
 
 
