@@ -37,6 +37,21 @@ def page(request):
     return Elements(HTML / "book" / "notebooks" / f"{request.param}.html")
 
 
+def test_each_page_can_be_downloaded_as_notebook_and_as_the_file_it_is_made_from():
+    for source in PAGES:
+        links = [attributes.get("href") or "" for tag, attributes in Elements(HTML / "book" / "notebooks" / f"{source.stem}.html").tags if tag == "a"]
+        for wanted in (f"_sources/book/notebooks/{source.stem}.ipynb", f"_sources/notebooks/{source.stem}.py"):
+            assert any(link.endswith(wanted) for link in links), f"{source.stem} has no link to {wanted}"
+            assert (HTML / wanted).exists(), wanted
+        assert (HTML / "_sources" / "notebooks" / source.name).read_text() == source.read_text()
+
+
+def test_no_page_is_heavier_than_three_megabytes(page):
+    images = {attributes["src"].rsplit("/", 1)[-1] for tag, attributes in page.tags if tag == "img" and "_images" in attributes.get("src", "")}
+    weight = len(page.html.encode()) + sum((HTML / "_images" / name).stat().st_size for name in images)
+    assert weight <= 3e6, f"{weight / 1e6:.1f} MB to load before the page is whole"
+
+
 def test_figures_have_alt_text_and_captions(page):
     images = [attributes for tag, attributes in page.tags if tag == "img" and "_images" in attributes.get("src", "")]
     assert images, "a page without a figure"

@@ -45,3 +45,12 @@ def test_dropping_the_pins_keeps_every_name(tmp_path):
     assert [re.match(r"[\w.-]+", line).group() for line in left] == names
     assert [line for line in left if "==" in line] == [line for line in left if line.startswith(("jupyter-book", "sphinx-book-theme"))], "all others are free"
     assert len(names) > 20
+
+
+def test_binder_installs_what_the_notebooks_need():
+    folder = store.ROOT / ".binder"
+    assert (folder / "requirements.txt").read_text() == "-r ../requirements.txt\n", "the same pins as everywhere"
+    assert (folder / "postBuild").stat().st_mode & 0o100, "Binder runs it"
+    assert WORKFLOWS["publish.yml"]["permissions"]["contents"] == "write", "the branch that the buttons lead to is pushed"
+    assert 'urlpath=lab/tree/{pagename}.ipynb' in (store.ROOT / "book" / "_ext" / "page_buttons.py").read_text()
+    assert "git add --force book/notebooks" in str(WORKFLOWS["publish.yml"]), "and holds the notebooks at that path"
