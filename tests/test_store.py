@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from helpers import profiles, store
+from helpers.__main__ import main
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
@@ -250,3 +251,12 @@ def test_an_empty_folder_is_no_entry(tmp_path):
     (tmp_path / "sft").mkdir()
     assert store.entry(tmp_path, "sft", "0123456789abcdef") == tmp_path / "sft"
     assert list(tmp_path.iterdir()) == [], "a folder that Snakemake made in advance must not be kept as a broken run"
+
+
+def test_the_command_for_fault_reports_names_versions_and_no_place_of_the_machine(capsys):
+    main(["env"])
+    told = capsys.readouterr().out
+    for name, version in store.versions().items():
+        assert f"{name}: {version}" in told, f"the version of {name}"
+    assert "cores" in told
+    assert str(store.ROOT) not in told, "a report can be pasted anywhere"

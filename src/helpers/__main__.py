@@ -28,6 +28,7 @@ def main(arguments=None):
             command.add_argument("writer", nargs="?", default="teacher", choices=("teacher", "base"), help="who writes; the teacher by default")
         elif takes == "model":
             command.add_argument("models", nargs="*", help="which of its models; all by default")
+    commands.add_parser("env", help="print what a report of a fault needs", description="Versions, processor, memory, and what is stored of each profile.")
     plan = commands.add_parser("plan", help="memory and hours of a run, or of a whole study, on each kind of GPU", description="Memory and hours of a run and "
                                "its evaluation, or of all stages and main runs of a study, on each kind of GPU, from the profile alone; nothing is loaded.")
     plan.add_argument("profile", help="name of a profile, for example qwen3-4b")
@@ -114,6 +115,22 @@ def _connect(chosen):
     connectivity.measure(profile, profiles.run(profile, chosen.run).name)
 
 
+def _env(chosen):
+    import os
+    import subprocess
+
+    import torch
+
+    from helpers import profiles, store
+
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=store.ROOT, capture_output=True, text=True).stdout.strip() or "no git"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    lines = {"book": told, "system": f"{sys.platform}, {os.cpu_count()} cores, {memory:.0f} GiB", **store.provenance(),
+             "torch threads": torch.get_num_threads(), "torch's CPU instructions": torch.backends.cpu.get_cpu_capability(),
+             **{f"runs of {name}": len(list((store.ROOT / "results" / name / "runs").glob("*/run.json"))) for name in profiles.names()}}
+    print("\n".join(f"{name}: {value}" for name, value in lines.items()))
+
+
 def _held_out(chosen):
     from helpers import evaluation, profiles
 
@@ -140,7 +157,7 @@ def _sweep(chosen):
 
 
 _COMMANDS = {"pretrain": _pretrain, "rollouts": _rollouts, "train": _train, "controls": _controls, "evaluate": _evaluate, "compare": _compare,
-             "connect": _connect, "held-out": _held_out, "ship": _ship, "sweep": _sweep, "plan": _plan}
+             "connect": _connect, "env": _env, "held-out": _held_out, "ship": _ship, "sweep": _sweep, "plan": _plan}
 
 if __name__ == "__main__":
     main()
