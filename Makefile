@@ -14,7 +14,7 @@ export CONTROLS ?= shipped
 NEEDS := venv/ready $(if $(filter smollm2-135m,$(PROFILE)),venv/weights)
 SNAKEMAKE := snakemake --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
 
-.PHONY: help book test test-slow test-browser check study lab weights rollouts models sweep benchmark clean
+.PHONY: help book test test-slow test-browser pdf check study lab weights rollouts models sweep benchmark faults clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,9 +29,13 @@ test: venv/ready  ## run the fast tests
 test-slow: venv/weights  ## run the tests that read the built book and the study's results
 	python -m pytest -m slow
 
-test-browser: venv/ready  ## look at the built book in a browser (needs Debian's chromium and chromium-driver, or the like)
+test-browser: venv/ready  ## look at the built book in a browser (needs chromium and chromium-driver)
 	$(BIN)/pip install --quiet --requirement requirements-browser.txt
 	python -m pytest -m browser
+
+pdf: venv/ready  ## print the built book into _build/book.pdf (needs the same browser)
+	$(BIN)/pip install --quiet --requirement requirements-browser.txt
+	python book/pdf.py
 
 check: venv/ready  ## lint, and run every notebook with the smoke profile
 	ruff check .
@@ -55,11 +59,14 @@ rollouts: $(NEEDS)  ## sample the table of rollouts again
 sweep: $(NEEDS)  ## train SFT at each learning rate of the profile and write the sweep
 	python -m helpers sweep $(PROFILE)
 
+faults: venv/ready  ## kill the study at random moments and compare what comes out of it in the end (about an hour)
+	python tests/faults.py
+
 benchmark: venv/weights  ## speed of training, sampling and geometry against the plain ways
 	python tests/benchmark.py
 
 clean:  ## remove the built book and executed notebooks; results and the environment stay
-	rm -rf _build book/notebooks book/timings.md book/verdict_table.md book/plan_table.md book/headline.md book/headline.png
+	rm -rf _build book/notebooks book/timings.md book/verdict_table.md book/plan_table.md book/headline.md book/headline.png book/faults_table.md
 
 venv/ready: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; name one with make PYTHON=...')"

@@ -235,7 +235,8 @@ def module_maps(panels, layers, projections, insides, label, low=-1.0, high=1.0)
         image = _cells(axis, values, low, high, insides[heading], is_written=len(layers) <= 12, aspect="auto")
         axis.set_yticks(range(len(projections)), projections, fontsize=8)
         axis.set_title(heading, loc="left", fontsize=9.5)
-    axes[-1, 0].set_xticks(range(len(layers)), layers)
+    apart = -(-len(layers) // 12)  # numbers that fit side by side
+    axes[-1, 0].set_xticks(range(0, len(layers), apart), layers[::apart])
     axes[-1, 0].set_xlabel("layer")
     fig.colorbar(image, ax=axes[:, 0], label=label, shrink=0.6)
     return fig

@@ -14,7 +14,7 @@ from helpers import profiles, store
 HELD_OUT = "held-out/teacher.parquet"
 _RECORDS = ("evaluation", "divergence", "sampled", "validation", "samples", "held-out", "connectivity", "gradients", "interventions",
             "tables")  # folders of results
-GENERATED = ("timings.md", "verdict_table.md", "plan_table.md", "headline.md", "headline.png")  # files of book/ that `prepare_book` writes
+GENERATED = ("timings.md", "verdict_table.md", "plan_table.md", "headline.md", "headline.png", "faults_table.md")  # files of book/ that `prepare_book` writes
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 READS = {
     "01_problems": ("models", "templated"), "02_rollouts": ("rollouts",),
@@ -212,6 +212,7 @@ def prepare_book(profile_name):
     (store.ROOT / "book" / "timings.md").write_text("\n".join(page))
     (store.ROOT / "book" / "verdict_table.md").write_text(_verdict_lines(store.read_table(profile_name, "verdict")))
     (store.ROOT / "book" / "plan_table.md").write_text(_plan_lines("qwen3-4b"))
+    (store.ROOT / "book" / "faults_table.md").write_text(_fault_lines(json.loads((store.ROOT / "data" / "faults.json").read_text())))
     (store.ROOT / "book" / "headline.md").write_text(_headline(target / "09_evaluation.ipynb"))
 
 
@@ -225,6 +226,22 @@ def _headline(executed):
             (store.ROOT / "book" / "headline.png").write_bytes(base64.b64decode(image))
             return f"```{{figure}} headline.png\n:name: fig-headline\n:alt: {about['image']['alt']}\n\n{about['figure']['caption']}\n```\n"
     return ""
+
+
+def _fault_lines(record):
+    """The record of `make faults` as Markdown: what was killed how often, and what came of it."""
+    lines = []
+    for name in dict.fromkeys(trial["signal"] for trial in record["pipeline"]):
+        trials = [trial for trial in record["pipeline"] if trial["signal"] == name]
+        lines.append(f"| the smoke pipeline, from nothing, once a trial | {name} | {sum(trial['was_running'] for trial in trials)} | "
+                     f"{sum(trial['same'] for trial in trials)} of {len(trials)} | {sum(trial['orphans'] for trial in trials)} |")
+    one = record["one_run"]
+    lines.append(f"| one run of the tiny study, again and again | all three in turn | {sum(kill['was_running'] for kill in one['kills'])} | "
+                 f"{'1 of 1' if one['same'] else '0 of 1'} | {one['orphans']} |")
+    place = f"torch {record['place']['torch']}, {record['place']['processor']}"
+    head = ["| what | signal to all its processes | kills while it ran | same contents in the end | processes left behind |", "|---|---|---|---|---|"]
+    told = f"Killed at random moments on {record['date']} and started again with the same command, without any other step ({place}):"
+    return "\n".join([told, "", *head, *lines, ""])
 
 
 def _verdict_lines(claims):
