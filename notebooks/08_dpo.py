@@ -327,8 +327,8 @@ for problem_id in list(taken)[:8]:
 interactive.rollout_browser(browsed, list(study.main_runs), "rollouts-token-by-token")
 
 # %% [markdown]
-# Going through the list from SFT to DPO one sees the objectives grow out of each other. SFT has one colour and one strength. RFT has the same and fewer rows. DFT fades where the base is unsure. RIFT and Offline GRPO turn the wrong rollouts orange. DPO keeps one right and one wrong rollout and gives both the
-# strongest colour of all. Only DFT, and RIFT on wrong rollouts, make differences between the tokens of one rollout.
+# Going through the list from SFT to DPO one sees the objectives grow out of each other. SFT has one colour and one strength. RFT has the same and fewer rows. DFT fades where the base is unsure. RIFT and Offline GRPO turn the wrong rollouts orange. DPO keeps one right and one wrong rollout, with the
+# largest weights of all; colours are scaled for each objective, so read their size from the line above each rollout. Only DFT, and RIFT on wrong rollouts, make differences between the tokens of one rollout.
 #
 # ## Try it
 #
