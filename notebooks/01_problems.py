@@ -35,12 +35,12 @@ figures.use_style()
 # %% [markdown]
 # ## A problem is a chain
 #
-# Someone has $v_0$ things; then $s$ things happen to them, one after another. Write $\circ_i$ for the operation of step $i$ and $a_i$
+# Someone has $v_0$ things; then $n$ things happen to them, one after another. Write $\circ_i$ for the operation of step $i$ and $a_i$
 # for its number. The value after each step, and the answer, are
 #
 # ```{math}
 # :label: eq-problems-chain
-# v_i = v_{i-1} \circ_i a_i, \qquad \circ_i \in \{+, -, \times, \div\}, \qquad \text{answer} = v_s .
+# v_i = v_{i-1} \circ_i a_i, \qquad \circ_i \in \{+, -, \times, \div\}, \qquad \text{answer} = v_n .
 # ```
 #
 # Some numbers are themselves the result of a step: *three boxes of six* must be multiplied before they are added. One step of reasoning
@@ -113,11 +113,11 @@ for manner in problems.MANNERS:
 # ## What a completion is worth
 #
 # A completion is graded by its last `\boxed{}`. The text in the box goes to `math-verify`, which parses it and compares it with the gold
-# answer as mathematics, not as text. The reward of a completion $y$ to a problem with answer $v_s$ is
+# answer as mathematics, not as text. The reward of a completion $y$ to a problem with answer $v_n$ is
 #
 # ```{math}
 # :label: eq-problems-reward
-# r(y) = \begin{cases} 1 & \text{if the last box of } y \text{ equals } v_s, \\ 0 & \text{otherwise, or if there is no box.}\end{cases}
+# r(y) = \begin{cases} 1 & \text{if the last box of } y \text{ equals } v_n, \\ 0 & \text{otherwise, or if there is no box.}\end{cases}
 # ```
 #
 # A few cases that a grader must get right:
@@ -202,7 +202,7 @@ axis.legend();
 # Rollouts are not greedy: the teacher *samples* from its distribution, and the objectives live on the difference between its good and bad
 # days. A prompt whose rollouts are all right or all wrong tells DPO nothing; a prompt whose right rollouts are all the same text tells RFT
 # the same thing four times. So three numbers matter: the share of right rollouts, the share of *mixed* groups, and how often a group
-# holds at least two different right solutions.
+# holds at least two different right texts.
 
 # %%
 table = rollouts.load_table(study)
@@ -210,11 +210,11 @@ groups = rollouts.group_statistics(table)
 mixed = groups.pass_rate.between(0, 1, inclusive="neither").mean()
 various = (groups.distinct_correct >= 2).mean()
 Markdown(f"Sampled at temperature {study.rollouts.temperature:g}, **{table.reward.mean():.1%}** of the teacher's rollouts are right, **{mixed:.1%}** of the groups "
-         f"are mixed, and **{various:.1%}** hold at least two different right solutions.")
+         f"are mixed, and **{various:.1%}** hold at least two different right texts, most of them other words around the same equations.")
 
 # %% [markdown]
-# Greedy decoding of the same model is better than that, because slips are never the most probable token. The gap between the two is what
-# a student could gain by learning only from the teacher's good days.
+# Greedy decoding of the same model is better than that, because a slip is seldom the most probable token. Students are graded greedily too, so they need not
+# inherit the slips that they imitate: a sieve of right rollouts can gain less than this gap.
 #
 # ## Does this world fit its purpose?
 #
@@ -225,7 +225,7 @@ Markdown(f"Sampled at temperature {study.rollouts.temperature:g}, **{table.rewar
 value = {(row.run, row.split): row.accuracy for row in accuracy.itertuples()}
 wanted = [("base, test", value["base", "test"], 0.75, 0.90), ("base, hard", value["base", "hard"], 0.10, 0.50),
           ("strong base, test", value["strong-base", "test"], 0.95, 1.0), ("teacher, test", value["teacher", "test"], 0.93, 1.0),
-          ("teacher, sampled", table.reward.mean(), 0.75, 0.92), ("mixed groups", mixed, 0.25, 1.0), ("groups with two right solutions", various, 0.5, 1.0)]
+          ("teacher, sampled", table.reward.mean(), 0.75, 0.92), ("mixed groups", mixed, 0.25, 1.0), ("groups with two right texts", various, 0.5, 1.0)]
 bands = pd.DataFrame(wanted, columns=["quantity", "value", "low", "high"])
 bands["inside"] = bands.value.between(bands.low, bands.high)
 figures.table(bands)

@@ -10,8 +10,8 @@
 # # Rollouts: one table for all
 #
 # *Previously:* [problems, a grader and three models](01_problems.ipynb). *Now:* the teacher answers every training problem several times,
-# the grader rewards each answer, and the result is frozen. Six objectives will learn from this one table, so whatever differs between
-# them later cannot be their data.
+# the grader rewards each answer, and the result is frozen. Six objectives will learn from this one table, so nothing that differs between
+# them later can come from who wrote the texts. Two of them take only a part of its rows, and that will matter.
 #
 # **Key takeaways**
 # - Every objective of this book is offline: it reads a fixed table of (prompt, completion, reward) and never samples.
@@ -169,7 +169,7 @@ for row in wrong.itertuples():
 #
 # | objective | rows | why |
 # |---|---|---|
-# | SFT, DFT, RIFT, Offline GRPO | all | SFT as the paper prints it imitates wrong rollouts too; the others weigh them |
+# | SFT, DFT, RIFT, Offline GRPO | all | SFT, as the paper prints it, and DFT imitate wrong rollouts too; RIFT and Offline GRPO weigh them |
 # | RFT | reward 1 | rejection: only right rollouts are imitated |
 # | DPO | pairs | the first right and the first wrong rollout of each mixed group |
 #
@@ -206,8 +206,8 @@ per_row = {"teacher": table.logp_behaviour.map(np.mean), "base": table.logp_base
 figures.histograms(per_row, "mean log-probability a token");
 
 # %% [markdown]
-# {numref}`fig-rollouts-offpolicy` is the reason why importance ratios are hopeless for whole completions: a gap of some tenths of a nat a
-# token, summed over fifty tokens, is a ratio of $e^{-20}$. It is also what supervised objectives will spend their first steps on: closing
+# {numref}`fig-rollouts-offpolicy` is the reason why importance ratios are hopeless for whole completions: a gap of a fifth of a nat a
+# token, summed over fifty tokens, is a ratio of $e^{-10}$. It is also what supervised objectives will spend their first steps on: closing
 # the gap in *manner*, which says nothing about reasoning.
 #
 # Are wrong rollouts less probable to the base than right ones of the same problems? If the base already knows better, preference learning
@@ -226,7 +226,7 @@ Markdown(f"In {len(both)} mixed groups the right rollouts are more probable to t
 # 1. What share of mixed groups would $K = 16$ give, if all prompts were equally hard with the table's pass rate?
 #
 # ````{dropdown} Answer
-# $1 - \hat p^{16} - (1-\hat p)^{16}$; with $\hat p = 0.85$ that is 93 %. More rollouts a prompt turn more prompts into preference pairs,
+# $1 - \hat p^{16} - (1-\hat p)^{16}$; with $\hat p = 0.9$ that is 81 %. More rollouts a prompt turn more prompts into preference pairs,
 # which is why the number of pairs in the paper (1.8 thousand from 40 thousand prompts) says as much about $K$ and the teacher as about the data.
 # ````
 #
@@ -240,8 +240,8 @@ Markdown(f"In {len(both)} mixed groups the right rollouts are more probable to t
 # 3. Compute equation {eq}`eq-rollouts-kl` from wrong rollouts only. Larger or smaller, and why?
 #
 # ````{dropdown} What to expect
-# A slip is a token that the teacher itself finds improbable, so both logarithms fall. The base was made with slips of its own, so the
-# difference changes far less than either.
+# A slip is a token that the teacher itself finds improbable, so both logarithms fall. The difference of the two can go either way, and changes by less than
+# either logarithm, since both models err in similar places.
 # ````
 #
 # ## Summary

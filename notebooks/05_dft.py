@@ -15,7 +15,7 @@
 # **Key takeaways**
 # - The weight of a token is its own probability: DFT believes the table where it already agrees with it.
 # - Its gradient is that of $-p_t$, so it maximises the expected number of matched tokens and not the likelihood.
-# - What the base finds improbable, the teacher's manner and the teacher's slips alike, receives almost no weight.
+# - What the base finds improbable receives almost no weight at the first step. Yet the run takes on the teacher's manner as SFT does: small weights at the start do not say what is learned in the end.
 #
 # You need: [SFT](03_sft.ipynb). Reads the run `dft`. Time to run: half a minute, or a few minutes if the run must be trained first.
 
@@ -105,7 +105,7 @@ assert np.allclose(-of_minus_p, np.concatenate(weights), rtol=1e-4, atol=1e-7)
 figures.token_weights(tokens, weights, headings);
 
 # %% [markdown]
-# Whatever is pale in {numref}`fig-dft-weights` will hardly be learned. The pale tokens are the ones at which the base would have gone another way:
+# Whatever is pale in {numref}`fig-dft-weights` is hardly pushed at the first step. The pale tokens are the ones at which the base would have gone another way:
 # openings of sentences, choices of words, and the result of an equation where it is not the result the base expects. The strongly
 # coloured ones follow from the tokens before them, and the base needs no teaching there.
 #
@@ -120,7 +120,7 @@ figures.token_weights(tokens, weights, headings);
 # ```
 #
 # SFT pushes hardest where it knows least. By {eq}`eq-dft-logit` DFT pushes hardest at $p = 1/2$ and not at all at both ends: it sharpens
-# what is undecided. A token at $p = 0.001$ receives a thousandth of SFT's push, so it will stay where it is, unless its neighbours pull it along.
+# what is undecided. A token at $p = 0.001$ receives a thousandth of SFT's push, so at the first step it hardly moves for its own sake. But its neighbours pull it along, the weight grows as $p$ does, and AdamW makes steps of the usual length from small gradients too.
 #
 # How much of the table lies where? The next figure sorts all its tokens by the base's probability and gives the share of each bin in three
 # sums: of SFT's weights (one a token), of DFT's weights, and of DFT's pushes by {eq}`eq-dft-logit`.
@@ -147,8 +147,8 @@ Markdown(f"**{share_of_weight:.1%}** of DFT's weight lies on tokens that the bas
          f"The {(p < 0.1).mean():.1%} of tokens below one tenth get {p[p < 0.1].sum() / p.sum():.1%} of it. The mean weight is {p.mean():.3f} of SFT's.")
 
 # %% [markdown]
-# In {numref}`fig-dft-shares` the first bin is what SFT would spend its effort on and DFT leaves alone; the last bin carries much weight
-# wherever the base is sure, and yet little push, because there is nothing left to push. The mean weight is a change of scale.
+# In {numref}`fig-dft-shares` the last bin has nearly all of DFT's weight and a much smaller share of its push, because little is left to push there. In the first bin are few tokens, but by {eq}`eq-dft-logit`
+# SFT's push on them is nearly one each, and DFT's nearly nothing. The mean weight is a change of scale.
 # AdamW divides a gradient by its own recent size, so that part alone would change little: it is the *pattern* of the weights that makes
 # DFT another method.
 #
@@ -170,14 +170,13 @@ axis.axhline(1, color=figures.COLOURS["sft"], linestyle="--", linewidth=1)
 axis.set(xlabel="position of the token", ylabel="mean weight (SFT = 1)", ylim=(0, 1.05));
 
 # %%
-first, rest = by_position.iloc[:typical].mean(), by_position.iloc[typical:].mean()
-side = "less" if first < rest else "more"
-Markdown(f"The first {typical} tokens weigh {first:.3f} on average and the later ones {rest:.3f}: {side} weight where a manner of writing is chosen. "
-         "The curve of {numref}`fig-dft-position` shows whether one opening decides the rest.")
+first, opening, rest = by_position.iloc[0], by_position.iloc[1:typical].mean(), by_position.iloc[typical:].mean()
+Markdown(f"The first token weighs {first:.3f} on average, those from the second to the {typical}th {opening:.3f} and the later ones {rest:.3f}. "
+         "The manner is chosen where {numref}`fig-dft-position` begins.")
 
 # %% [markdown]
 # A manner is set by its first words: after a wordy opening even a terse model expects wordy tokens to follow. That is why few tokens can
-# hold much of the manner, and why small weights there can keep a student from changing it. Now the slips. A wrong rollout usually contains
+# hold much of the manner, and why small weights there might keep a student from changing it. The length of the answers below tells whether they do. Now the slips. A wrong rollout usually contains
 # at least one token that neither model expects, so compare the smallest weight in each rollout, right against wrong.
 
 # %%
@@ -221,7 +220,7 @@ effect = evaluation.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %% [markdown]
-# These are means of logarithms, and a logarithm is most sensitive where DFT does not look. A small rise here is compatible with many
+# These are means of logarithms, and a logarithm is most sensitive where DFT does not look. A small rise would be compatible with many
 # tokens having become more certain. The accuracies, with intervals, and the paired test of {cite:t}`mcnemar1947`:
 
 # %%
@@ -276,6 +275,6 @@ Markdown(f"On the test problems the base solves {summary.accuracy['test', 'base'
 #
 # ## Summary
 #
-# DFT weighs each token by its own probability, which is to maximise the expected number of matches. It learns where the model is
-# undecided and leaves alone what it finds strange, be it a new manner or a mistake. It leaves the reward unused; the
+# DFT weighs each token by its own probability, which is to maximise the expected number of matches. At the first step it pushes where the model is
+# undecided and hardly where it finds the table strange; whether that keeps a run from the teacher's manner is seen in the length of its answers, and not in the weights at the start. It leaves the reward unused; the
 # [next page](06_rift.ipynb) uses it with two signs.

@@ -14,7 +14,7 @@
 #
 # **Key takeaways**
 # - Right rollouts have SFT's weight; a token of a wrong one has a small negative weight that fades as the token becomes improbable.
-# - At the level of whole completions the negative weights vanish as completions grow, and the method becomes RFT.
+# - At the level of whole completions the negative weights vanish as completions grow; what is left is RFT with sums over completions instead of the mean over tokens.
 # - The formula that the paper prints is another one, and for any positive value of its parameter it favours wrong rollouts.
 #
 # You need: [RFT](04_rft.ipynb). Reads the run `rift`. Time to run: half a minute, or a few minutes if the run must be trained first.
@@ -48,7 +48,7 @@ figures.use_style()
 # ```
 #
 # Nothing stops the optimiser in {eq}`eq-rift-unbounded`: a token already suppressed earns as much for each further factor of ten as the
-# first time, and the mean of the batch is soon made of such tokens alone. The remedy is to replace, for wrong rollouts only, the
+# first time. Whether that happens depends on what pulls the other way: right rollouts raise many of the same tokens. The remedy is to replace, for wrong rollouts only, the
 # logarithm by the probability itself, which cannot fall below 0.
 #
 # ## The loss
@@ -205,7 +205,7 @@ Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(1
 
 # %% [markdown]
 # In {numref}`fig-rift-curve` the second branch can hardly be seen: it is bounded by a small number, while the first is a mean of
-# logarithms. Being bounded was its purpose. A loss like {eq}`eq-rift-unbounded` would leave such a plot through its lower edge.
+# logarithms. Being bounded was its purpose. A loss like {eq}`eq-rift-unbounded` has no such bound; [the page on variants](19_variants.ipynb) trains it and shows whether it runs away.
 #
 # ## What it did to the model
 #
@@ -261,7 +261,7 @@ Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and
 # 2. Set `negative_reward` to $-1$. By how much does the balance of negative to positive weights change, and can training now run away?
 #
 # ````{dropdown} Answer
-# By {eq}`eq-rift-weights` it is divided by the old $|r|$, so by 5. It cannot run away: each token's loss stays between 0 and 1, and its
+# By {eq}`eq-rift-weights` it is proportional to $|r|$, so it becomes five times as large. It cannot run away: each token's loss stays between 0 and 1, and its
 # weight vanishes with its probability. What can happen is that the common tokens of wrong rollouts, which are also common in right ones,
 # are held back.
 # ````
@@ -275,6 +275,6 @@ Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and
 #
 # ## Summary
 #
-# RIFT gives right rollouts SFT's weight and wrong ones a bounded, small, negative one. Its published sequence-level form becomes RFT for long
+# RIFT gives right rollouts SFT's weight and wrong ones a bounded, small, negative one. In its published sequence-level form the negative weights vanish for long
 # completions, and the form printed in the paper never pushes anything down. The [next page](07_offline_grpo.ipynb) lets the weight depend on the
 # whole group: a right rollout counts for more where right rollouts are rare.

@@ -106,7 +106,7 @@ assert np.allclose(in_group, b, atol=1e-5)
 over_tokens = ((table.advantage + b) * table.tokens).sum() / table.tokens.sum()
 Markdown(f"The mean weight of each of the {len(in_group)} groups is {b:g}, as {{eq}}`eq-grpo-mean` says. Weighted by tokens the mean of the table is "
          f"{over_tokens:+.3f}: "
-         "right and wrong rollouts differ in length.")
+         "it would leave $b$ only if right and wrong rollouts of the same group differed in length.")
 
 # %% [markdown]
 # Now let $\hat p$ be the pass rate of the group, $s_i = \nabla \log \pi_\theta(y_i \mid x)$ the summed score of a rollout, and $\bar s_+$,
@@ -142,9 +142,9 @@ Markdown(f"{(groups.pass_rate == 1).mean():.1%} of the groups are all right, {(g
          f"They hold {dose[flat].sum() / dose.sum():.1%} of the total absolute weight. {(values < 0).mean():.1%} of all rows are pushed down.")
 
 # %% [markdown]
-# The bar at $b$ in {numref}`fig-grpo-advantages` holds two kinds of groups that could not be more different: those in which everything is right
-# and those in which everything is wrong. The comparison within the group cannot tell them apart, so the wrong answers to the hardest questions are
-# *raised*, gently but all of them. With $b = 0$ both would be ignored.
+# The bar at $b$ in {numref}`fig-grpo-advantages` can hold two kinds of groups that could not be more different: those in which everything is right
+# and those in which everything is wrong. The comparison within the group cannot tell them apart, so in a table with groups of the second kind the wrong answers to the hardest
+# questions would be *raised*. The shares above say how many of each this table has. With $b = 0$ both would be ignored.
 #
 # ## Is it a policy gradient?
 #
@@ -235,8 +235,8 @@ Markdown(f"The loss went from {history.loss.iloc[0]:+.3f} to {history.loss.tail(
 # %% [markdown]
 # The loss in {numref}`fig-grpo-curve` is a sum of terms of both signs whose weights cancel but for $b$. Its value depends on which groups
 # happen to be in the batch, and it has no floor: pushing wrong rollouts down lowers it without end, as {eq}`eq-rift-unbounded` warned. So
-# the curve tells whether training is stable, and little else. Within a step, the clipping of the *gradient's norm* is the only brake that
-# this loss has.
+# the curve tells whether training is stable, and little else. Within a step, the clipping of the *gradient's norm* is the only brake in the recipe that
+# this loss has; below its level, dashed in the figure, the learning rate alone bounds a step.
 #
 # ## What it did to the model
 #
@@ -297,10 +297,10 @@ Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and
 # ````
 #
 # 3. For $K = 4$, which group gives its single right rollout the largest weight, and how often would such a group occur by chance at a pass
-#    rate of $0.85$?
+#    rate of $0.9$?
 #
 # ````{dropdown} Answer
-# One right among three wrong: $1 - 1/4 + 0.1 = 0.85$. By the binomial formula its share is $4 \times 0.85 \times 0.15^3 \approx 0.011$. In
+# One right among three wrong: $1 - 1/4 + 0.1 = 0.85$. By the binomial formula its share is $4 \times 0.9 \times 0.1^3 \approx 0.004$. In
 # a real table it is larger, since prompts differ in difficulty, and the largest weights sit on few prompts.
 # ````
 #

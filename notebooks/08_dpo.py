@@ -234,8 +234,8 @@ Markdown(f"The loss began at {history.loss.iloc[0]:.4f} and came to {last:.4f}. 
 
 # %% [markdown]
 # The curve of {numref}`fig-dpo-curve` starts at $\log 2$ like every DPO run. The gradient's norm is in DPO's units, so by
-# {eq}`eq-dpo-units` it is larger than SFT's for the same signal, and the clipping at the dashed line may act at many steps; under AdamW
-# that matters less than it looks.
+# {eq}`eq-dpo-units` it is larger than SFT's for the same signal, so the clipping at the dashed line acts sooner; where the curve stays
+# below it nothing is clipped, and under AdamW the scale itself matters little.
 #
 # A verifier's preferences are not noisy as in {eq}`eq-dpo-bt`: a right rollout always wins. Then no finite margin is the best one, and the
 # loss falls as long as one trains. What stops it is the number of steps and the rate.
@@ -299,9 +299,9 @@ Markdown(f"On the test problems the base solves {change.accuracy['test', 'base']
          f"{change.mean_tokens['test', 'base']:.1f} tokens before and {change.mean_tokens['test', 'dpo']:.1f} after.")
 
 # %% [markdown]
-# An accuracy close to the base's has two readings, and the table alone cannot decide between them: DPO may keep what the base could do, or
-# it may have moved too little to break it. The number of tokens is a first hint, since a model that took on the teacher's manner would
-# write longer answers.
+# DPO loses accuracy too, but far less than the other five. That has two readings, and the table alone cannot decide between them: DPO may spare what the base could do, or
+# it may have moved too little to break more of it. The number of tokens is a first hint: a model that took on the teacher's manner would write longer answers, and with the manner comes
+# [its price](09_evaluation.ipynb).
 #
 # ## All six, token by token
 #
