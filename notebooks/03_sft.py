@@ -150,7 +150,7 @@ effect = evaluation.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %% [markdown]
-# Both kinds rise, as equal weights ask. That alone does not show that wrong rollouts were imitated: the next pages raise them nearly as much without imitating them. Second, the accuracy on the test and hard problems, each with its
+# Both kinds rise, as the equal weights of {eq}`eq-sft-one` ask. That alone does not show that wrong rollouts were imitated: the next pages raise them nearly as much without imitating them. Second, the accuracy on the test and hard problems, each with its
 # interval, and the exact paired test of {cite:t}`mcnemar1947` on the problems that only one of the two models solved.
 
 # %%
