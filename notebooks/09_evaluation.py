@@ -106,8 +106,9 @@ def asked_often(run):
 figures.table(pd.DataFrame([asked_often(run) for run in ["base", *runs]])) if study.sampled else Markdown("This profile asks each problem once.")
 
 # %% [markdown]
-# By {eq}`eq-evaluation-clustered` the answers beyond the first narrow an interval only as far as the model is undecided about single problems; what is left is the choice of the problems, and no number of answers makes more of those. An error computed as if all answers were
-# independent is too small by the ratio of the last two columns.
+# By {eq}`eq-evaluation-clustered` the answers beyond the first narrow an interval only as far as the model is undecided about single problems; what is left is the choice of the problems, and no number of answers makes more of those. The accuracies are lower than those of the greedy answers, since at a temperature above zero one unlucky
+# token in a long chain is enough to fail; the two tables measure different things, and the widths of their intervals can't be compared. An error computed as if all answers were independent is too small by the ratio of the last two columns, most where a model is right often
+# and hardly at all where nearly every answer is wrong.
 #
 # ## Is it reasoning or format?
 #

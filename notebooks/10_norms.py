@@ -258,10 +258,10 @@ def spectrum(sigma, name):
 
 
 sigma = {name: compared.singular_values[:, at[name]] for name in runs}
-spectra = pd.concat([spectrum(values, name) for name, values in {**sigma, "random B": random_sigma[:, 0]}.items()])
+falling = pd.concat([spectrum(values, name) for name, values in {**sigma, "random B": random_sigma[:, 0]}.items()])
 
 # %% mystnb={"image": {"alt": "Line plot of singular values divided by the largest against their index for the six objectives and for a random factor B, whose line is much flatter"}, "figure": {"caption": "Singular values of the updates divided by the largest, median over modules; shaded: from the first to the third quartile. Random B: chance, on SFT's A.", "name": "fig-norms-spectra"}}
-fig = figures.lines_of_runs({"": spectra}, "index", "middle", "index of the singular value", "singular value / the largest")
+fig = figures.lines_of_runs({"": falling}, "index", "middle", "index of the singular value", "singular value / the largest")
 fig.axes[0].set_ylim(0, None);
 
 # %% [markdown]
@@ -508,21 +508,21 @@ Markdown(f"SFT has a cosine of **{own.min():.3f} to {own.max():.3f}** with its o
 # With thirty layers a map shows what six cannot: whether anything changes with depth.
 
 # %% mystnb={"image": {"alt": "Five maps of four projections by thirty layers with the cosine of SFT with RFT, DFT, RIFT, Offline GRPO and DPO in each module of the pretrained model, cells within chance hatched"}, "figure": {"caption": "Cosine with SFT in each module of the pretrained model. Hatched: within the module's own 95 % band.", "name": "fig-norms-pretrained"}}
-second = profiles.load(pretrained)
-cosine_second = geometry.cosine_table(geometry.compare(updates.of_study(pretrained, second.main_runs)))
+study_second = profiles.load(pretrained)
+cosine_second = geometry.cosine_table(geometry.compare(updates.of_study(pretrained, study_second.main_runs)))
 figures.module_maps(*maps_of(cosine_second), "cosine");
 
 # %%
 rows, below, above_band = with_dpo(cosine_second)
 both = pd.concat([table[table.scope == "global"].set_index(["run_a", "run_b"]).cosine for table in (cosine, cosine_second)], axis=1)
 Markdown(f"In {{numref}}`fig-norms-pretrained` SFT and DPO are outside chance in {below + above_band} of {len(rows)} modules, {below} of them negative and {above_band} positive; here in {outside} of {len(dpo)}, {negative} negative. "
-         f"The stacked cosines of the two models, over the {len(both)} pairs, have a rank correlation of **{both.rank().corr().iloc[0, 1]:+.2f}**. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+         f"The stacked cosines of the two models, over the {len(both)} pairs, have a rank correlation of **{both.rank().corr().iloc[0, 1]:+.2f}**. {store.origin(pretrained, [study_second.runs[run] for run in study_second.main_runs])}")
 
 # %% [markdown]
 # **Explorer.** All pairs at once, layer by layer: move through the depth of the pretrained model, or choose one of the projections at the end of the row.
 
 # %%
-deep = geometry.compare(updates.of_study(pretrained, second.main_runs))
+deep = geometry.compare(updates.of_study(pretrained, study_second.main_runs))
 groups = {**{f"layer {layer}": deep.modules.layer == layer for layer in sorted(deep.modules.layer.unique())},
           **{f"all {projection}": deep.modules.projection == projection for projection in deep.modules.projection.unique()}}
 at_depth = {where: geometry.stacked_cosine(deep, np.flatnonzero(inside))[0] for where, inside in groups.items()}

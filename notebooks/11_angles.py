@@ -321,8 +321,8 @@ interactive.frames(pictures, "pair", rows, "angles-and-chance", is_ordered=False
 # %% [markdown]
 # The table before the explorer gives degrees, median over modules, with the median of the matched null in brackets. In {numref}`fig-angles-with-sft`, a line
 # that stays under its grey band at every index shares a whole subspace with SFT; a line that begins under it and ends within it shares a
-# few directions and is otherwise unrelated. At the right end chance and measurement are both close to 90 degrees, so that the largest angle
-# can only ever speak for likeness, not against it.
+# few directions and is otherwise unrelated. At the right end chance is close to 90 degrees on the left side, and updates that share little are there too. A largest angle can
+# therefore only ever speak for likeness, not against it.
 #
 # ## Module by module
 #
@@ -479,15 +479,15 @@ Markdown("Ordered by the smallest left angle with SFT, from near to far: "
          f"{theirs['right']:.2f}.")
 
 # %% [markdown]
-# The last column is the measure for "the same direction". Where another method at the same seed is closer to SFT than SFT's own replicas are, the initial adapter is part of the likeness; on the right side, by
-# {eq}`eq-angles-overlap`, it is nearly all of it. The [chapter on seeds](16_seeds.ipynb) takes the two apart.
+# The last column is the measure for "the same direction". Where another method at the same seed is closer to SFT than SFT's own replicas are, what runs of one seed share, the initial adapter and the order of the prompts, is part of the likeness, and on the right side a larger
+# part than on the left. A shared $A$ alone gives only the matched null's level, and two seeds of one loss still lie above the level {eq}`eq-angles-overlap` of unrelated row spaces. The [chapter on seeds](16_seeds.ipynb) takes adapter and order apart.
 #
 # Angles depend on $d$, $k$ and $r$, so that degrees from models of different width cannot be compared with each other. What can be compared
 # is each number's distance from its own chance level, and the order of the methods.
 #
 # ## On a pretrained model
 #
-# The smallest angles once more, for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](24_pretrained.ipynb)): each of its modules has more outputs than ours, so its bands lie nearer to 90 degrees.
+# The smallest angles once more, for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](24_pretrained.ipynb)): each of its modules has more outputs than ours, so its bands on the left lie nearer to 90 degrees; those on the right are set by the rank of the adapter, which is the same.
 
 # %%
 second = profiles.load(pretrained)

@@ -364,7 +364,7 @@ Markdown(f"By norm, Offline GRPO is **{whole:.2f}** orthogonal to SFT here and .
          f"({late:.2f} against {middle:.2f}); in the paper it is more so (.79 to .86 against .55).")
 
 # %% [markdown]
-# The last column is the control: two runs of *one* method are orthogonal to each other to this degree. An orthogonal part that is not larger than that says nothing about the loss.
+# The last column is the control: two runs of *one* method are orthogonal to each other to this degree. An orthogonal part that is not larger than that is less than another initial adapter and another order of the prompts bring about with no change of loss, so its size alone is no sign of something new. It does come from the loss: at one seed, the same loss would give zero up to rounding.
 #
 # One more number of the paper, online GRPO's .998 with a cosine of .025, is by {eq}`eq-decomposition-fractions` once more a single statement. Its counterpart here, with the band of
 # chance, is in the chapter on [on-policy training](20_on_policy.ipynb).

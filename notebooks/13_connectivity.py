@@ -550,8 +550,8 @@ figures.table(over_seeds.assign(run_a=over_seeds.run_a.map(labels), run_b=over_s
 # The barriers of SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](24_pretrained.ipynb)). Its losses along all paths come with the book, at fewer points; the barriers and their intervals are computed from them here.
 
 # %% mystnb={"image": {"alt": "Dots with intervals for the barrier above the chord and diamonds for the barrier above the mean of the ends, for each pair of runs of the pretrained model and both losses, over grey bars for the chance level"}, "figure": {"caption": "Barriers of all pairs in the pretrained model, above the chord (dots) and above the mean of the ends (diamonds), with 95 % intervals over texts; grey: what a straight path would reach by chance.", "name": "fig-connectivity-pretrained"}}
-second = profiles.load(pretrained)
-walked = {(a, b): pd.read_parquet(store.find(pretrained, f"connectivity/losses-{a}-{b}.parquet")) for a, b in second.paths}
+study_second = profiles.load(pretrained)
+walked = {(a, b): pd.read_parquet(store.find(pretrained, f"connectivity/losses-{a}-{b}.parquet")) for a, b in study_second.paths}
 high = pd.concat([connectivity.barrier(found).assign(run_a=a, run_b=b) for (a, b), found in walked.items()])
 figures.barriers(high[high.run_b.isin(list(runs))], "nats a token", losses);
 
@@ -562,7 +562,7 @@ for metric in connectivity.METRICS:
     pairs_high = high[(high.metric == metric) & high.run_b.isin(list(runs))]
     lines.append(f"By the {losses[metric]}, **{int((pairs_high.above_chord > pairs_high.noise).sum())} of {len(pairs_high)}** paths between two methods rise above their chord by more than chance, at most by {pairs_high.above_chord.max():.3f} nats a token; "
                  f"from RIFT the barrier is {of_rift.above_chord[metric, 'dpo']:.3f} to DPO and {of_rift.above_chord[metric, 'base']:.3f} to the base (chance {of_rift.noise[metric, 'base']:.3f}).")
-Markdown(" ".join(lines) + f" {{numref}}`fig-connectivity-pretrained` shows all. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+Markdown(" ".join(lines) + f" {{numref}}`fig-connectivity-pretrained` shows all. {store.origin(pretrained, [study_second.runs[run] for run in study_second.main_runs])}")
 
 # %% [markdown]
 # ## Try it

@@ -439,7 +439,7 @@ ranges = over_seeds.groupby(["run_a", "run_b", "layer"], sort=False).debiased.ag
 figures.table(ranges.assign(run_a=ranges.run_a.map(figures.LABELS), run_b=ranges.run_b.map(figures.LABELS)))
 
 # %% [markdown]
-# The pair of SFT with itself is the ceiling: no two methods can be asked to be more alike than two runs of one.
+# The pair of SFT with itself is the yardstick for two runs that share no seed. It is no ceiling: methods at one seed also share the initial adapter and the order of the prompts and can lie above it, and where they do, the seed changed the representations more than the loss did.
 #
 # Two things keep these columns apart besides the form of CKA. Our texts are completions of the teacher, its are prompts. And a model of a few layers trained on one kind of problem has fewer ways to differ than one of 36 layers. For
 # the depth the paper reports a null result. Whether a range of that size is nothing, or a small effect, only a paired test can say, and the table of differences above is one: small does not mean absent, and significant does not mean large.
@@ -467,7 +467,7 @@ Markdown(f"In {{numref}}`fig-representations-pretrained` the furthest from the b
 # 1. Compute the plain CKA of the base's states after layer 1 with those of *its own* layer 3 under permuted rows, with 20 rows instead of all. What do you expect?
 #
 # ````{dropdown} What happens
-# By {eq}`eq-representations-chance` the chance level of the plain form rises as rows become fewer, roughly as one over $n - 1$ while the states fill more directions than there are rows.
+# By {eq}`eq-representations-chance` the chance level of the plain form rises as rows become fewer, roughly as one over $n - 1$ as long as there are more rows than directions that the states fill, and towards one when there are fewer.
 # `by_permutation(base.hidden[1][rows[:20]], base.hidden[3][rows[:20]])` shows it; the debiased mean stays near zero and only its band widens.
 # ````
 #

@@ -98,7 +98,8 @@ state_of("the rate")
 # %% [markdown]
 # ## Direction
 #
-# These claims are about one number for each pair of methods: the cosine of their updates, all modules stacked.
+# These claims are about one number for each pair of methods: the cosine of their updates, all modules stacked. In the line "DPO is nearly orthogonal to all others" the ordering alone is the claim: DPO's cosines are smaller than those of DFT and of
+# Offline GRPO with SFT. That the largest of them lies outside the band says that it is small and yet *not* unrelated; an interval inside the band would be the more orthogonal one.
 
 # %%
 section("direction")
@@ -106,7 +107,7 @@ section("direction")
 # %%
 state_of("direction")
 
-# %% mystnb={"image": {"alt": "Dot plot of the cosines that the paper claims: the paper's value as an open diamond, ours as a dot with its interval, and the band of unrelated updates in grey"}, "figure": {"caption": "Cosines of the paper (open diamonds) and of this build (dots, with intervals over modules); grey: 95 % of unrelated updates with the same spectra.", "name": "fig-verdict-direction"}}
+# %% mystnb={"image": {"alt": "Dot plot of the cosines that the paper claims: the paper's value as an open diamond, ours as a dot with its interval, and the band of unrelated updates in grey"}, "figure": {"caption": "Cosines of the paper (open diamonds) and of this build (dots, with 95 % intervals over seeds); grey: 95 % of unrelated updates with the same spectra.", "name": "fig-verdict-direction"}}
 cosines = claims[(claims.part == "direction") & claims.chance_low.notna() & claims.paper_value.notna()]
 figures.claims(cosines, "cosine of the stacked updates");
 
@@ -184,7 +185,7 @@ state_of("seeds")
 # %% [markdown]
 # ## Paths
 #
-# The paper's own metric is the loss of the bare boxed answer, right after the prompt; these lines use it too. The loss of whole correct solutions, which is what the methods trained on, is in the chapter on
+# The paper's own metric is the loss of the bare boxed answer, right after the prompt; these lines use it too. *No barrier* means in them that the loss stays between its two ends, to a hundredth of a nat, and at no seed rises above both; such a curve may still bend above its chord by more than chance, and the number in the line is that height. The loss of whole correct solutions, which is what the methods trained on, is in the chapter on
 # [connectivity](13_connectivity.ipynb).
 
 # %%
@@ -278,12 +279,12 @@ interactive.frames(pictures, "part", claims[["claim", "part", "paper", "ours", "
 #
 # ## Beside other profiles
 #
-# The same claims for every study whose verdict has been computed in this copy of the book or came with it, one pair of columns each. The verdict of a study with fewer controls has fewer lines, and one with two seeds has intervals that are three times as wide
-# as those of three, by Student's factor.
+# The same claims for every study whose verdict has been computed in this copy of the book or came with it, one pair of columns each. The verdict of a study with fewer controls has fewer lines, and one with two seeds has intervals over seeds that are about three and a half times as wide
+# as those of three, for the same spread: $12.7/\sqrt 2$ beside $4.3/\sqrt 3$.
 
 # %%
 others = [name for name in profiles.names() if name not in (profile, "smoke") and store.table_path(name, "verdict").exists()]
-verdict.beside([profile, *others]).reset_index().style.hide(axis="index").set_properties(**{"text-align": "left"})
+verdict.beside([profile, *others]).reset_index().rename(columns=lambda name: name if isinstance(name, str) else ", ".join(name)).style.hide(axis="index").set_properties(**{"text-align": "left"})
 
 # %%
 lists = verdict.agreement(profile, verdict.PRETRAINED)
@@ -298,7 +299,7 @@ Markdown("\n".join(f"- Holds **{where}** ({len(names)}): {'; '.join(f'*{name}*' 
 # 1. How would the verdict on "DPO is nearly orthogonal to all others" change if the band were that of a fixed cosine of zero, `(0, 0)`?
 #
 # ````{dropdown} Answer
-# Any interval that leaves out zero would then count as outside: `verdict.judge(True, low, high, (0, 0))`. A band of no width asks whether a number is exactly zero, and with enough modules no number is.
+# Not at all where the interval lies outside the band of unrelated updates already. In general, any interval that leaves out zero would then count as outside: `verdict.judge(True, low, high, (0, 0))`. A band of no width asks whether a number is exactly zero, and with enough modules no number is.
 # ````
 #
 # 2. Which verdicts would change if a claim had to be true at the main seed only?
