@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import threading
 
 import pandas as pd
 import pytest
@@ -260,3 +263,20 @@ def test_the_command_for_fault_reports_names_versions_and_no_place_of_the_machin
         assert f"{name}: {version}" in told, f"the version of {name}"
     assert "cores" in told
     assert str(store.ROOT) not in told, "a report can be pasted anywhere"
+
+
+def test_one_process_at_a_time_writes_an_entry_and_the_lock_of_a_killed_one_is_free(workplace):
+    code = ("import sys, time; from pathlib import Path; from helpers import store; store.ROOT = Path(sys.argv[1])\n"
+            "with store.alone('a run'): print('mine', flush=True); time.sleep(60)")
+    held = subprocess.Popen([sys.executable, "-c", code, str(workplace)], stdout=subprocess.PIPE, text=True)
+    assert held.stdout.readline() == "mine\n"
+    got = threading.Event()
+
+    def wait():
+        with store.alone("a run"):
+            got.set()
+    threading.Thread(target=wait, daemon=True).start()
+    assert not got.wait(1), "the second one waits"
+    held.kill()
+    held.wait()
+    assert got.wait(10), "and goes on when the first one is gone, however it ended"

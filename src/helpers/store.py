@@ -21,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parent
@@ -96,6 +97,15 @@ def whole(path):
             os.replace(beside, path)
     finally:
         remove(beside)
+
+
+@contextlib.contextmanager
+def alone(name):
+    """Hold the lock called `name`, so that one process at a time makes what it stands for; a second one waits. The lock of a killed process is free."""
+    folder = ROOT / "results" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        yield
 
 
 def remove(path):

@@ -4,6 +4,7 @@ Comes after `objectives`, before `evaluation`. Reads the table of rollouts, writ
 `adapter/` (a PEFT folder), `history.parquet` (one row a step) and `run.json` (spec, hashes, versions, minutes).
 """
 
+import contextlib
 import functools
 import json
 import shutil
@@ -216,13 +217,16 @@ def train(profile, run):
         return folder
     torch.set_num_threads(run.threads)
     work = store.results(profile.name) / "checkpoints" / mark
-    started = time.monotonic()
-    trainer, about = _trainer(profile, run, work)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-    if trainer.is_world_process_zero():
-        _write(profile, run, folder, work, trainer, {"fingerprint": mark, "identity": own, **about, "minutes": round((time.monotonic() - started) / 60, 2)})
-    trainer.accelerator.wait_for_everyone()
+    with store.alone(mark) if processes().is_main_process else contextlib.nullcontext():
+        if processes().num_processes == 1 and store.is_finished(folder, mark):  # by the process that this one waited for
+            return folder
+        started = time.monotonic()
+        trainer, about = _trainer(profile, run, work)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        if trainer.is_world_process_zero():
+            _write(profile, run, folder, work, trainer, {"fingerprint": mark, "identity": own, **about, "minutes": round((time.monotonic() - started) / 60, 2)})
+        trainer.accelerator.wait_for_everyone()
     return folder
 
 
