@@ -25,7 +25,7 @@ SEED, TRIALS, KILLS_OF_ONE_RUN = 1, 21, 20
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 SMOKE = "results/smoke"
 TARGETS = [f"{SMOKE}/{file}" for file in ("runs/sft/run.json", "runs/dpo/run.json", "evaluation/base.parquet", "evaluation/sft.parquet",
-                                          "connectivity/losses-sft-rft.parquet", "notebooks/03_sft.ipynb")]
+                                          "held-out/teacher.parquet", "notebooks/03_sft.ipynb")]
 PIPELINE = ["snakemake", "--cores", "2", "--config", "profile=smoke", "--rerun-incomplete", "--quiet", "all", "--", *TARGETS]
 ONE_RUN = [sys.executable, "-m", "helpers", "train", "tiny", "sft"]
 LIMIT = 600  # seconds for one start

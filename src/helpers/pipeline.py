@@ -212,7 +212,7 @@ def prepare_book(profile_name):
     (store.ROOT / "book" / "timings.md").write_text("\n".join(page))
     (store.ROOT / "book" / "verdict_table.md").write_text(_verdict_lines(store.read_table(profile_name, "verdict")))
     (store.ROOT / "book" / "plan_table.md").write_text(_plan_lines("qwen3-4b"))
-    (store.ROOT / "book" / "faults_table.md").write_text(_fault_lines(json.loads((store.ROOT / "data" / "faults.json").read_text())))
+    (store.ROOT / "book" / "faults_table.md").write_text(_fault_lines(store.ROOT / "data" / "faults.json"))
     (store.ROOT / "book" / "headline.md").write_text(_headline(target / "09_evaluation.ipynb"))
 
 
@@ -228,9 +228,11 @@ def _headline(executed):
     return ""
 
 
-def _fault_lines(record):
+def _fault_lines(path):
     """The record of `make faults` as Markdown: what was killed how often, and what came of it."""
-    lines = []
+    if not path.exists():
+        return "No trials have been made with this version of the book.\n"
+    record, lines = json.loads(path.read_text()), []
     for name in dict.fromkeys(trial["signal"] for trial in record["pipeline"]):
         trials = [trial for trial in record["pipeline"] if trial["signal"] == name]
         lines.append(f"| the smoke pipeline, from nothing, once a trial | {name} | {sum(trial['was_running'] for trial in trials)} | "
