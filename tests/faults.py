@@ -139,6 +139,7 @@ def one_run(copy, rng):
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that was started in the background hands an ignored one to its children
     rng = np.random.default_rng(SEED)
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(folder)

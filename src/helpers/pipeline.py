@@ -36,8 +36,8 @@ READS = {
 
 
 def is_large(study):
-    """Whether each run gets a job, and each job GPUs, of its own; small studies run their controls a group in one process, on CPUs."""
-    return study.compute != profiles.ComputeSettings()
+    """Whether each run gets a job, and each job GPUs, of its own; others run their controls a group in one process, on CPUs."""
+    return study.compute != profiles.ComputeSettings() and not study.published
 
 
 def on_gpus(study, command, count=1):
