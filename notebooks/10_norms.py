@@ -527,8 +527,8 @@ groups = {**{f"layer {layer}": deep.modules.layer == layer for layer in sorted(d
           **{f"all {projection}": deep.modules.projection == projection for projection in deep.modules.projection.unique()}}
 at_depth = {where: geometry.stacked_cosine(deep, np.flatnonzero(inside))[0] for where, inside in groups.items()}
 pair_names = {(a, b): f"{figures.LABELS[deep.runs[a]]} – {figures.LABELS[deep.runs[b]]}" for a, b in zip(*np.triu_indices(len(deep.runs), 1), strict=True)}
-pictures = {where: (figures.matrix(values, deep.runs, "cosine"), f"Matrix of the cosines of six updates, {where}: SFT and RFT {values[0, 1]:.2f}, SFT and DPO {values[0, -1]:.2f}")
-            for where, values in at_depth.items()}
+pictures = ((where, figures.matrix(values, deep.runs, "cosine"), f"Matrix of the cosines of six updates, {where}: SFT and RFT {values[0, 1]:.2f}, SFT and DPO {values[0, -1]:.2f}")
+            for where, values in at_depth.items())
 interactive.frames(pictures, "place", [{"place": where, **{name: float(values[pair]) for pair, name in pair_names.items()}} for where, values in at_depth.items()], "cosines-by-depth")
 
 # %% [markdown]

@@ -311,9 +311,9 @@ def spectrum_of(other, side):
 
 spectra = {other: {side: spectrum_of(other, side) for side in ("left", "right")} for other in others}
 told = {other: {side: part.set_index(["run", "index"]).degrees for side, part in sides_.items()} for other, sides_ in spectra.items()}
-pictures = {f"SFT with {figures.LABELS[other]}": (figures.lines_of_runs(spectra[other], "index", "degrees", "index of the angle", "degrees"),
+pictures = ((f"SFT with {figures.LABELS[other]}", figures.lines_of_runs(spectra[other], "index", "degrees", "index of the angle", "degrees"),
             f"Principal angles of SFT and {figures.LABELS[other]}, left and right: the smallest are {told[other]['left']['measured', 1]:.0f} and {told[other]['right']['measured', 1]:.0f} degrees, "
-            f"by the matched null {told[other]['left']['matched null', 1]:.0f} and {told[other]['right']['matched null', 1]:.0f}") for other in others}
+            f"by the matched null {told[other]['left']['matched null', 1]:.0f} and {told[other]['right']['matched null', 1]:.0f}") for other in others)
 rows = [{"SFT with": figures.LABELS[other], "side": side, "index": int(index), **{kind: float(part[kind, index]) for kind in ("measured", "matched null", "uniform subspaces")}}
         for other in others for side, part in told[other].items() for index in range(1, k + 1)]
 interactive.frames(pictures, "pair", rows, "angles-and-chance", is_ordered=False)

@@ -368,12 +368,12 @@ def matrix_of(rows, value):
 
 
 exactly, none = matrix_of(expected[(expected.prediction == "token weights") & (expected.step == 0)], "predicted"), np.zeros((len(runs), len(runs)), bool)
-pictures = {}
+pictures = []
 for step in steps:
     panels = {"predicted at the base": exactly, f"measured after step {step}": matrix_of(measured[measured.step == step], "measured")}
     apart = np.abs(np.subtract(*panels.values())).max()
-    pictures[f"step {step}"] = (figures.matrices(panels, list(runs), list(runs), "cosine", dict.fromkeys(panels, none)),
-                                f"Two matrices of cosines between six methods, predicted and measured after step {step}; the largest difference is {apart:.2f}")
+    pictures.append((f"step {step}", figures.matrices(panels, list(runs), list(runs), "cosine", dict.fromkeys(panels, none)),
+                     f"Two matrices of cosines between six methods, predicted and measured after step {step}; the largest difference is {apart:.2f}"))
 interactive.frames(pictures, "after", measured.assign(pair=[f"{figures.LABELS[row.run_a]} – {figures.LABELS[row.run_b]}" for row in measured.itertuples()])[["pair", "step", "measured"]], "plane-by-step")
 
 # %% [markdown]

@@ -269,8 +269,8 @@ Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those 
 
 # %%
 numbered = {part: rows[rows.value.notna()] for part, rows in claims.groupby("part", sort=False) if rows.value.notna().any()}
-pictures = {part: (figures.claims(rows, "in the claims' own units"), f"Dot plot of {len(rows)} claims about {part}, ours with intervals: " + "; ".join(f"{row.claim}: {row.ours}" for row in rows.itertuples()))
-            for part, rows in numbered.items()}
+pictures = ((part, figures.claims(rows, "in the claims' own units"), f"Dot plot of {len(rows)} claims about {part}, ours with intervals: " + "; ".join(f"{row.claim}: {row.ours}" for row in rows.itertuples()))
+            for part, rows in numbered.items())
 interactive.frames(pictures, "part", claims[["claim", "part", "paper", "ours", "control", "verdict"]], "claims-by-part", is_ordered=False)
 
 # %% [markdown]

@@ -62,7 +62,7 @@ def picture():
 
 def test_a_chosen_picture_has_its_own_alt_text_and_the_first_one_needs_no_script():
     table = pd.DataFrame({"layer": ["0", "1"], "cosine": [0.25, 0.5]})
-    page = interactive.frames({"layer <0>": (picture(), "a line, first"), "layer 1": (picture(), 'a "line", second')}, "layer", table, "here").data
+    page = interactive.frames([("layer <0>", picture(), "a line, first"), ("layer 1", picture(), 'a "line", second')], "layer", table, "here").data
     assert [frame["alt"] for frame in data(page)] == ["a line, first", 'a "line", second']
     assert page.count('<img data-part="image" src="data:image/png;base64,') == 1, "seen before any script runs"
     assert "layer &lt;0&gt;" in page, "labels are escaped"
@@ -72,7 +72,7 @@ def test_a_chosen_picture_has_its_own_alt_text_and_the_first_one_needs_no_script
 
 
 def test_pictures_without_an_order_are_chosen_from_a_list():
-    page = interactive.frames({"a": (picture(), "one"), "b": (picture(), "two")}, "part", [{"x": 1}], "here", is_ordered=False).data
+    page = interactive.frames([("a", picture(), "one"), ("b", picture(), "two")], "part", [{"x": 1}], "here", is_ordered=False).data
     assert page.count("<option>") == 2
     assert 'type="range"' not in page
 

@@ -98,7 +98,7 @@ from helpers import profiles, store, training
 store.ROOT = Path(sys.argv[1])
 profile = profiles.load("smoke")
 run = profile.runs[sys.argv[2]].model_copy(update={"batch_size": 8, "accumulation": 2, "steps": 4, "learning_rate": 0.01})
-print(training.train(profile, run))
+sys.stdout.write(f"{training.train(profile, run)}\\n")  # in one piece, since two processes write
 """
 
 

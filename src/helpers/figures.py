@@ -173,11 +173,11 @@ def _cells(axis, values, low, high, insides=None, is_written=True, fontsize=8, *
 
 
 def scatter_of_runs(table, x, y, label_x, label_y):
-    """One marker a run, its name beside it."""
+    """One marker a run, named in a legend, since several runs often lie close together."""
     fig, axis = plt.subplots()
     for row in table.itertuples():
-        axis.plot(getattr(row, x), getattr(row, y), MARKERS[row.run], color=COLOURS[row.run], markersize=9)
-        axis.annotate(LABELS[row.run], (getattr(row, x), getattr(row, y)), xytext=(7, 4), textcoords="offset points", fontsize=9)
+        axis.plot(getattr(row, x), getattr(row, y), MARKERS[row.run], color=COLOURS[row.run], markersize=9, label=LABELS[row.run])
+    fig.legend(loc="outside right center", fontsize=9)
     axis.margins(0.15)
     axis.set_xlabel(label_x)
     axis.set_ylabel(label_y)

@@ -149,7 +149,7 @@ _FRAMES = """
     part("image").src = frame.image;
     part("image").alt = frame.alt;
     say(part("shown"), frame.label);
-    control.setAttribute("aria-valuetext", frame.label);
+    if (control.type === "range") control.setAttribute("aria-valuetext", frame.label);
   }
   control.addEventListener("input", show);
   show();
@@ -211,10 +211,10 @@ def _card(name, about, needs, data, body, script):
 def frames(pictures, label, table, name, is_ordered=True):
     """A card that shows one of several pictures of one kind, chosen by a slider or, if not `is_ordered`, from a list. An IPython HTML object.
 
-    pictures: {label of the picture: (a matplotlib figure, its alt text)}; the figures are closed. label: what is chosen. table: DataFrame with the numbers
-    behind all of them, folded out below. `name` must be unique on the page.
+    pictures: (label, matplotlib figure, alt text) of each, best from a generator, since a figure is closed as soon as it is read. label: what is chosen.
+    table: the numbers behind all of them, folded out below (DataFrame or list of rows). `name` must be unique on the page.
     """
-    shown = [{"label": text, "alt": alt, "image": _png(figure)} for text, (figure, alt) in pictures.items()]
+    shown = [{"label": text, "alt": alt, "image": _png(figure)} for text, figure, alt in pictures]
     identity = html.escape(name, quote=True)
     options = "".join(f"<option>{html.escape(frame['label'])}</option>" for frame in shown)
     control = (f'<input id="{identity}-which" type="range" min="0" max="{len(shown) - 1}" step="1" value="0">' if is_ordered
