@@ -12,7 +12,8 @@ export TQDM_MININTERVAL ?= $(if $(CI),60,2)
 export CONTROLS ?= shipped
 # The pretrained study needs its weights as well.
 NEEDS := venv/ready $(if $(filter smollm2-135m,$(PROFILE)),venv/weights)
-SNAKEMAKE := snakemake --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
+# Its own lock would outlive a kill, so it gets one that does not.
+SNAKEMAKE := python -m helpers.locked snakemake --nolock --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
 
 .PHONY: help book test test-slow test-browser pdf check study lab weights rollouts models sweep benchmark faults clean
 
@@ -39,7 +40,7 @@ pdf: venv/ready  ## print the built book into _build/book.pdf (needs the same br
 
 check: venv/ready  ## lint, and run every notebook with the smoke profile
 	ruff check .
-	snakemake --cores $(JOBS) --config profile=smoke --rerun-incomplete notebooks
+	$(MAKE) study PROFILE=smoke
 
 study: $(NEEDS)  ## run the study and its notebooks without building the book
 	$(SNAKEMAKE) notebooks

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,7 @@ def test_mathematics_is_drawn_and_every_figure_is_there(page):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_of_ours(page, theme):
     page.execute_script("document.documentElement.dataset.theme = document.documentElement.dataset.mode = arguments[0]", theme)
+    time.sleep(0.6)  # the theme answers to a change after a third of a second
     page.execute_script(AXE)
     found = page.execute_async_script("""
         const done = arguments[1], rules = Object.fromEntries(arguments[0].map(name => [name, {enabled: false}]));
