@@ -90,7 +90,7 @@ def intervals(table, value, low, high, label, reference=None):
 def bars(counts, label_x, label_y, colours=None):
     """Bars for a pandas Series: its index along x, its values up."""
     fig, axis = plt.subplots()
-    axis.bar([textwrap.fill(str(index), 18) for index in counts.index], counts.to_numpy(), color=colours or COLOURS["sft"])
+    axis.bar([textwrap.fill(str(index), 15) for index in counts.index], counts.to_numpy(), color=colours or COLOURS["sft"])
     axis.set_xlabel(label_x)
     axis.set_ylabel(label_y)
     return fig
