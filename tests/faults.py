@@ -102,7 +102,7 @@ class Copy:
             elif path.suffix == ".ipynb" and "notebooks" in path.parts:
                 cells = json.loads(path.read_text())["cells"]
                 outputs = [json.dumps(output.get("data", output.get("text"))) for cell in cells for output in cell.get("outputs", [])]
-                plain = [re.sub(r"T_[0-9a-f]{5}", "", output) for output in outputs if "widget-view" not in output]  # pandas gives its tables random names
+                plain = [re.sub(r"T_[0-9a-f]{5}|0x[0-9a-f]+", "", output) for output in outputs if "widget-view" not in output]  # random names, addresses
                 found[str(path.relative_to(self.root))] = store.digest(plain)
         return found
 
