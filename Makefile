@@ -13,7 +13,7 @@ export CONTROLS ?= shipped
 # The pretrained study needs its weights as well.
 NEEDS := venv/ready $(if $(filter smollm2-135m,$(PROFILE)),venv/weights)
 # Its own lock would outlive a kill, so it gets one that does not.
-SNAKEMAKE := python -m helpers.locked snakemake --nolock --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
+SNAKEMAKE := python -m helpers.locks snakemake --nolock --cores $(JOBS) --config profile=$(PROFILE) --rerun-incomplete
 
 .PHONY: help book test test-slow test-browser pdf check study lab weights rollouts models sweep benchmark faults clean
 

@@ -6,11 +6,10 @@ Needs what `make test-browser` needs: selenium, and Chromium with its driver.
 import base64
 import io
 import re
-import shutil
 from pathlib import Path
 
+import chromium
 from pypdf import PdfWriter
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 HTML = Path(__file__).parents[1] / "_build" / "html"
 
@@ -22,11 +21,7 @@ def pages():
 
 
 def main():
-    options = ChromeOptions()
-    options.binary_location = next(found for name in ("/usr/lib/chromium/chromium", "chromium", "google-chrome") if (found := shutil.which(name)))
-    for argument in ("--headless=new", "--no-sandbox", "--allow-file-access-from-files"):
-        options.add_argument(argument)
-    browser, book = Chrome(options=options, service=ChromeService(shutil.which("chromedriver"))), PdfWriter()
+    browser, book = chromium.start(), PdfWriter()
     for page in pages():
         browser.get(f"file://{page}")
         browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")

@@ -33,7 +33,7 @@ import torch
 from IPython.display import Markdown
 from scipy.stats import norm as normal
 
-from helpers import controls, figures, geometry, interactive, paper, profiles, spectra, store, training, updates
+from helpers import controls, figures, geometry, interactive, paper, profiles, spectra, statistics, store, training, updates
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -509,20 +509,20 @@ Markdown(f"SFT has a cosine of **{own.min():.3f} to {own.max():.3f}** with its o
 
 # %% mystnb={"image": {"alt": "Five maps of four projections by thirty layers with the cosine of SFT with RFT, DFT, RIFT, Offline GRPO and DPO in each module of the pretrained model, cells within chance hatched"}, "figure": {"caption": "Cosine with SFT in each module of the pretrained model. Hatched: within the module's own 95 % band.", "name": "fig-norms-pretrained"}}
 study_second = profiles.load(pretrained)
-cosine_second = geometry.cosine_table(geometry.compare(updates.of_study(pretrained, study_second.main_runs)))
+deep = geometry.compare(updates.of_study(pretrained, study_second.main_runs))
+cosine_second = geometry.cosine_table(deep)
 figures.module_maps(*maps_of(cosine_second), "cosine");
 
 # %%
 rows, below, above_band = with_dpo(cosine_second)
-both = pd.concat([table[table.scope == "global"].set_index(["run_a", "run_b"]).cosine for table in (cosine, cosine_second)], axis=1)
+agreement, low, high = statistics.mantel(stacked, geometry.stacked_cosine(deep)[0])
 Markdown(f"In {{numref}}`fig-norms-pretrained` SFT and DPO are outside chance in {below + above_band} of {len(rows)} modules, {below} of them negative and {above_band} positive; here in {outside} of {len(dpo)}, {negative} negative. "
-         f"The stacked cosines of the two models, over the {len(both)} pairs, have a rank correlation of **{both.rank().corr().iloc[0, 1]:+.2f}**. {store.origin(pretrained, [study_second.runs[run] for run in study_second.main_runs])}")
+         f"The stacked cosines of the two models have a rank correlation of **{agreement:+.2f}**; with the methods of one model exchanged at random it is between {low:+.2f} and {high:+.2f} in 95 % of the cases. {store.origin(pretrained, [study_second.runs[run] for run in study_second.main_runs])}")
 
 # %% [markdown]
 # **Explorer.** All pairs at once, layer by layer: move through the depth of the pretrained model, or choose one of the projections at the end of the row.
 
 # %%
-deep = geometry.compare(updates.of_study(pretrained, study_second.main_runs))
 groups = {**{f"layer {layer}": deep.modules.layer == layer for layer in sorted(deep.modules.layer.unique())},
           **{f"all {projection}": deep.modules.projection == projection for projection in deep.modules.projection.unique()}}
 at_depth = {where: geometry.stacked_cosine(deep, np.flatnonzero(inside))[0] for where, inside in groups.items()}

@@ -381,8 +381,7 @@ parts_second = against(geometry.cosine_table(compared_second), "sft")
 figures.lines_of_runs({"": parts_second[parts_second.scope == "layer"]}, "layer", "by_norm", "layer", "orthogonal part, by norm");
 
 # %%
-depth_second, of_grpo = compared_second.modules.layer, list(second.main_runs).index("offline-grpo")
-late_second = {name: np.sqrt(1 - geometry.stacked_cosine(compared_second, np.flatnonzero(chosen))[0][0, of_grpo] ** 2) for name, chosen in controls.thirds(depth_second).items()}
+late_second = {name: controls.at_seeds(store.read_table(pretrained, "replicas"), f"by norm, {name}", "sft", "offline-grpo") for name in ("middle", "last")}
 nulls_second = np.concatenate([null.alignment[:, 0] for null in geometry.compare_by_chance(adapters_second, 3, k=k)])
 aligned_second = pd.DataFrame([{"run": run, "orthogonal part": parts_second[(parts_second.scope == "global") & (parts_second.run == run)].by_norm.item(), "alignment, median": np.median(values),
                                 "chance, high": high, "modules above chance": f"{(values > high).mean():.0%}"}
@@ -391,7 +390,7 @@ figures.table(aligned_second)
 
 # %%
 above = aligned_second.set_index("run")["modules above chance"]
-Markdown(f"In the pretrained model Offline GRPO is orthogonal to SFT by {late_second['middle']:.3f} in the middle layers and by **{late_second['last']:.3f}** in the last ones, here by {middle:.3f} and {late:.3f}, in the paper by .55 and .79 to .86. "
+Markdown(f"In the pretrained model Offline GRPO is orthogonal to SFT by {late_second['middle'].min():.3f} to {late_second['middle'].max():.3f} in the middle layers over its seeds, and by **{late_second['last'].min():.3f} to {late_second['last'].max():.3f}** in the last ones; here by {middle:.3f} and {late:.3f} at the main seed; in the paper by .55 and .79 to .86. "
          f"Above their bands of chance in the alignment with SFT's first {k} output directions are {above['dpo']} of DPO's modules there, and {line['modules above chance']} here. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
 
 # %% [markdown]

@@ -358,11 +358,9 @@ Markdown(f"With all other tokens paired at random CKA goes from {ends[0]:.3f} to
 #
 # It is taken at the positions that predict a completion token. A depth equal to the number of layers means that the last layer still changed the choice.
 
-# %%
+# %% mystnb={"image": {"alt": "Line plot of the cumulative share of completion tokens decided by each layer, one line for the base and each of six objectives, reaching one at the last layer"}, "figure": {"caption": "Share of completion tokens whose final choice the logit lens shows from this layer on, by {eq}`eq-representations-lens`.", "name": "fig-representations-settled"}}
 counts = {name: np.bincount(states.decided[states.decided >= 0], minlength=last + 1) for name, states in found.items()}
 settled = pd.DataFrame([{"run": name, "layer": layer, "share": share} for name, values in counts.items() for layer, share in enumerate(np.cumsum(values) / values.sum())])
-
-# %% mystnb={"image": {"alt": "Line plot of the cumulative share of completion tokens decided by each layer, one line for the base and each of six objectives, reaching one at the last layer"}, "figure": {"caption": "Share of completion tokens whose final choice the logit lens shows from this layer on, by {eq}`eq-representations-lens`.", "name": "fig-representations-settled"}}
 figures.lines_of_runs({"decided by this layer": settled}, "layer", "share", "layer", "share of completion tokens");
 
 # %%
@@ -410,9 +408,17 @@ Markdown(f"In {{numref}}`fig-representations-depth` the depths lie between {dept
 # %%
 stated = {("sft", "rift"): "> .99", ("sft", "offline-grpo"): "about .85", ("rift", "offline-grpo"): "about .85",
           ("offline-grpo", "dpo"): "about .45, from .93", ("dft", "dpo"): "about .45, from .93"}
-keyed, early = table.set_index(["run_a", "run_b", "layer"]), round(last * 2 / 3)
-beside = pd.DataFrame([{"pair": " – ".join(figures.LABELS[name] for name in pair), "paper, last layer": value, "ours, last layer": keyed.debiased[(*pair, last)], "low": keyed.low[(*pair, last)],
-                        "high": keyed.high[(*pair, last)], f"ours, layer {early}": keyed.debiased[(*pair, early)], "plain, last layer": keyed.biased[(*pair, last)]} for pair, value in stated.items()])
+
+
+def beside_paper(among):
+    """The paper's pairs in a table of CKA: after the last layer with its interval, at two thirds of the depth, and in the plain form."""
+    keyed, final = among.set_index(["run_a", "run_b", "layer"]), among.layer.max()
+    third = round(final * 2 / 3)
+    return pd.DataFrame([{"pair": " – ".join(figures.LABELS[name] for name in pair), "paper, last layer": value, "ours, last layer": keyed.debiased[(*pair, final)], "low": keyed.low[(*pair, final)],
+                          "high": keyed.high[(*pair, final)], f"ours, layer {third}": keyed.debiased[(*pair, third)], "plain, last layer": keyed.biased[(*pair, final)]} for pair, value in stated.items()])
+
+
+beside, early = beside_paper(table), round(last * 2 / 3)
 figures.table(beside)
 
 # %%
@@ -453,13 +459,12 @@ table_second = store.read_table(pretrained, "cka")
 figures.lines_of_runs({"against the base": pairs_with("base", table_second)}, "layer", "debiased", "layer", "debiased CKA");
 
 # %%
-last_second = table_second.layer.max()
-before_last = round(last_second * 2 / 3)
-keyed_second = table_second.set_index(["run_a", "run_b", "layer"]).debiased
-pairs_second = "; ".join(f"{' – '.join(figures.LABELS[name] for name in pair)} {keyed_second[(*pair, before_last)]:.3f} at layer {before_last} and {keyed_second[(*pair, last_second)]:.3f} at the last" for pair in stated)
-nearest_second = pairs_with("base", table_second).query("layer == @last_second").set_index("run").debiased
+figures.table(beside_paper(table_second))
+
+# %%
+nearest_second = pairs_with("base", table_second).query("layer == layer.max()").set_index("run").debiased
 Markdown(f"In {{numref}}`fig-representations-pretrained` the furthest from the base after the last layer is {figures.LABELS[nearest_second.idxmin()]} ({nearest_second.min():.3f}), the nearest {figures.LABELS[nearest_second.idxmax()]} ({nearest_second.max():.3f}). "
-         f"The paper's pairs: {pairs_second}. {store.table_origin(pretrained, 'cka')}")
+         f"The table above has the paper's pairs. {store.table_origin(pretrained, 'cka')}")
 
 # %% [markdown]
 # ## Try it

@@ -135,7 +135,8 @@ figures.table(named.assign(run_a=named.run_a.map(figures.LABELS), run_b=named.ru
 # %%
 known = beside.dropna()
 inside = overall[pretrained].query("chance_low <= cosine <= chance_high")
-Markdown(f"Over the {len(beside)} pairs the order of the cosines in the two models has a rank correlation of **{beside[profile].rank().corr(beside[pretrained].rank()):+.2f}**; over the {len(known)} pairs for which the paper gives a number, the pretrained model and "
+agreement, low, high = statistics.mantel(*(geometry.stacked_cosine(compared[name])[0] for name in (profile, pretrained)))
+Markdown(f"Over the {len(beside)} pairs the order of the cosines in the two models has a rank correlation of **{agreement:+.2f}** (methods exchanged at random: {low:+.2f} to {high:+.2f} in 95 % of the cases); over the {len(known)} pairs for which the paper gives a number, the pretrained model and "
          f"the paper have **{known['paper'].rank().corr(known[pretrained].rank()):+.2f}**, the small one and the paper {known['paper'].rank().corr(known[profile].rank()):+.2f}. "
          f"Within its band is {', '.join(' – '.join(figures.LABELS[run] for run in pair) for pair in inside.index) or 'no pair'} of the pretrained model.")
 
@@ -227,7 +228,7 @@ figures.table(both.assign(run_a=both.run_a.map(figures.LABELS), run_b=both.run_b
 way = along[along.run.str.startswith("step ")]
 reach = way.norm / lengths["sft"]
 at, right = along.set_index("run"), share.set_index("run").accuracy
-glue("pretrained-headline", f"the order of the fifteen cosines has a rank correlation of {beside[profile].rank().corr(beside[pretrained].rank()):+.2f} with that of the small models, DPO's update is {lengths['sft'] / lengths['dpo']:.0f} times shorter than SFT's, "
+glue("pretrained-headline", f"the order of the fifteen cosines has a rank correlation of {agreement:+.2f} with that of the small models (by chance {low:+.2f} to {high:+.2f}), DPO's update is {lengths['sft'] / lengths['dpo']:.0f} times shorter than SFT's, "
      f"and at one learning rate DPO solves {right['dpo-matched']:.0%} where SFT solves {right['sft']:.0%} and the base {right['base']:.0%}", display=False)
 Markdown(f"At SFT's rate DPO's update is **{lengths['dpo-matched'] / lengths['sft']:.2f}** times as long as SFT's, and {lengths['dpo-matched'] / lengths['dpo']:.1f} times as long as DPO's at a tenth of the rate; SFT's grows {lengths['sft'] / lengths['sft-low']:.1f} times when its rate grows ten times. "
          f"DPO's cosine with SFT at one rate is **{at.cosine_sft['dpo-matched']:+.3f}** (chance ±{at.chance_high['dpo-matched']:.3f}), where RFT's is {at.cosine_sft['rft']:.3f}, and RFT's at a tenth of the rate {at.cosine_sft['rft-low']:.3f}. On its way, at {reach.min():.2f} to "
@@ -255,11 +256,11 @@ figures.table(again)
 own = pd.Series({method: cosine.loc[method, seeds[method]] for method in methods})
 band = max(1.96 * sd.loc[method, seeds[method]] for method in methods)
 moved = (again["first seed"] - again["second seed"]).abs().max()
-Markdown(f"Between the two seeds a method has a cosine with itself of **{own.min():.3f}** ({figures.LABELS[own.idxmin()]}) to **{own.max():.3f}** ({figures.LABELS[own.idxmax()]}), with a widest band of chance of ±{band:.3f}. "
+Markdown(f"Between the two seeds a method has a cosine with itself of **{own.min():.3f}** ({figures.LABELS[own.idxmin()]}) to **{own.max():.3f}** ({figures.LABELS[own.idxmax()]}; SFT {own['sft']:.3f}, and {cosine.loc['sft', seeds['rft']]:.3f} with RFT), with a widest band of chance of ±{band:.3f}. "
          f"From seed to seed the five cosines with SFT move by at most {moved:.3f}. SFT on random rows has a cosine of **{cosine.loc['sft', 'sft-random']:.3f}** with SFT and {cosine.loc['rft', 'sft-random']:.3f} with RFT; RFT and SFT have {cosine.loc['sft', 'rft']:.3f}.")
 
 # %% [markdown]
-# The columns "first seed" and "second seed" compare two methods from one initial adapter. "Across seeds" compares them from two, and there a method is as far from itself as from its neighbours, as the small model showed at length on [the page about seeds](16_seeds.ipynb).
+# The columns "first seed" and "second seed" compare two methods from one initial adapter. "Across seeds" compares them from two. Where SFT is no nearer to itself than to RFT there, the two losses can't be told apart by direction once the shared start is taken away; the small model showed this at length on [the page about seeds](16_seeds.ipynb).
 # If random rows come as near to SFT as correct ones do, then "RFT is nearly SFT" says that a part of a table gives nearly the direction of the whole, and nothing about which part.
 #
 # ## On the base's own rollouts

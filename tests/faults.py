@@ -27,7 +27,7 @@ SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 SMOKE = "results/smoke"
 TARGETS = [f"{SMOKE}/{file}" for file in ("runs/sft/run.json", "runs/dpo/run.json", "evaluation/base.parquet", "evaluation/sft.parquet",
                                           "held-out/teacher.parquet", "notebooks/03_sft.ipynb")]
-PIPELINE = [sys.executable, "-m", "helpers.locked", "snakemake", "--nolock", "--cores", "2", "--config", "profile=smoke", "--rerun-incomplete", "--", *TARGETS]
+PIPELINE = [sys.executable, "-m", "helpers.locks", "snakemake", "--nolock", "--cores", "2", "--config", "profile=smoke", "--rerun-incomplete", "--", *TARGETS]
 ONE_RUN = [sys.executable, "-m", "helpers", "train", "tiny", "sft"]
 LIMIT = 600  # seconds for one start
 

@@ -1,7 +1,6 @@
 """The built book in a browser: no request leaves a page, nothing is wider than a phone, mathematics is drawn, axe finds nothing. Run after `make book`."""
 
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from helpers import store
 selenium = pytest.importorskip("selenium", reason="`make test-browser` installs what these tests need")
 axe_core_python = pytest.importorskip("axe_core_python")
 
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService  # noqa: E402
+import chromium  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
@@ -27,16 +26,7 @@ PHONE = 360
 
 @pytest.fixture(scope="module")
 def browser():
-    binary, driver = (next((found for name in names if (found := shutil.which(name))), None)
-                      for names in (("/usr/lib/chromium/chromium", "chromium", "google-chrome"), ("chromedriver",)))
-    if not (binary and driver):
-        pytest.fail("no Chromium with its driver is installed: on Debian, apt-get install chromium chromium-driver")
-    options = ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--allow-file-access-from-files", "--host-resolver-rules=MAP * ~NOTFOUND"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = Chrome(options=options, service=ChromeService(driver))
+    started = chromium.start("--host-resolver-rules=MAP * ~NOTFOUND", **{"goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}})
     yield started
     started.quit()
 

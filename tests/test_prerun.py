@@ -223,12 +223,14 @@ def test_a_sample_of_the_shipped_runs_trains_to_the_same_adapters_again(tmp_path
         again, kept = (updates.load_update(folder / "adapter") for folder in (trained, record))
         distance = updates.norm(updates.combine([again, kept], [1, -1])) / updates.norm(kept)
         if name in ROUNDING_GROWS:
-            assert updates.norm(again) == pytest.approx(updates.norm(kept), rel=0.15), f"{name}: where rounding turns an update, its length still is the rate's"
+            grown = updates.norm(again) / updates.norm(kept)
+            assert 1 / LENGTHENED < grown < LENGTHENED, f"{name}: its length should be the rate's, but it is {grown:.2f} times"
         else:
             assert distance < TOLERANCE, f"{name}: trained again it is {distance:.2g} of its length away from the shipped one, made with {made}"
 
 
 EARLY = 10  # steps before rounding can have grown much, in any of the runs
 TOLERANCE = 0.05  # of an update's length; rounding on another processor grows over the steps of a run
+LENGTHENED = 1.6  # times; 1.24 was seen on another processor with DPO at three times SFT's rate, and a tenth of SFT's rate makes DPO 5 times shorter
 # Preference losses at rates so high that sums in another order end in another update (book/log.md).
 ROUNDING_GROWS = {"dpo-matched", "dpo-matched-halves", "dpo-high", "dpo-length-normalised", "kto", "simpo"}

@@ -283,11 +283,10 @@ def test_one_process_at_a_time_writes_an_entry_and_the_lock_of_a_killed_one_is_f
 
 
 def test_a_command_waits_for_the_one_before_it_and_a_killed_one_leaves_no_lock(workplace):
-    code = ("import sys; from pathlib import Path; from helpers import locked, store; store.ROOT = Path(sys.argv[1]); "
-            "locked.main([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'])")
+    command = [sys.executable, "-m", "helpers.locks", sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
 
     def start():
-        return subprocess.Popen([sys.executable, "-c", code, str(workplace)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first = start()
     assert first.stdout.readline() == "1\n"
     second = start()

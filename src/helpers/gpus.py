@@ -6,13 +6,14 @@ that the command inherits, so that it is free again when the command has ended, 
 """
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from helpers import locks
 
 # By user, who may not write into another's folder, and by job, since a cluster may number each job's GPUs from 0.
 _LOCKS = Path(tempfile.gettempdir()) / f"weight-space-book-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"
@@ -40,26 +41,16 @@ def take(count):
     taken = {}
     while len(taken) < min(count, len(names)):
         for name in names:
-            if name not in taken and len(taken) < count and (lock := _lock(name)) is not None:
+            if name not in taken and len(taken) < count and (lock := locks.take(_LOCKS / name)) is not None:
                 taken[name] = lock
         if len(taken) < count:
             for lock in taken.values():  # two that each hold half of what they need would wait for ever
                 os.close(lock)
             taken = {}
             time.sleep(_PAUSE)
+    for lock in taken.values():
+        os.set_inheritable(lock, True)
     return list(taken)
-
-
-def _lock(name):
-    """An inheritable descriptor that holds a GPU's lock, or None if another process has it."""
-    lock = os.open(_LOCKS / name, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    os.set_inheritable(lock, True)
-    return lock
 
 
 def main(count, *command):

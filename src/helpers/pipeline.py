@@ -241,10 +241,9 @@ def _fault_lines(path):
     one = record["one_run"]
     lines.append(f"| one run of the tiny study, again and again | all three in turn | {sum(kill['was_running'] for kill in one['kills'])} | "
                  f"{'1 of 1' if one['same'] else '0 of 1'} | {one['orphans']} |")
-    place = f"torch {record['place']['torch']}, {record['place']['processor']}"
     head = ["| what | signal to all its processes | kills while it ran | same adapters, records and tables in the end | processes left behind |",
             "|---|---|---|---|---|"]
-    told = f"Killed at random moments on {record['date']} and started again with the same command, without any other step ({place}):"
+    told = f"Killed at random moments on {record['date']} and started again with the same command, without any other step ({store.made_on(record['place'])}):"
     return "\n".join([told, "", *head, *lines, ""])
 
 

@@ -4,6 +4,7 @@ Stands where `training` stands in the flow of data: each run of such a profile b
 adapter copied, so that all that comes after reads it in the same way.
 """
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -52,7 +53,7 @@ def planned_rates(run):
     """The learning rate of each step of a run, by its schedule alone."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=run.learning_rate)
     total = run.schedule or run.steps
-    schedule, rates = get_cosine_schedule_with_warmup(optimizer, -(-total * run.warmup // 1), total), []
+    schedule, rates = get_cosine_schedule_with_warmup(optimizer, math.ceil(total * run.warmup), total), []
     for _ in range(run.steps):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()

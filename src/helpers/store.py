@@ -21,11 +21,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+
+from helpers import locks
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parent
-_VALUELESS = ("store", "profiles")  # where values lie and how settings are read; the settings themselves are hashed with each artefact
+_VALUELESS = ("store", "locks", "profiles")  # where values lie and how settings are read; the settings themselves are hashed with each artefact
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "numpy", "math-verify")
 
 
@@ -68,7 +69,7 @@ def origin(profile_name, runs):
     if not records:
         return f"These {len(runs)} runs were all trained by this build."
     dates = sorted({record["date"] for record in records})
-    places = sorted({f"torch {record['place']['torch']}, {record['place']['processor']}" for record in records})
+    places = sorted({made_on(record["place"]) for record in records})
     return (f"Of these {len(runs)} runs, {len(runs) - len(records)} were trained by this build; {len(records)} come with the book, trained on "
             f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))} ({'; '.join(places)}). All geometry and all statistics are computed here.")
 
@@ -104,8 +105,11 @@ def alone(name):
     """Hold the lock called `name`, so that one process at a time makes what it stands for; a second one waits. The lock of a killed process is free."""
     folder = ROOT / "results" / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
+    lock = locks.take(folder / f"{name}.lock", waits=True)
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def remove(path):
@@ -165,7 +169,7 @@ def imported_modules(source):
 def code_digest(*modules):
     """Hash of the named helper modules and those that they import, and of the library versions.
 
-    Comments, layout and docstrings are left out, and so are the modules that determine no value: this one and `profiles`.
+    Comments, layout and docstrings are left out, and so are the modules that determine no value: this one, `locks` and `profiles`.
     """
     paths = {PACKAGE / f"{module}.py" for module in modules}
     for path in sorted(paths):
@@ -194,6 +198,11 @@ def provenance():
     torch = sys.modules.get("torch")
     gpu = {"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {}
     return {"processor": platform.machine(), **gpu, "python": platform.python_version(), **versions()}
+
+
+def made_on(place):
+    """The part of a `provenance` that a sentence on a page has room for."""
+    return f"torch {place['torch']}, {place['processor']}"
 
 
 # --- entries -------------------------------------------------------------------------------------------------------
@@ -304,5 +313,4 @@ def table_origin(profile_name, name):
     if not path.is_relative_to(shipped(profile_name)):
         return f"The table `{name}` of `{profile_name}` was computed by this build."
     made = pq.read_schema(path).metadata
-    place = json.loads(made[b"place"])
-    return f"The table `{name}` of `{profile_name}` comes with the book, computed on {made[b'date'].decode()} (torch {place['torch']}, {place['processor']})."
+    return f"The table `{name}` of `{profile_name}` comes with the book, computed on {made[b'date'].decode()} ({made_on(json.loads(made[b'place']))})."

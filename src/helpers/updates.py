@@ -4,6 +4,7 @@ Comes after `training`, before `geometry`. An update is a dict {module: Factors}
 which they are stored, since a file's bfloat16 numbers are exact in any wider type; what is computed from them is computed in float64.
 """
 
+import functools
 import json
 import math
 import re
@@ -105,15 +106,21 @@ def fetched(place, patterns=(CONFIG, WEIGHTS)):
     folder = Path(place)
     if folder.exists() or not _HUB.fullmatch(str(place)) or ".." in folder.parts:
         return folder
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     owner, name, *inside = str(place).split("/")
-    wanted = ["/".join([*inside, pattern]) for pattern in patterns]
     try:
-        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted), *inside)
+        return Path(_snapshot(f"{owner}/{name}", tuple("/".join([*inside, pattern]) for pattern in patterns)), *inside)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise FileNotFoundError(f"{place} is no folder here, and the hub does not give it ({type(error).__name__}): check the name or the network") from error
+
+
+@functools.cache
+def _snapshot(repository, patterns):
+    """Folder of the files of a hub repository that match, asked for once a process."""
+    from huggingface_hub import snapshot_download  # half a second that local folders do not need
+
+    return snapshot_download(repository, allow_patterns=list(patterns))
 
 
 def of_study(profile_name, runs):
