@@ -1,10 +1,11 @@
 # The pipeline: tables -> runs -> evaluations -> executed notebooks -> book.
-# Inputs name what a step reads, found from its imports, so that an edit re-runs what depends on it and nothing else.
+# Inputs name what a step reads, found from its imports, so that an edit re-runs what depends on it and nothing else;
+# parameters name settings and versions of libraries.
 # Priorities: what most waits for comes first, training before paths, paths before evaluations.
 # `snakemake --config profile=NAME` chooses the study; executor plugins take the same file to a cluster.
 from pathlib import Path
 
-from helpers import pipeline, profiles
+from helpers import pipeline, profiles, store
 
 PROFILE = config.get("profile", "tiny")
 study = profiles.load(PROFILE)
@@ -15,6 +16,7 @@ MODELS = [model for model in study.models if not study.is_elsewhere(model)]
 NOTEBOOKS = pipeline.notebooks(study)
 SINGLE = [*study.runs] if pipeline.is_large(study) else [*study.main_runs]  # runs that are trained by a job of their own
 TRAINER, HELPERS, PAPERMILL = pipeline.trainer(study), pipeline.on_gpus(study, "python -m helpers"), pipeline.on_gpus(study, "papermill")
+NUMERICS = store.digest(store.versions())
 MODEL_FILES = [str(path) for source in study.models.values() for path in Path(source).glob("*")]
 
 
@@ -48,10 +50,13 @@ for writer, table in TABLES.items():
             input:
                 pipeline.modules("src/helpers/rollouts.py"),
             params:
+                libraries=NUMERICS,
                 writer=writer,
                 settings=pipeline.settings(study, "rollouts", "problems", "models"),
             output:
                 table,
+            benchmark:
+                f"{RESULTS}/logs/rollouts-{writer}.tsv"
             shell:
                 "{HELPERS} rollouts {PROFILE} {params.writer}"
 
@@ -62,11 +67,14 @@ rule train:
         MODEL_FILES,
         lambda wildcards: TABLES.get(study.runs[wildcards.run].writer, []),
     params:
+        libraries=NUMERICS,
         spec=lambda wildcards: pipeline.spec(study, wildcards.run),
     output:
         update(f"{RESULTS}/runs/{{run}}/run.json"),
     log:
         f"{RESULTS}/logs/train-{{run}}.log",
+    benchmark:
+        f"{RESULTS}/logs/train-{{run}}.tsv"
     priority: 30
     threads: lambda wildcards: study.runs[wildcards.run].threads
     shell:
@@ -86,6 +94,7 @@ for group in study.controls:
                 MODEL_FILES,
                 TABLES.values(),
             params:
+                libraries=NUMERICS,
                 group=group,
                 specs=[pipeline.spec(study, run) for run in study.controls[group].runs],
                 settings=pipeline.settings(study, "evaluation", "problems"),
@@ -93,6 +102,8 @@ for group in study.controls:
                 update(made),
             log:
                 f"{RESULTS}/logs/controls-{group}.log",
+            benchmark:
+                f"{RESULTS}/logs/controls-{group}.tsv"
             priority: 25
             threads: study.evaluation.threads
             shell:
@@ -104,12 +115,15 @@ rule evaluate_run:
         pipeline.modules("src/helpers/evaluation.py"),
         lambda wildcards: pipeline.run_files(study, wildcards.run, False),
     params:
+        libraries=NUMERICS,
         settings=pipeline.settings(study, "evaluation", "problems"),
     output:
         update(f"{RESULTS}/evaluation/{{run}}.parquet"),
         update(f"{RESULTS}/divergence/{{run}}.parquet"),
     log:
         f"{RESULTS}/logs/evaluate-{{run}}.log",
+    benchmark:
+        f"{RESULTS}/logs/evaluate-{{run}}.tsv"
     priority: 10
     threads: study.evaluation.threads
     shell:
@@ -121,11 +135,14 @@ rule evaluate_model:
         pipeline.modules("src/helpers/evaluation.py"),
         MODEL_FILES,
     params:
+        libraries=NUMERICS,
         settings=pipeline.settings(study, "evaluation", "problems", "models"),
     output:
         update(f"{RESULTS}/evaluation/{{model}}.parquet"),
     log:
         f"{RESULTS}/logs/evaluate-{{model}}.log",
+    benchmark:
+        f"{RESULTS}/logs/evaluate-{{model}}.tsv"
     priority: 10
     threads: study.evaluation.threads
     shell:
@@ -137,11 +154,14 @@ rule held_out:
         pipeline.modules("src/helpers/evaluation.py"),
         MODEL_FILES,
     params:
+        libraries=NUMERICS,
         settings=pipeline.settings(study, "evaluation", "problems", "models", "rollouts"),
     output:
         update(f"{RESULTS}/{pipeline.HELD_OUT}"),
     log:
         f"{RESULTS}/logs/held-out.log",
+    benchmark:
+        f"{RESULTS}/logs/held-out.tsv"
     priority: 20
     threads: study.evaluation.threads
     shell:
@@ -159,12 +179,15 @@ for start in study.main_runs:
                 pipeline.modules("src/helpers/connectivity.py"),
                 pipeline.path_inputs(study, start),
             params:
+                libraries=NUMERICS,
                 run=start,
                 settings=pipeline.settings(study, "evaluation", "problems", "models", "connectivity"),
             output:
                 update(made),
             log:
                 f"{RESULTS}/logs/connect-{start}.log",
+            benchmark:
+                f"{RESULTS}/logs/connect-{start}.tsv"
             priority: 20
             threads: study.evaluation.threads
             shell:
@@ -178,11 +201,14 @@ rule execute:
         tables=TABLES.values(),
         artefacts=lambda wildcards: pipeline.artefacts(study, wildcards.notebook),
     params:
+        libraries=pipeline.libraries(),
         settings=pipeline.settings(study),
     output:
         f"{RESULTS}/notebooks/{{notebook}}.ipynb",
     log:
         f"{RESULTS}/logs/{{notebook}}.ipynb",
+    benchmark:
+        f"{RESULTS}/logs/page-{{notebook}}.tsv"
     retries: 1  # two kernels that start at once may choose the same port
     threads: 1
     shell:
@@ -202,6 +228,7 @@ rule book:
     log:
         f"{RESULTS}/logs/book.log",
     params:
+        libraries=pipeline.libraries(),
         # Links to pages that a profile has no controls for lead nowhere; in a whole book every warning is an error.
         strict="-W -n --keep-going" if len(NOTEBOOKS) == len(pipeline.READS) else "",
     threads: 2

@@ -551,7 +551,7 @@ figures.table(over_seeds.assign(run_a=over_seeds.run_a.map(labels), run_b=over_s
 
 # %% mystnb={"image": {"alt": "Dots with intervals for the barrier above the chord and diamonds for the barrier above the mean of the ends, for each pair of runs of the pretrained model and both losses, over grey bars for the chance level"}, "figure": {"caption": "Barriers of all pairs in the pretrained model, above the chord (dots) and above the mean of the ends (diamonds), with 95 % intervals over texts; grey: what a straight path would reach by chance.", "name": "fig-connectivity-pretrained"}}
 study_second = profiles.load(pretrained)
-walked = {(a, b): pd.read_parquet(store.find(pretrained, f"connectivity/losses-{a}-{b}.parquet")) for a, b in study_second.paths}
+walked = {(a, b): store.read_frame(store.find(pretrained, f"connectivity/losses-{a}-{b}.parquet")) for a, b in study_second.paths}
 high = pd.concat([connectivity.barrier(found).assign(run_a=a, run_b=b) for (a, b), found in walked.items()])
 figures.barriers(high[high.run_b.isin(list(runs))], "nats a token", losses);
 

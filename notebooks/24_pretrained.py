@@ -40,7 +40,7 @@ figures.use_style()
 
 def answers(name, runs):
     """The stored answers of several runs or models of a study, below one another."""
-    return pd.concat([pd.read_parquet(store.find(name, f"evaluation/{run}.parquet")).assign(run=run) for run in runs])
+    return pd.concat([store.read_frame(store.find(name, f"evaluation/{run}.parquet")).assign(run=run) for run in runs])
 
 # %% [markdown]
 # ## How it was made
@@ -56,7 +56,7 @@ def answers(name, runs):
 # %%
 def facts(name):
     """What a study is made of: model, problems, table of rollouts, runs."""
-    about, table = studies[name], pd.read_parquet(rollouts.require_table(studies[name]))
+    about, table = studies[name], store.read_frame(rollouts.require_table(studies[name]))
     update = updates.of_study(name, ["sft"])["sft"].values()
     groups = rollouts.group_statistics(table)
     return {"attention modules": len(update), "width": max(part.A.shape[1] for part in update), "numbers in ΔW": f"{sum(part.B.shape[0] * part.A.shape[1] for part in update):,}",
@@ -268,7 +268,7 @@ Markdown(f"Between the two seeds a method has a cosine with itself of **{own.min
 # The teacher's rollouts carry two messages: how to calculate, and how to write. On rollouts that the base has sampled itself only the first is left, and for [SFT not even that](20_on_policy.ipynb): to imitate oneself is to stay.
 
 # %%
-written = pd.read_parquet(rollouts.require_table(study, "base"))
+written = store.read_frame(rollouts.require_table(study, "base"))
 named = {method: f"{method}-own" for method in ("sft", "rft", "dpo")}
 found = geometry.compare(updates.of_study(pretrained, [*named, *named.values()]))
 cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))

@@ -148,6 +148,7 @@ def main():
         copy = Copy(folder)
         record = {"date": time.strftime("%Y-%m-%d"), "place": store.provenance(), "pipeline": pipeline_trials(copy, rng), "one_run": one_run(copy, rng)}
     (store.ROOT / "data" / "faults.json").write_text(store.as_json(record))
+    store.relist(store.ROOT / "data" / "faults.json")
     failed = [trial for trial in record["pipeline"] if not trial["same"] or trial["orphans"]]
     print(f"{len(record['pipeline'])} trials of the pipeline, {len(failed)} of them with another outcome or orphans; the run killed {KILLS_OF_ONE_RUN} times "
           f"{'is the same' if record['one_run']['same'] else 'is ANOTHER ONE'}")

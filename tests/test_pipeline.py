@@ -23,7 +23,7 @@ NOTEBOOKS = sorted(path.stem for path in (store.ROOT / "notebooks").glob("*.py")
 def copy(tmp_path):
     """The repository with its finished smoke study, times of files kept."""
     assert (store.ROOT / "results" / "smoke" / "notebooks" / "22_verdict.ipynb").exists(), "run `make check` first"
-    for name in ("src", "notebooks", "book", "data", ".snakemake", "Snakefile", "_config.yml", "_toc.yml"):
+    for name in ("src", "notebooks", "book", "data", ".snakemake", "Snakefile", "_config.yml", "_toc.yml", "requirements.txt"):
         source = store.ROOT / name
         if source.is_dir():
             shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("locks", "incomplete", "log", "conda*", "shadow", "mathjax"))
@@ -33,17 +33,17 @@ def copy(tmp_path):
     return tmp_path
 
 
-def snakemake(folder, *arguments):
+def snakemake(folder, *arguments, profile="smoke"):
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--config", "profile=smoke"], cwd=folder, env=environment,
+    return subprocess.run([sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--config", f"profile={profile}"], cwd=folder, env=environment,
                           capture_output=True, text=True)
 
 
-def planned(folder):
+def planned(folder, profile="smoke"):
     """The steps that Snakemake would run to bring the executed notebooks up to date, as names of their first outputs."""
-    told = snakemake(folder, "--dry-run", "notebooks")
+    told = snakemake(folder, "--dry-run", "notebooks", profile=profile)
     assert told.returncode == 0, told.stderr
-    outputs = re.findall(r"^\s+output: results/smoke/([^,\s]+)", told.stdout + told.stderr, re.MULTILINE)
+    outputs = re.findall(rf"^\s+output: results/{profile}/([^,\s]+)", told.stdout + told.stderr, re.MULTILINE)
     return {output.removesuffix("/run.json").removesuffix(".parquet").removesuffix(".ipynb") for output in outputs}
 
 
@@ -77,23 +77,43 @@ def paths_from(start):
 EVALUATIONS = {f"evaluation/{name}" for name in ("base", "strong-base", "teacher", *RUNS)}
 PATHS = {paths_from(run) for run in RUNS}
 CONTROLS = {f"runs/{group.runs[0]}" for group in SMOKE.controls.values()}
-EVERYTHING = {*(f"notebooks/{name}" for name in NOTEBOOKS), *EVALUATIONS, *PATHS, *CONTROLS, "held-out/teacher", *(f"runs/{run}" for run in RUNS)}
+EVERYTHING = {*(f"notebooks/{name}" for name in NOTEBOOKS), "rollouts", "own-rollouts", *EVALUATIONS, *PATHS, *CONTROLS, "held-out/teacher",
+              *(f"runs/{run}" for run in RUNS)}
 TO_RIFT = {paths_from(first) for first, second in SMOKE.paths if "rift" in (first, second.removeprefix(profiles.SCALED))}
+ALL_NOTEBOOKS = {f"notebooks/{name}" for name in NOTEBOOKS}
 EDITS = {
     "nothing": (None, None, None, set()),
     "one notebook": ("notebooks/05_dft.py", "# ## Summary", "# ## Summary of this page", {"notebooks/05_dft"}),
-    "figures": ("src/helpers/figures.py", "_WIDTH = 7.0", "_WIDTH = 7.5", {f"notebooks/{name}" for name in NOTEBOOKS}),
+    "figures": ("src/helpers/figures.py", "_WIDTH = 7.0", "_WIDTH = 7.5", ALL_NOTEBOOKS),
     "geometry": ("src/helpers/geometry.py", "np.diag(gram)", "np.diagonal(gram)", importing("geometry")),
     "statistics": ("src/helpers/statistics.py", "draws=2000", "draws=2001", importing("statistics")),
     "evaluation": ("src/helpers/evaluation.py", "batch_size=64", "batch_size=32",
                    EVALUATIONS | PATHS | CONTROLS | {"held-out/teacher"} | importing("evaluation")
                    | reading("main", "models", "paths", "held-out", *SMOKE.controls)),
     "connectivity": ("src/helpers/connectivity.py", "draws=2000", "draws=2001", PATHS | importing("connectivity") | reading("paths")),
-    "objectives": ("src/helpers/objectives.py", "bias=0.1", "bias=0.2", EVERYTHING - {"notebooks/02_rollouts"}),
+    "objectives": ("src/helpers/objectives.py", "bias=0.1", "bias=0.2", EVERYTHING - {"rollouts", "own-rollouts", "notebooks/02_rollouts"}),
+    "a template of the problems": ("src/helpers/problems.py", "How many does", "What number does", EVERYTHING),
+    "a setting of the rollouts": ("src/helpers/profiles/smoke.yaml", "samples: 4", "samples: 5",
+                                  {"rollouts", "own-rollouts", "held-out/teacher"} | ALL_NOTEBOOKS),
+    "a helper of one page": ("src/helpers/interventions.py", "_LARGEST = 64.0", "_LARGEST = 65.0", importing("interventions")),
     "one run's spec": ("src/helpers/profiles/smoke.yaml", "rift: {objective: rift, snapshots", "rift: {objective: rift, steps: 4, snapshots",
                        {"runs/rift", "evaluation/rift"} | TO_RIFT | reading("main", "adapters", "paths", "rift")),
     "one control's spec": ("src/helpers/profiles/smoke.yaml", "rft-chosen: {", "rft-chosen: {steps: 4, ", {"runs/dpo-matched"} | reading("matched")),
 }
+
+
+@pytest.mark.parametrize(("library", "expected"), [("numpy", EVERYTHING), ("matplotlib", ALL_NOTEBOOKS)])
+def test_another_version_of_a_library_reruns_what_it_may_change(copy, library, expected):
+    about = copy / "src" / f"{library}-99.dist-info" / "METADATA"  # found before the installed one
+    about.parent.mkdir()
+    about.write_text(f"Metadata-Version: 2.1\nName: {library}\nVersion: 99\n")
+    assert planned(copy) == expected
+
+
+def test_another_profile_is_served_nothing_of_this_one(copy):
+    profile = copy / "src" / "helpers" / "profiles" / "smoke.yaml"
+    shutil.copy(profile, profile.with_name("other.yaml"))
+    assert planned(copy, "other") == EVERYTHING
 
 
 @pytest.mark.parametrize("what", EDITS)

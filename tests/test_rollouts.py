@@ -129,6 +129,28 @@ def test_scores_are_the_log_softmax_of_the_full_logits(adapted, tiny_model, with
 
 # --- the table -----------------------------------------------------------------------------------------------------
 
+def test_rows_beyond_the_context_or_the_vocabulary_are_refused_by_their_index(tiny_model):
+    model = tiny_model(vocabulary=40, context=16)
+    assert [len(values) for values in rollouts.score(model, [[1] * 6], [[2] * 10])] == [10], "a row that fills the context is read"
+    with pytest.raises(ValueError, match=r"row 1 has 17 tokens.*context is 16"):
+        rollouts.score(model, [[1], [1] * 6], [[2], [2] * 11])
+    with pytest.raises(ValueError, match=r"row 0 has 3 tokens, the largest 40; .*its vocabulary 40"):
+        rollouts.score(model, [[1, 2]], [[40]])
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(workplace, smoke, monkeypatch):
+    load = models.load_tokenizer
+
+    def other(profile, name="base"):
+        tokenizer = load(profile, name)
+        if name == "teacher":
+            tokenizer.add_tokens(["hmm"])
+        return tokenizer
+    monkeypatch.setattr(models, "load_tokenizer", other)
+    with pytest.raises(ValueError, match="the teacher and the base of profile 'smoke' have different tokenizers"):
+        rollouts.make_table(smoke)
+
+
 def test_the_table_holds_what_the_generator_and_the_grader_say(table, smoke):
     gold = {problem.problem_id: problem.answer for problem in problems.problem_sets(smoke.problems)["train"]}
     assert len(table) == smoke.problems.train * smoke.rollouts.samples, "K rows a prompt"
@@ -261,6 +283,14 @@ def test_distinct_paths_have_one_row_a_list_of_equations(hand_made):
         paths = [problems.written_equations(hand_made.completion[number]) for number in numbers]
         right = hand_made[(hand_made.problem_id == problem_id) & (hand_made.reward > 0)]
         assert sorted(paths) == sorted({problems.written_equations(text) for text in right.completion}), "every reasoning path of a prompt exactly once"
+
+
+def test_groups_of_one_have_no_advantage_and_no_pairs():
+    table = rollouts.with_group_columns(pd.DataFrame({"problem_id": ["a", "b"], "reward": [1.0, 0.0], "completion": ["x", "y"]}))
+    assert table.advantage.tolist() == table.spread.tolist() == [0.0, 0.0], "a rollout alone is its own mean"
+    assert rollouts.select(table, "correct") == {"a": [0]}
+    with pytest.raises(ValueError, match="no rows of the kind 'pairs'"):
+        rollouts.select(table, "pairs")
 
 
 def test_choices_that_cannot_be_met_are_refused(hand_made):

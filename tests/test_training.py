@@ -340,7 +340,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(table, smoke, monkeypatch):
         return logp.sum() * float("nan"), rows.mask.sum()
     monkeypatch.setitem(objectives.OBJECTIVES, "broken", objectives.Objective(broken, "all", "a test"))
     run = edited(smoke, "sft", objective="broken")
-    with pytest.raises(FloatingPointError, match=r"training sft: loss nan at step 1.*Lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"training sft: loss nan at step 1, of rows \d+(, \d+)+ of the table.*Lower the learning rate"):
         training.train(smoke, run)
     assert not training.run_folder(smoke, run).exists(), "nothing that looks finished is left"
 
@@ -370,14 +370,32 @@ def test_a_foreign_or_missing_adapter_is_named_and_nothing_is_touched(smoke, tab
     adapter = folder / "adapter" / "adapter_model.safetensors"
     other = training.train(smoke, smoke.runs["rft"]) / "adapter" / "adapter_model.safetensors"
     adapter.write_bytes(other.read_bytes())
-    with pytest.raises(ValueError, match=r"runs/sft/adapter/adapter_model\.safetensors is missing or not the adapter"):
+    with pytest.raises(ValueError, match=r"runs/sft/adapter/adapter_model\.safetensors is missing, damaged or changed"):
         training.train(smoke, run)
     assert adapter.read_bytes() == other.read_bytes(), "the message must come before any change"
     with pytest.raises(FileNotFoundError, match="holds no adapter"):
         models.load_adapted(smoke, run, folder / "nowhere")
 
 
+@pytest.mark.parametrize("rewards", ["all right", "all wrong", "one rollout a prompt"])
+@pytest.mark.parametrize("name", ["sft", "rift", "offline-grpo"])
+def test_tables_without_mixed_groups_train_what_can_be_trained(name, rewards, table, smoke, monkeypatch):
+    edited_table = table.assign(reward=float(rewards == "all right")) if "all" in rewards else table.groupby("problem_id").head(1)
+    monkeypatch.setattr(rollouts, "load_table", lambda *_: edited_table)
+    history = pd.read_parquet(training.train(smoke, edited(smoke, name)) / "history.parquet")
+    assert np.isfinite(history[["loss", "grad_norm"]]).all(axis=None), f"{name}: {rewards}"
+    with pytest.raises(ValueError, match="the table of rollouts has no rows of the kind 'pairs'"):
+        training.train(smoke, edited(smoke, "dpo")) if "all" in rewards else rollouts.select(edited_table, "pairs")
+
+
 def test_an_adapter_of_another_base_is_refused_by_name(smoke, table):
     adapter = training.train(smoke, smoke.runs["sft"]) / "adapter"
     with pytest.raises(ValueError, match="was made for another base than 'base' of profile 'tiny'"):
         models.load_adapted(profiles.load("tiny"), profiles.load("tiny").runs["sft"], adapter)
+
+
+def test_an_adapter_that_names_another_base_of_its_shape_is_refused():
+    tiny = profiles.load("tiny")
+    adapter = store.shipped("tiny") / "runs" / "strong-sft" / "adapter"
+    with pytest.raises(ValueError, match=r"another base than 'base' of profile 'tiny': for 'data/models/tiny/strong-base', not 'data/models/tiny/base'"):
+        models.load_adapted(tiny, tiny.runs["sft"], adapter)

@@ -5,7 +5,6 @@ of its own from the moment it arrives, so that an interrupted call goes on where
 """
 
 import asyncio
-import json
 import os
 import threading
 import time
@@ -99,7 +98,7 @@ class _Call:
 
     def _kept(self, mark):
         path = self.folder / f"{mark}.json"
-        return [Completion(**fields) for fields in json.loads(path.read_text())["completions"]] if path.exists() else []
+        return [Completion(**fields) for fields in store.read_json(path)["completions"]] if path.exists() else []
 
     def run(self, outcome):
         try:

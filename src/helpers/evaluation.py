@@ -222,4 +222,5 @@ def sweep(profile):
                      "validation_accuracy": measured.correct.mean(), "n": len(measured)})
     with store.whole(sweep_path(profile)) as beside:
         pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.6g")
+    store.relist(sweep_path(profile))
     return sweep_path(profile)

@@ -7,7 +7,6 @@ may also be *elsewhere*: "endpoint", the profile's server, or `file:PATH`, rollo
 
 import functools
 import importlib.util
-import json
 import warnings
 from pathlib import Path
 
@@ -92,13 +91,14 @@ def folder(where):
     if where.startswith("hub:"):
         return _snapshot(where.removeprefix("hub:"))
     if not where.startswith("wheel:") and not _is_adapter(where):
-        _require(store.ROOT / where, "tokenizer.json")
-        return store.ROOT / where
+        _part(where, "tokenizer.json")
+        return store.intact(store.ROOT / where)
     made = store.ROOT / "results" / "weights" / _digest(where)
     if not made.exists():
         with store.whole(made) as beside:
             (_merge if _is_adapter(where) else _unpack)(where, beside)
-    return made
+            store.list_sums(beside)
+    return store.intact(made)
 
 
 @functools.cache
@@ -131,7 +131,7 @@ def _is_adapter(where):
 
 def _base_of(where):
     """The source that an adapter was made for."""
-    return json.loads((store.ROOT / where / "adapter_config.json").read_text())["base_model_name_or_path"]
+    return store.read_json(store.ROOT / where / "adapter_config.json")["base_model_name_or_path"]
 
 
 def _wheel_file(where):
@@ -151,10 +151,8 @@ def _digest(where):
         return _wheel_digest(where)
     if _is_adapter(where):
         parts = ("adapter_config.json", "adapter_model.safetensors")
-        return store.digest({"base": _digest(_base_of(where)), **{part: store.file_digest(store.ROOT / where / part) for part in parts}})
-    for part in _PARTS:
-        _require(store.ROOT / where, part)
-    return store.digest({part: store.file_digest(store.ROOT / where / part) for part in _PARTS})
+        return store.digest({"base": _digest(_base_of(where)), **{part: store.file_digest(_part(where, part)) for part in parts}})
+    return store.digest({part: store.file_digest(_part(where, part)) for part in _PARTS})
 
 
 @functools.cache
@@ -163,10 +161,11 @@ def _wheel_digest(where):
     return store.digest({"unpacked": store.file_digest(_wheel_file(where))})
 
 
-def _require(folder, part):
-    if not (folder / part).exists():
-        raise FileNotFoundError(f"no model in {folder.relative_to(store.ROOT)} ({part} is missing): restore it with git, or make it with "
-                                "`python -m helpers pretrain PROFILE`")
+def _part(where, part):
+    """Path of a model's file in the repository, which must be there and the one that came with the book."""
+    if not (store.ROOT / where / part).exists():
+        raise FileNotFoundError(f"no model in {where} ({part} is missing): restore it with git, or make it with `python -m helpers pretrain PROFILE`")
+    return store.intact(store.ROOT / where / part)
 
 
 def prompt_ids(tokenizer, question, instruction=""):
@@ -206,10 +205,13 @@ def save_adapter(model, folder, lora):
 def load_adapted(profile, run, folder):
     """The run's base model with the adapter stored in `folder`, in evaluation mode.
 
-    Raises FileNotFoundError for a folder without adapter, ValueError for one whose shapes belong to another base.
+    Raises FileNotFoundError for a folder without adapter, ValueError for one that names another base or has another's shapes.
     """
     if not (Path(folder) / "adapter_config.json").exists():
         raise FileNotFoundError(f"{folder} holds no adapter (adapter_config.json is missing): train the run {run.name!r} first")
+    named, wanted = _base_of(folder), source(profile, run.base)
+    if named not in (None, wanted) and not profile.published:  # others name their copy as they like
+        raise ValueError(f"the adapter in {folder} was made for another base than {run.base!r} of profile {profile.name!r}: for {named!r}, not {wanted!r}")
     try:
         model = PeftModel.from_pretrained(load_model(profile, run.base), folder)
     except RuntimeError as error:

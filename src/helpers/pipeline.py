@@ -4,10 +4,13 @@ Outside the flow of data: it knows which artefacts each notebook reads, and no a
 """
 
 import base64
+import importlib.metadata
 import json
 import re
 import shutil
 import sys
+
+import pandas as pd
 
 from helpers import profiles, store
 
@@ -15,6 +18,9 @@ HELD_OUT = "held-out/teacher.parquet"
 _RECORDS = ("evaluation", "divergence", "sampled", "validation", "samples", "held-out", "connectivity", "gradients", "interventions",
             "tables")  # folders of results
 GENERATED = ("timings.md", "verdict_table.md", "plan_table.md", "headline.md", "headline.png", "faults_table.md")  # files of book/ that `prepare_book` writes
+_STEPS = {"rollouts": "sampling a table of rollouts", "train": "training a main run", "controls": "training and asking a group of controls",
+          "evaluate": "evaluating a run or a model", "held": "the teacher's held-out rollouts", "connect": "measuring the paths from a run",
+          "page": "executing a page"}  # by the beginning of a step's log
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 READS = {
     "01_problems": ("models", "templated"), "02_rollouts": ("rollouts",),
@@ -62,6 +68,12 @@ def settings(study, *parts):
     """Hash of the named parts of a profile; without names, of all but its runs."""
     kept = study.model_dump(mode="json", include=set(parts)) if parts else study.model_dump(mode="json", exclude={"runs", "pretraining"})
     return store.digest(kept)
+
+
+def libraries():
+    """Hash of the installed versions of all libraries that requirements.txt pins; pages use more of them than numbers do (`store.versions`)."""
+    pinned = re.findall(r"^([A-Za-z0-9._-]+)==", (store.ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    return store.digest({name: importlib.metadata.version(name) for name in pinned})
 
 
 def spec(study, run):
@@ -164,6 +176,7 @@ def ship(study):
         is_aside = re.search(r"^\.|-[0-9a-f]{8}$", entry.stem)  # what is being written, or was moved aside for other settings
         if not is_aside and (entry if entry.suffix else entry / "run.json").exists():
             _copy(entry, target / entry.relative_to(made))
+            store.relist(target / entry.relative_to(made))
     return target
 
 
@@ -184,7 +197,7 @@ def prepare_book(profile_name):
     lines = []
     study = profiles.load(profile_name)
     for executed in (store.results(profile_name) / "notebooks" / f"{name}.ipynb" for name in notebooks(study)):
-        notebook = json.loads(executed.read_text())
+        notebook = store.read_json(executed)
         for cell in notebook["cells"]:
             tags = cell["metadata"].get("tags", [])
             if "injected-parameters" in tags:
@@ -200,7 +213,7 @@ def prepare_book(profile_name):
         folder = store.place(profile_name, run)
         if not (folder / "runs" / name / "run.json").exists():
             continue  # a control that only pages left out would read
-        content = json.loads((folder / "runs" / name / "run.json").read_text())
+        content = store.read_json(folder / "runs" / name / "run.json")
         data = f"{content['rows']} | {content['passes']:.2f}" if "rows" in content else "its own | –"
         trained = content["date"] if folder == store.shipped(profile_name) else "this build"
         runs.append(f"| {name} | {content['minutes']:.1f} | {data} | {trained} |")
@@ -208,12 +221,24 @@ def prepare_book(profile_name):
     page = ["# Timings", "", f"Profile `{profile_name}`, computed on the machine that built this book ({place}).", "",
             "| notebook | seconds |", "|---|---|", *lines, "", "Training, each run on one thread unless its spec says otherwise. Runs that come with the "
             "book say when they were trained; `make book CONTROLS=all` trains them again:", "",
-            "| run | minutes | rows | passes over them | trained |", "|---|---|---|---|---|", *runs, ""]
+            "| run | minutes | rows | passes over them | trained |", "|---|---|---|---|---|", *runs, "",
+            "Steps of the pipeline, processes and all: the longest and the largest of each kind. Memory is the peak of what a step has for itself plus its "
+            "share of what it shares (proportional set size), looked at every half second in the first half minute and every half minute after that.", "",
+            *_stage_lines(profile_name), ""]
     (store.ROOT / "book" / "timings.md").write_text("\n".join(page))
     (store.ROOT / "book" / "verdict_table.md").write_text(_verdict_lines(store.read_table(profile_name, "verdict")))
     (store.ROOT / "book" / "plan_table.md").write_text(_plan_lines("qwen3-4b"))
     (store.ROOT / "book" / "faults_table.md").write_text(_fault_lines(store.ROOT / "data" / "faults.json"))
     (store.ROOT / "book" / "headline.md").write_text(_headline(target / "09_evaluation.ipynb"))
+
+
+def _stage_lines(profile_name):
+    """Seconds and memory of the pipeline's steps as a Markdown table, from what Snakemake measured, a kind of step a row."""
+    logs = sorted((store.results(profile_name) / "logs").glob("*.tsv"))
+    measured = [pd.read_csv(path, sep="\t", na_values="-").assign(kind=path.stem.partition("-")[0]) for path in logs]
+    kinds = pd.concat(measured).groupby("kind", sort=False) if measured else []
+    lines = [f"| {_STEPS[kind]} | {len(steps)} | {steps.s.max():.0f} | {steps.max_pss.max():.0f} |" for kind, steps in kinds]
+    return ["| step | how many | seconds | peak memory, MB |", "|---|---|---|---|", *lines]
 
 
 def _headline(executed):
@@ -232,7 +257,7 @@ def _fault_lines(path):
     """The record of `make faults` as Markdown: what was killed how often, and what came of it."""
     if not path.exists():
         return "No trials have been made with this version of the book.\n"
-    record, lines = json.loads(path.read_text()), []
+    record, lines = store.read_json(path), []
     for name in dict.fromkeys(trial["signal"] for trial in record["pipeline"]):
         trials = [trial for trial in record["pipeline"] if trial["signal"] == name]
         same = sum(all("/notebooks/" in file for file in trial["differ"]) for trial in trials)  # pages hold random names of tables

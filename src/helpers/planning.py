@@ -120,7 +120,7 @@ def lengths(profile, writer="teacher"):
     if not path.exists():
         rows = _problem_count(profile, "train") * how.samples
         return Lengths(PROMPT_TOKENS, ANSWER_SHARE * how.max_new_tokens, PROMPT_TOKENS + how.max_new_tokens, rows, False)
-    table = pd.read_parquet(path, columns=["prompt_ids", "tokens"])
+    table = store.read_frame(path)
     prompts = table.prompt_ids.map(len)
     return Lengths(prompts.mean(), table.tokens.mean(), int((prompts + table.tokens).max()), len(table), True)
 

@@ -45,5 +45,5 @@ def write(profile_name, page, outcomes):
 def outcomes(profile_name):
     """All predictions in their order beside the outcomes that the pages stored; a prediction without outcome has none (NaN)."""
     tables = sorted((store.results(profile_name) / "tables").glob("outcomes_*.parquet"))
-    found = [pd.read_parquet(path) for path in tables] or [pd.DataFrame(columns=["number", *_OUTCOME])]
+    found = [store.read_frame(path) for path in tables] or [pd.DataFrame(columns=["number", *_OUTCOME])]
     return lines().merge(pd.concat(found), on="number", how="left")

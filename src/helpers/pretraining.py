@@ -115,6 +115,7 @@ def pretrain(profile, name):
             models.save_adapter(model, beside, profile.pretraining.lora)
         (beside / "made.json").write_text(store.as_json({"settings": settings.model_dump(), "loss": round(float(np.mean(recent[-200:])), 4),
                                                       "minutes": round((time.monotonic() - started) / 60, 1), "place": store.provenance()}))
+    store.relist(folder)
     return folder
 
 
@@ -146,12 +147,14 @@ def _keep(checkpoint, model, optimizer, step, minutes):
         save_file({f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}, beside / "optimizer.safetensors")
         save_file({name: value.contiguous() for name, value in model.named_parameters() if value.requires_grad}, beside / "model.safetensors")
         (beside / "step.json").write_text(json.dumps({"step": step, "minutes": minutes}))
+        store.list_sums(beside)
 
 
 def _restore(checkpoint, model, optimizer):
     """Load a checkpoint if there is one; returns the number of finished steps and the minutes they took."""
     if not (checkpoint / "step.json").exists():
         return 0, 0.0
+    store.intact(checkpoint)
     model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
     state = {}
     for key, value in load_file(checkpoint / "optimizer.safetensors").items():

@@ -43,10 +43,11 @@ def adopt(run, source, folder, about):
         (beside / "adapter").mkdir(parents=True)
         for name in (updates.CONFIG, updates.WEIGHTS):
             shutil.copyfile(source / name, beside / "adapter" / name)
-        pd.DataFrame({"step": range(1, run.steps + 1), "learning_rate": planned_rates(run)}).to_parquet(beside / "history.parquet")
+        store.write_frame(beside / "history.parquet", pd.DataFrame({"step": range(1, run.steps + 1), "learning_rate": planned_rates(run)}))
         (beside / "run.json").write_text(store.as_json({
             **about, "adapter": store.file_digest(beside / "adapter" / updates.WEIGHTS), "spec": run.model_dump(), "date": time.strftime("%Y-%m-%d"),
             "published": Path(source).name, "minutes": 0.0, "place": store.provenance()}))
+        store.list_sums(beside)
 
 
 def planned_rates(run):

@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
@@ -147,7 +146,16 @@ def _close_gaps(cache, alive, owner, lengths, last):
 
 @torch.inference_mode()
 def score(model, prompts, completions, batch_size=64):
-    """log pi of each completion token under `model`, a list of float32 arrays in the order given; prompts of similar length, and equal ones, together."""
+    """log pi of each completion token under `model`, a list of float32 arrays in the order given; prompts of similar length, and equal ones, together.
+
+    Raises ValueError for a row that is longer than the model's context or has tokens that the model does not know, naming its index.
+    """
+    context, vocabulary = model.config.max_position_embeddings, model.config.vocab_size
+    for index, row in enumerate(zip(prompts, completions, strict=True)):
+        length, largest = sum(map(len, row)), max(max(part, default=0) for part in row)
+        if length > context or largest >= vocabulary:
+            raise ValueError(f"row {index} has {length} tokens, the largest {largest}; the model's context is {context} and its vocabulary {vocabulary}: "
+                             "shorten the row, or score it with the model whose tokenizer wrote it")
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
     found = [None] * len(prompts)
     for first in range(0, len(order), batch_size):
@@ -234,7 +242,10 @@ def written_elsewhere(profile, chosen):
                           stacklevel=2)
         return {problem_id: [(one.text, one.finish_reason == "length") for one in answers] for problem_id, answers in whole.items()}
     file = store.ROOT / where.removeprefix("file:")
-    given = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True, dtype=False)
+    try:
+        given = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True, dtype=False)
+    except ValueError as error:
+        raise ValueError(f"{file} can't be read as {'Parquet' if file.suffix == '.parquet' else 'JSON lines'}: {error}") from error
     if missing := {"question", "completion"} - set(given.columns):
         raise ValueError(f"{file}: rollouts need a column {sorted(missing)[0]!r}; it has {', '.join(given.columns)}")
     by_question = {" ".join(question.split()): list(group.completion) for question, group in given.groupby("question", sort=False)}
@@ -262,6 +273,9 @@ def make_table(profile, writer="teacher"):
     told = written_elsewhere(profile, chosen) if is_elsewhere else None  # for all problems at once, so that a server always has work
     if is_elsewhere:
         chosen = [problem for problem in chosen if problem.problem_id in told]
+    if not is_elsewhere and len({models.load_tokenizer(profile, name).backend_tokenizer.to_str() for name in (writer, "base")}) > 1:
+        raise ValueError(f"the {writer} and the base of profile {profile.name!r} have different tokenizers: tokens of one mean nothing to the other; "
+                         "let the teacher write elsewhere (an endpoint, or a file), so that its texts are read with the base's tokenizer")
     models_of = {name: models.load_model(profile, name) for name in dict.fromkeys(("base",) if is_elsewhere else (writer, "base"))}
 
     def part(first):
@@ -272,20 +286,19 @@ def make_table(profile, writer="teacher"):
 
     starts = tqdm(range(0, len(chosen), size), desc="table of rollouts", unit="part")
     table = pd.concat([store.frame(work, f"{first:06d}", mark, lambda first=first: part(first)) for first in starts], ignore_index=True)
-    arrow = pa.Table.from_pandas(table, schema=_SCHEMA, preserve_index=False)
-    metadata = {"settings": json.dumps(made_with, sort_keys=True), "versions": json.dumps(store.provenance())}
-    with store.whole(table_path(profile, writer)) as beside:
-        pq.write_table(arrow.replace_schema_metadata(metadata), beside, compression="zstd")
+    metadata, path = {"settings": json.dumps(made_with, sort_keys=True), "versions": json.dumps(store.provenance())}, table_path(profile, writer)
+    store.write_frame(path, table, metadata, _SCHEMA)
+    store.relist(path)
     store.remove(work)
-    return table_path(profile, writer)
+    return path
 
 
 def require_table(profile, writer="teacher"):
-    """Path of a writer's table; FileNotFoundError says how to make it."""
+    """Path of a writer's table; FileNotFoundError says how to make it, ValueError that it is not the one that came with the book."""
     path = table_path(profile, writer)
     if not path.exists():
         raise FileNotFoundError(f"no table of rollouts at {path.relative_to(store.ROOT)}: make it with `python -m helpers rollouts {profile.name} {writer}`")
-    return path
+    return store.intact(path)
 
 
 def load_table(profile, writer="teacher"):
@@ -294,12 +307,12 @@ def load_table(profile, writer="teacher"):
     Raises FileNotFoundError when it was not made yet, ValueError when it was made with other settings or models, naming what differs.
     """
     path = require_table(profile, writer)
-    made_with, wanted = json.loads(pq.read_schema(path).metadata[b"settings"]), json.loads(json.dumps(settings(profile, writer)))
+    table, made_with, wanted = store.read_frame(path), store.read_metadata(path, "settings"), json.loads(json.dumps(settings(profile, writer)))
     for part, value in wanted.items():
         if made_with[part] != value:
             raise ValueError(f"{path.relative_to(store.ROOT)} was made with other {part}: {made_with[part]}, the profile says {value}; "
                              f"make it again with `python -m helpers rollouts {profile.name} {writer}`")
-    return pd.read_parquet(path)
+    return table
 
 
 def group_statistics(table):

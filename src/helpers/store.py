@@ -18,7 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parent
 _VALUELESS = ("store", "locks", "profiles")  # where values lie and how settings are read; the settings themselves are hashed with each artefact
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "numpy", "math-verify")
+SUMS = "SHA256SUMS"  # a folder's list of checksums, as `sha256sum` writes and checks it
 
 
 def results(profile_name):
@@ -65,7 +65,7 @@ def origin(profile_name, runs):
     folders = {run.name: place(profile_name, run) for run in runs}
     if any(_mark(folder / "runs" / name, "published") for name, folder in folders.items()):
         return "The adapters of this page were published by others. All geometry and all statistics are computed here."
-    records = [json.loads((folder / "runs" / name / "run.json").read_text()) for name, folder in folders.items() if folder == shipped(profile_name)]
+    records = [read_json(folder / "runs" / name / "run.json") for name, folder in folders.items() if folder == shipped(profile_name)]
     if not records:
         return f"These {len(runs)} runs were all trained by this build."
     dates = sorted({record["date"] for record in records})
@@ -122,6 +122,97 @@ def remove(path):
 def as_json(content):
     """The text of a record: keys sorted, so that equal contents are equal files."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+# --- damage --------------------------------------------------------------------------------------------------------
+
+def list_sums(folder, files=None):
+    """Write the checksums of a folder's files, or of those of `files`, into its list."""
+    files = [path for path in (files or folder.rglob("*")) if path != folder / SUMS]
+    _write_sums(folder / SUMS, {path: _sha256(path, path.stat().st_mtime_ns) for path in files if path.is_file()})
+
+
+def relist(path):
+    """Enter a file or folder that was made anew in the list of checksums that covers its place, if there is one."""
+    listed = _list_above(path.parent)  # not the folder's own
+    if listed:
+        kept = {listed.parent / name: value for name, value in _sums(listed).items() if not (listed.parent / name).is_relative_to(path)}
+        _write_sums(listed, kept | {file: _sha256(file, file.stat().st_mtime_ns) for file in (path, *path.rglob("*")) if file.is_file()})
+
+
+def intact(path):
+    """`path`, a file or a folder, unless a file there is not the one in the nearest list of checksums above it; ValueError then names it and the way out."""
+    path = Path(path)
+    listed = _list_above(path)
+    for name, wanted in (_sums(listed) if listed else {}).items():
+        file = listed.parent / name
+        if file.is_relative_to(path) and not (file.is_file() and _sha256(file, file.stat().st_mtime_ns) == wanted):
+            raise ValueError(f"{shown(file)} is missing, damaged or changed: it is not the file that {shown(listed)} lists. "
+                             f"Put the right one back, or delete {shown(path)} to have it made again")
+    return path
+
+
+def shown(path):
+    """A path as messages show it: relative to the repository where it lies in it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def _list_above(path):
+    folders = [folder for folder in (path, *path.parents) if folder.is_relative_to(ROOT)]
+    return next((folder / SUMS for folder in folders if (folder / SUMS).is_file()), None)
+
+
+def _write_sums(listed, sums):
+    with whole(listed) as beside:
+        beside.write_text("".join(f"{value}  {path.relative_to(listed.parent).as_posix()}\n" for path, value in sorted(sums.items())))
+
+
+def _sums(listed):
+    lines = [line.split("  ", 1) for line in listed.read_text(errors="replace").splitlines()]
+    if any(len(line) != 2 for line in lines):
+        raise ValueError(f"{shown(listed)} is damaged: put the right one back, or delete {shown(listed.parent)} to have it made again")
+    return {name: value for value, name in lines}
+
+
+@functools.cache
+def _sha256(path, changed):
+    """Checksum of a file, computed once a process for each time at which it was `changed`."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_json(path):
+    """The content of a JSON file; ValueError names one that is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def read_frame(path):
+    """The DataFrame in a Parquet file; ValueError names one that is damaged, by its list of checksums or by those inside it."""
+    intact(path)
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        found, columns = table.to_pandas(), json.loads((table.schema.metadata or {}).get(b"columns", b"null"))
+        if columns not in (None, list(found.columns)):
+            raise KeyError(f"its columns were {', '.join(columns)}")  # the names stand where Parquet has no checksum
+        return found
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_metadata(path, key):
+    """What stands as JSON in the metadata of a Parquet file; ValueError names one that is damaged."""
+    try:
+        return json.loads(pq.read_schema(path).metadata[key.encode()])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path, error):
+    return ValueError(f"{shown(path)} is damaged ({type(error).__name__}: {error}): put the right one back, or delete it to have it made again")
 
 
 # --- fingerprints --------------------------------------------------------------------------------------------------
@@ -268,22 +359,23 @@ def frame(folder, name, fingerprint, compute, is_ours=True, **about):
     path = entry(folder, f"{name}.parquet", fingerprint, is_ours)
     if not is_finished(path, fingerprint):
         write_frame(path, compute(), {"fingerprint": fingerprint, **about})
-    return pd.read_parquet(path)
+    return read_frame(path)
 
 
 def record(profile_name, folder, name, identity, code, compute, is_ours=True):
     """`frame` under the profile's results, or the shipped record of the same identity; a record's fingerprint is its identity and its code."""
     fingerprint, made, ready = digest({"identity": identity, "code": code}), results(profile_name) / folder, shipped(profile_name) / folder / f"{name}.parquet"
     if not is_finished(entry(made, f"{name}.parquet", fingerprint, is_ours), fingerprint) and identity_of(ready) == identity:
-        return pd.read_parquet(ready)
+        return read_frame(ready)
     return frame(made, name, fingerprint, compute, is_ours, identity=identity)
 
 
-def write_frame(path, frame_, metadata=None):
-    """Write a DataFrame as Parquet, whole or not at all, with text metadata."""
-    table = pa.Table.from_pandas(frame_, preserve_index=False)
+def write_frame(path, frame_, metadata=None, schema=None):
+    """Write a DataFrame as Parquet, whole or not at all, with text metadata and checksums, its columns of the types in `schema` if one is given."""
+    table = pa.Table.from_pandas(frame_, schema, preserve_index=False)
+    about = {**(table.schema.metadata or {}), "columns": json.dumps(table.column_names), **(metadata or {})}
     with whole(path) as beside:
-        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **(metadata or {})}), beside, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(about), beside, compression="zstd", write_page_checksum=True)
 
 
 def write_table(profile_name, name, frame_):
@@ -304,7 +396,7 @@ def read_table(profile_name, name):
     path = table_path(profile_name, name)
     if not path.exists():
         raise FileNotFoundError(f"no table {path.relative_to(ROOT)} yet: `make book` runs the notebooks that write it")
-    return pd.read_parquet(path)
+    return read_frame(path)
 
 
 def table_origin(profile_name, name):
@@ -313,4 +405,4 @@ def table_origin(profile_name, name):
     if not path.is_relative_to(shipped(profile_name)):
         return f"The table `{name}` of `{profile_name}` was computed by this build."
     made = pq.read_schema(path).metadata
-    return f"The table `{name}` of `{profile_name}` comes with the book, computed on {made[b'date'].decode()} ({made_on(json.loads(made[b'place']))})."
+    return f"The table `{name}` of `{profile_name}` comes with the book, computed on {made[b'date'].decode()} ({made_on(read_metadata(path, 'place'))})."

@@ -6,9 +6,10 @@ Comes after `objectives`, before `evaluation`. Reads the table of rollouts, writ
 
 import contextlib
 import functools
-import json
 import shutil
 import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -142,6 +143,15 @@ class _Snapshots(TrainerCallback):
             models.save_adapter(model, self.folder / f"step-{state.global_step}", self.lora)
 
 
+class _Sealer(TrainerCallback):
+    """Writes the checksums of a checkpoint when it is finished, without which none is taken up again."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            store.list_sums(folder, [path for path in folder.iterdir() if not path.name.startswith("rng_state_")])  # other processes may still write theirs
+
+
 class _Recorder(TrainerCallback):
     """Stops after the run's steps, where its schedule is longer, and at a loss that is not a number; draws the progress bar."""
 
@@ -155,11 +165,14 @@ class _Recorder(TrainerCallback):
         self.bar.update()
         control.should_training_stop |= state.global_step >= self.bar.total
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, train_dataloader=None, **kwargs):
         if "loss" not in logs:
             return
         if not np.isfinite(logs["loss"]) or not np.isfinite(logs["grad_norm"]):
-            raise FloatingPointError(f"{self.bar.desc}: loss {logs['loss']} at step {state.global_step}; the last checkpoint is kept. Lower the learning rate.")
+            rows, size = getattr(train_dataloader.dataset, "items", []), args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            batch = [str(number) for item in rows[(state.global_step - 1) * size:state.global_step * size] for number in item]
+            raise FloatingPointError(f"{self.bar.desc}: loss {logs['loss']} at step {state.global_step}, of rows {', '.join(batch) or 'of its own'} "
+                                     "of the table of rollouts; the last checkpoint is kept. Lower the learning rate.")
         self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -206,12 +219,10 @@ def train(profile, run):
     with processes().main_process_first():
         folder, mark = run_folder(profile, run), fingerprint(profile, run)
     if store.is_finished(folder, mark):
-        _check_adapter(folder)
-        return folder
+        return _whole(folder)
     shipped, own = store.shipped(profile.name) / "runs" / run.name, identity(profile, run)
     if store.identity_of(shipped) == own:
-        _check_adapter(shipped)
-        return shipped
+        return _whole(shipped)
     if profile.published:
         published.adopt(run, published.adapter_of(profile, run), folder, {"fingerprint": mark, "identity": own})
         return folder
@@ -237,12 +248,13 @@ def _write(profile, run, folder, work, trainer, about):
         models.save_adapter(trainer.model, beside / "adapter", profile.lora)
         if (work / "snapshots").exists():
             shutil.copytree(work / "snapshots", beside / "snapshots")
-        history[[column for column in _HISTORY if column in history]].to_parquet(beside / "history.parquet")
+        store.write_frame(beside / "history.parquet", history[[column for column in _HISTORY if column in history]])
         (beside / "run.json").write_text(store.as_json({
             **about, "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"),
             "spec": run.model_dump(), "date": time.strftime("%Y-%m-%d"),
             "table": store.file_digest(rollouts.table_path(profile, run.writer)), "base": models.model_digest(profile.name, run.base),
             "place": store.provenance()}))
+        store.list_sums(beside)
     store.remove(work)
 
 
@@ -259,7 +271,7 @@ def _trainer(profile, run, work):
         "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": False, "bf16": profile.compute.dtype == "bfloat16",
         "activation_checkpointing": profile.compute.checkpoints_layers, "activation_checkpointing_kwargs": {"use_reentrant": False},
         "ddp_find_unused_parameters": False}
-    callbacks = [_Recorder(run.name, run.steps), _Snapshots(work / "snapshots", run.snapshots, profile.lora)]
+    callbacks = [_Recorder(run.name, run.steps), _Sealer(), _Snapshots(work / "snapshots", run.snapshots, profile.lora)]
     set_seed(run.seed)
     base = models.load_model(profile, run.base, profile.compute.attention)
     if run.objective in objectives.ONLINE:
@@ -285,15 +297,22 @@ def _trainer(profile, run, work):
     return trainer, {"rows": len(set(numbers)), "passes": len(order) / len(numbers)}
 
 
-def _check_adapter(folder):
-    """Raise ValueError if the adapter is not the one that the run's record describes."""
-    adapter = folder / "adapter" / "adapter_model.safetensors"
-    if not adapter.exists() or store.file_digest(adapter) != json.loads((folder / "run.json").read_text())["adapter"]:
-        raise ValueError(f"{adapter.relative_to(store.ROOT)} is missing or not the adapter that {folder.name}/run.json describes: "
-                         f"put the right one back, or delete {folder.relative_to(store.ROOT)} to train it again")
+def _whole(folder):
+    """The folder of a finished run, if all its files are those that were written, and its adapter the one that its record describes."""
+    adapter = store.intact(folder) / "adapter" / "adapter_model.safetensors"
+    if store.file_digest(adapter) != store.read_json(folder / "run.json")["adapter"]:
+        raise ValueError(f"{store.shown(adapter)} is not the adapter that {folder.name}/run.json describes: "
+                         f"put the right one back, or delete {store.shown(folder)} to have it made again")
+    return folder
 
 
 def _last_checkpoint(work):
-    """The newest checkpoint that was written to its end, if any."""
-    complete = [folder for folder in work.glob("checkpoint-*") if (folder / "trainer_state.json").exists()]
-    return str(max(complete, key=lambda folder: int(folder.name.split("-")[1]))) if complete else None
+    """The newest checkpoint that was written to its end and is as it was written, if any."""
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda folder: -int(folder.name.split("-")[1])):
+        try:
+            if (folder / store.SUMS).exists():
+                return str(store.intact(folder))
+        except ValueError as error:
+            warnings.warn(f"{error}. Training goes on without it", stacklevel=2)
+            store.remove(folder)  # Trainer, which keeps the one with the highest number, would remove its own for it
+    return None

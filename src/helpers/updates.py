@@ -125,7 +125,7 @@ def _snapshot(repository, patterns):
 
 def of_study(profile_name, runs):
     """{run: its update} for named runs of a study, as they came with the book or were trained before; nothing is trained."""
-    return {run: load_update(store.find(profile_name, f"runs/{run}/run.json").parent / "adapter") for run in runs}
+    return {run: load_update(store.intact(store.find(profile_name, f"runs/{run}/run.json").parent) / "adapter") for run in runs}
 
 
 def _factors(path, config, module, weights):

@@ -285,7 +285,12 @@ def _fields(name):
     """The fields of a profile's file, those of the profile that it is `like` below its own."""
     if name not in names():
         raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or add {name}.yaml beside them")
-    fields = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text())
+    try:
+        fields = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}.yaml can't be read as YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name}.yaml holds no fields: a profile is a list of names with values")
     return (_fields(fields.pop("like")) | fields) if "like" in fields else fields
 
 

@@ -1,0 +1,198 @@
+"""Damaged files: whatever happens to a stored file, it is named with the way out, or made again, and never served."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from helpers import endpoints, evaluation, models, profiles, rollouts, store, training
+
+SMOKE = profiles.load("smoke")
+HARMS = {
+    "emptied": lambda content, rng: b"",
+    "truncated": lambda content, rng: content[:len(content) // 2],
+    "lengthened": lambda content, rng: content + b" ",
+    **{f"a bit flipped ({number})": lambda content, rng: flipped(content, int(rng.integers(len(content))), int(rng.integers(8))) for number in range(4)},
+}
+
+
+def flipped(content, place, bit):
+    changed = bytearray(content)
+    changed[place] ^= 1 << bit
+    return bytes(changed)
+
+
+class MadeAgain(Exception):
+    """In place of the computation, when the damaged file is not served."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A repository root with the smoke table, one run, one evaluation, and its own copy of the tiny base."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        data, model = store.ROOT / "data", "models/tiny/base"
+        shutil.copytree(data / model, root / "data" / model)
+        for other in ("models/tiny/strong-base", "models/tiny/teacher", store.SUMS):
+            (root / "data" / other).symlink_to(data / other)
+        patch.setattr(store, "ROOT", root)
+        rollouts.make_table(SMOKE)
+        training.train(SMOKE, SMOKE.runs["sft"])
+        evaluation.evaluate(SMOKE, "base")
+    return root
+
+
+@pytest.fixture
+def copy(finished, tmp_path, monkeypatch):
+    """That root, copied to be damaged; making anything again there is refused with `MadeAgain`."""
+    shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    monkeypatch.setattr(store, "ROOT", tmp_path / "copy")
+
+    def refuse(*_, **__):
+        raise MadeAgain
+    monkeypatch.setattr(training.ObjectiveTrainer, "train", refuse)
+    monkeypatch.setattr(evaluation, "answer", refuse, raising=True)
+    models.model_digest.cache_clear()
+    yield tmp_path / "copy"
+    models.model_digest.cache_clear()
+
+
+def the_table():
+    return rollouts.load_table(SMOKE)
+
+
+def the_run():
+    folder = training.train(SMOKE, SMOKE.runs["sft"])
+    return store.file_digest(folder / "adapter"), pd.read_parquet(folder / "history.parquet")
+
+
+def the_answers():
+    return evaluation.evaluate(SMOKE, "base")
+
+
+def the_model():
+    tiny = profiles.load("tiny")
+    weights = models.load_model(tiny).state_dict()
+    return {name: float(weight.double().sum()) for name, weight in weights.items()}, models.load_tokenizer(tiny).get_vocab()
+
+
+STORED = {
+    "the table of rollouts": ("results/smoke/rollouts.parquet", the_table),
+    "an adapter": ("results/smoke/runs/sft/adapter/adapter_model.safetensors", the_run),
+    "an adapter's configuration": ("results/smoke/runs/sft/adapter/adapter_config.json", the_run),
+    "a history": ("results/smoke/runs/sft/history.parquet", the_run),
+    "a record": ("results/smoke/runs/sft/run.json", the_run),
+    "a list of checksums": ("results/smoke/runs/sft/SHA256SUMS", the_run),
+    "answers": ("results/smoke/evaluation/base.parquet", the_answers),
+    "weights": ("data/models/tiny/base/model.safetensors", the_model),
+    "a tokenizer": ("data/models/tiny/base/tokenizer.json", the_model),
+    "a model's configuration": ("data/models/tiny/base/config.json", the_model),
+    "a chat template": ("data/models/tiny/base/chat_template.jinja", the_model),
+}
+
+
+def same(found, wanted):
+    if isinstance(wanted, tuple):
+        return all(same(*pair) for pair in zip(found, wanted, strict=True))
+    return found.equals(wanted) if isinstance(wanted, pd.DataFrame) else found == wanted
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("what", STORED)
+def test_a_damaged_file_is_named_or_made_again_and_never_served(what, harm, copy):
+    file, read = STORED[what]
+    wanted = read()
+    content = (copy / file).read_bytes()
+    (copy / file).write_bytes(HARMS[harm](content, np.random.default_rng([len(what), list(HARMS).index(harm)])))
+    models.model_digest.cache_clear()
+    try:
+        found = read()
+    except ValueError as error:
+        told = str(error)
+        assert file in told or "SHA256SUMS" in file, f"{harm}: the message must name {file}: {told}"
+        assert "put the right one back" in told.lower(), f"{harm}: the message must say the way out: {told}"
+        assert len(told.splitlines()) == 1 or "can't be read" in told, "one line"
+    except MadeAgain:
+        pass
+    else:
+        assert same(found, wanted), f"{what}, {harm}: served with other content"
+
+
+def test_no_flipped_bit_of_a_table_changes_what_is_read(tmp_path):
+    table = pd.DataFrame({"run": ["sft", "dpo", "rft"] * 20, "cosine": np.linspace(-1, 1, 60), "correct": [True, False] * 30,
+                          "tokens": [[1, 2, 3], [4], []] * 20})
+    path = tmp_path / "table.parquet"
+    store.write_frame(path, table, {"fingerprint": "a"})
+    content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(1000):
+        path.write_bytes(flipped(content, int(rng.integers(len(content))), int(rng.integers(8))))
+        try:
+            found = store.read_frame(path)
+        except ValueError as error:
+            refused += "table.parquet" in str(error)
+        else:
+            pd.testing.assert_frame_equal(found, table)
+    assert refused > 500, "most bits of a file matter, and the message names the file"
+
+
+def test_a_model_made_again_is_taken_when_it_is_entered_in_the_list(copy):
+    file = copy / "data" / "models" / "tiny" / "base" / "chat_template.jinja"
+    before = models.model_digest("tiny", "base")
+    (copy / "data" / store.SUMS).unlink()
+    listed = (store.PACKAGE.parents[1] / "data" / store.SUMS).read_text()
+    (copy / "data" / store.SUMS).write_text(listed)
+    file.write_text(file.read_text() + " ")
+    models.model_digest.cache_clear()
+    with pytest.raises(ValueError, match=r"base/chat_template\.jinja is missing, damaged or changed"):
+        models.model_digest("tiny", "base")
+    store.relist(file.parent)
+    assert models.model_digest("tiny", "base") != before, "another model, and so another mark on all that is made with it"
+    others = [line for line in listed.splitlines() if "tiny/base/" not in line]
+    assert set(others) < set((copy / "data" / store.SUMS).read_text().splitlines()), "other entries stay"
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "state"])
+@pytest.mark.parametrize("harm", ["emptied", "a bit flipped (0)"])
+def test_a_damaged_checkpoint_is_not_taken_up(part, harm, table, smoke, monkeypatch):
+    run = smoke.runs["sft"].model_copy(update={"steps": 6})
+    folder = training.train(smoke, run)
+    wanted = store.file_digest(folder / "adapter")
+    store.remove(folder)
+    on_step_end = training._Recorder.on_step_end
+
+    def kill(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as killing:
+        killing.setattr(training._Recorder, "on_step_end", kill)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(smoke, run)
+    pattern = {"model": "adapter_model.safetensors", "optimizer": "optimizer.pt", "state": "trainer_state.json"}[part]
+    [file] = (store.ROOT / "results" / "smoke" / "checkpoints").rglob(f"checkpoint-4/{pattern}")
+    file.write_bytes(HARMS[harm](file.read_bytes(), np.random.default_rng(0)))
+    with pytest.warns(UserWarning, match=rf"checkpoint-4/{pattern} is missing, damaged or changed.*Training goes on without it"):
+        folder = training.train(smoke, run)
+    assert store.file_digest(folder / "adapter") == wanted, "it begins anew, to the same adapter"
+
+
+@pytest.mark.parametrize("content", ["runs: [", "", "\tbase: x", "- a\n- b\n"])
+def test_a_profile_that_is_no_yaml_is_named(content, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(content)
+    monkeypatch.setattr(profiles, "_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"mine\.yaml (can't be read as YAML|holds no fields)"):
+        profiles.load("mine")
+
+
+def test_a_damaged_answer_of_a_server_is_named(workplace):
+    settings = yaml.safe_load("{url: 'http://127.0.0.1:9/v1', model: m}")
+    endpoint = profiles.EndpointSettings(**settings)
+    folder = workplace / "results" / "answers"
+    folder.mkdir(parents=True)
+    asked = {"model": "m", "messages": [{"role": "user", "content": "1 + 1?"}], "temperature": 1.0, "max_tokens": 5, "seed": 0}
+    file = folder / f"{store.digest(asked)}.json"
+    file.write_text('{"completions": [')
+    with pytest.raises(ValueError, match=rf"results/answers/{file.name} is damaged"):
+        endpoints.complete(endpoint, ["1 + 1?"], samples=1, temperature=1.0, max_tokens=5, seed=0, folder=folder)
