@@ -10,6 +10,8 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/venv/etc/jupyter
 export TQDM_MININTERVAL ?= $(if $(CI),60,2)
 # `all` trains the controls again instead of taking those that come with the book.
 export CONTROLS ?= shipped
+# `yes` installs the files that requirements.lock lists, each checked against its hash.
+LOCKED ?=
 # The pretrained study needs its weights as well.
 NEEDS := venv/ready $(if $(filter smollm2-135m,$(PROFILE)),venv/weights)
 # Its own lock would outlive a kill, so it gets one that does not.
@@ -60,7 +62,7 @@ rollouts: $(NEEDS)  ## sample the table of rollouts again
 sweep: $(NEEDS)  ## train SFT at each learning rate of the profile and write the sweep
 	python -m helpers sweep $(PROFILE)
 
-faults: venv/ready  ## kill the study at random moments and compare what comes out of it in the end (about an hour)
+faults: venv/ready  ## interrupt the study in many ways and compare what comes out of it in the end (after `make book`; about two hours)
 	python tests/faults.py
 
 benchmark: venv/weights  ## speed of training, sampling and geometry against the plain ways
@@ -69,10 +71,10 @@ benchmark: venv/weights  ## speed of training, sampling and geometry against the
 clean:  ## remove the built book and executed notebooks; results and the environment stay
 	rm -rf _build book/notebooks book/timings.md book/verdict_table.md book/plan_table.md book/headline.md book/headline.png book/faults_table.md
 
-venv/ready: requirements.txt constraints.txt pyproject.toml
+venv/ready: requirements.txt constraints.txt requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; name one with make PYTHON=...')"
 	$(PYTHON) -m venv venv
-	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet $(if $(LOCKED),--no-deps --require-hashes --requirement requirements.lock,--requirement requirements.txt)
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch venv/ready
 

@@ -1,10 +1,18 @@
-"""What `make faults` does: kill the study at random moments, start it again with the same command, and compare what comes out.
+"""What `make faults` does: interrupt the study in many ways, start it again with the same command, and compare what comes out.
 
-Two kinds of trial, in a copy of the repository: the smoke pipeline from its rollouts to an executed page, each trial from nothing, killed once at a
-moment drawn uniformly from the time that it takes; and one run of the tiny study, killed twenty times in a row. The signals take turns. What was seen
-is written to data/faults.json, which the book's page on trust shows.
+All in a copy of the repository, with these parts (`python tests/faults.py PART ...` repeats some of them):
+
+- `pipeline`: the smoke pipeline from its rollouts to an executed page, each trial from nothing, killed once at a moment drawn uniformly from the
+  time that it takes. The signals take turns.
+- `one_run`: one run of the tiny study, killed twenty times in a row.
+- `disk`: the smoke pipeline on a disk that fills up, and on one that turns read-only. Needs the right to mount.
+- `again`: the whole tiny study with one job at a time, against the one in this repository, which `make book` made with as many as there are cores; and
+  its main runs with two threads.
+
+What was seen is written to data/faults.json, which the book's page on trust shows.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,16 +28,24 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from helpers import store
+from helpers import profiles, store, updates
 
-SEED, TRIALS, KILLS_OF_ONE_RUN = 1, 21, 20
+SEED, TRIALS, KILLS_OF_ONE_RUN, DISKS = 1, 21, 20, 8
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
-SMOKE = "results/smoke"
+SMOKE, TINY = "results/smoke", "results/tiny"
 TARGETS = [f"{SMOKE}/{file}" for file in ("runs/sft/run.json", "runs/dpo/run.json", "evaluation/base.parquet", "evaluation/sft.parquet",
                                           "held-out/teacher.parquet", "notebooks/03_sft.ipynb")]
-PIPELINE = [sys.executable, "-m", "helpers.locks", "snakemake", "--nolock", "--cores", "2", "--config", "profile=smoke", "--rerun-incomplete", "--", *TARGETS]
 ONE_RUN = [sys.executable, "-m", "helpers", "train", "tiny", "sft"]
-LIMIT = 600  # seconds for one start
+LIMIT = 600  # seconds for one start of the smoke pipeline or of one run
+RECORD = store.ROOT / "data" / "faults.json"
+
+
+def pipeline(profile, targets, jobs=2):
+    return [sys.executable, "-m", "helpers.locks", "snakemake", "--nolock", "--cores", str(jobs), "--config", f"profile={profile}", "--rerun-incomplete",
+            "--", *targets]
+
+
+SMOKE_PIPELINE = pipeline("smoke", TARGETS)
 
 
 class Copy:
@@ -44,13 +60,19 @@ class Copy:
     def start(self, command):
         return subprocess.Popen(command, cwd=self.root, env=self.environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    def finish(self, command):
+    def finish(self, command, limit=LIMIT):
         """Run a command to its end, as a user who starts it again would; returns its seconds."""
         started, process = time.monotonic(), self.start(command)
-        _, said = process.communicate(timeout=LIMIT)
+        _, said = process.communicate(timeout=limit)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} failed after it was started again:\n{said.decode()[-2000:]}")
         return time.monotonic() - started
+
+    def fail(self, command):
+        """Run a command that may fail; returns whether it did, and what it said."""
+        process = self.start(command)
+        _, said = process.communicate(timeout=LIMIT)
+        return process.returncode != 0, said.decode()
 
     def kill(self, command, after, name):
         """Start a command, send its whole process group a signal after some seconds; returns whether it was still running."""
@@ -88,72 +110,136 @@ class Copy:
         for folder in (self.root / "results" / "smoke", self.root / ".snakemake"):
             store.remove(folder)
 
-    def contents(self, folder):
-        """{file: hash of what it says}: adapters and tables whole, records without dates and minutes, pages by what their cells put out."""
-        found = {}
-        for path in sorted((self.root / folder).rglob("*")):
-            if path.suffix == ".safetensors":
-                found[path.name if "runs" not in path.parts else str(path.relative_to(self.root))] = hashlib.sha256(path.read_bytes()).hexdigest()
-            elif path.suffix == ".parquet":
-                found[str(path.relative_to(self.root))] = hashlib.sha256(pd.read_parquet(path).to_json().encode()).hexdigest()
-            elif path.name == "run.json":
-                record = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("date", "minutes")}
-                found[str(path.relative_to(self.root))] = store.digest(record)
-            elif path.suffix == ".ipynb" and "notebooks" in path.parts:
-                cells = json.loads(path.read_text())["cells"]
-                outputs = [json.dumps(output.get("data", output.get("text"))) for cell in cells for output in cell.get("outputs", [])]
-                plain = [re.sub(r"T_[0-9a-f]{5}|0x[0-9a-f]+", "", output) for output in outputs if "widget-view" not in output]  # random names, addresses
-                found[str(path.relative_to(self.root))] = store.digest(plain)
-        return found
+
+def contents(root, folder):
+    """{file: hash of what it says}: adapters and tables whole, records without dates and minutes, pages by what their cells put out."""
+    found = {}
+    for path in sorted((root / folder).rglob("*")):
+        name = str(path.relative_to(root))
+        if path.suffix == ".safetensors" and "checkpoints" not in path.parts:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.suffix == ".parquet" and "checkpoints" not in path.parts:
+            found[name] = hashlib.sha256(pd.read_parquet(path).to_json().encode()).hexdigest()
+        elif path.name == "run.json":
+            found[name] = store.digest({key: value for key, value in json.loads(path.read_text()).items() if key not in ("date", "minutes")})
+        elif path.suffix == ".ipynb" and "notebooks" in path.parts:
+            cells = json.loads(path.read_text())["cells"]
+            outputs = [json.dumps(output.get("data", output.get("text"))) for cell in cells for output in cell.get("outputs", [])]
+            plain = [re.sub(r"T_[0-9a-f]{5}|0x[0-9a-f]+", "", output) for output in outputs if "widget-view" not in output]  # random names, addresses
+            found[name] = store.digest(plain)
+    return found
+
+
+def differing(wanted, found):
+    return sorted(file for file in wanted if found.get(file) != wanted[file])
 
 
 def pipeline_trials(copy, rng):
     copy.clear()
-    seconds = copy.finish(PIPELINE)
-    wanted, trials = copy.contents(SMOKE), []
+    seconds = copy.finish(SMOKE_PIPELINE)
+    wanted, trials = contents(copy.root, SMOKE), []
     for number in tqdm(range(TRIALS), desc="killing the smoke pipeline", unit="trial"):
         copy.clear()
         name, after = SIGNALS[number % len(SIGNALS)], float(rng.uniform(0, seconds))
-        was_running = copy.kill(PIPELINE, after, name)
+        was_running = copy.kill(SMOKE_PIPELINE, after, name)
         done = sum((copy.root / target).exists() for target in TARGETS)
         orphans = copy.orphans()
-        copy.finish(PIPELINE)
-        found = copy.contents(SMOKE)
+        copy.finish(SMOKE_PIPELINE)
         trials.append({"trial": number, "signal": name, "after": round(after, 1), "of": round(seconds, 1), "was_running": was_running, "targets_done": done,
-                       "orphans": orphans, "same": found == wanted, "differ": sorted(file for file in wanted if found.get(file) != wanted[file])})
-    return trials
+                       "orphans": orphans, "differ": differing(wanted, contents(copy.root, SMOKE))})
+    return {"trials": trials}
 
 
 def one_run(copy, rng):
     """The tiny study's SFT, killed again and again until it was killed twenty times, then finished; beside one that was never killed."""
-    folder = "results/tiny/runs/sft"
+    folder = f"{TINY}/runs/sft"
     kills, survived = [], 0
     for number in tqdm(range(KILLS_OF_ONE_RUN), desc="killing one run", unit="kill"):
         name, after = SIGNALS[number % len(SIGNALS)], float(rng.uniform(3, 40))
         kills.append({"signal": name, "after": round(after, 1), "was_running": copy.kill(ONE_RUN, after, name)})
         survived += copy.orphans()
         if (copy.root / folder).exists() and number < KILLS_OF_ONE_RUN - 1:
-            store.remove(copy.root / "results" / "tiny")  # it had finished: begin anew, so that all kills hit a run under way
+            store.remove(copy.root / TINY)  # it had finished: begin anew, so that all kills hit a run under way
     copy.finish(ONE_RUN)
-    killed = copy.contents(folder)
-    store.remove(copy.root / "results" / "tiny")
+    killed = contents(copy.root, folder)
+    store.remove(copy.root / TINY)
     copy.finish(ONE_RUN)
-    return {"kills": kills, "orphans": survived, "same": killed == copy.contents(folder)}
+    return {"kills": kills, "orphans": survived, "differ": differing(contents(copy.root, folder), killed)}
 
 
-def main():
+@contextlib.contextmanager
+def disk(place):
+    """A small disk mounted at a folder; yields the function that gives it new options."""
+    def remount(options):
+        subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(place)], check=True)
+    try:
+        yield remount
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def disk_trials(copy, rng):
+    copy.clear()
+    trials = []
+    with disk(copy.root / SMOKE) as remount:
+        seconds = copy.finish(SMOKE_PIPELINE)
+        wanted = contents(copy.root, SMOKE)
+        size = sum(path.stat().st_size for path in (copy.root / SMOKE).rglob("*") if path.is_file())
+    for number in tqdm(range(DISKS), desc="full and read-only disks", unit="trial"):
+        copy.clear()
+        with disk(copy.root / SMOKE) as remount:
+            if fills := number % 2 == 0:
+                room = int(rng.uniform(0.05, 0.95) * size)
+                remount(f"size={room}")
+            else:
+                copy.kill(SMOKE_PIPELINE, float(rng.uniform(0, seconds)), "SIGKILL")
+                copy.orphans()
+                remount("ro")
+            failed, said = copy.fail(SMOKE_PIPELINE)
+            remount("rw,size=1g")
+            copy.finish(SMOKE_PIPELINE)
+            cause = "No space left" if fills else "Read-only file system"
+            trials.append({"what": "full" if fills else "read-only", "failed": failed, "is_told": cause in said or not failed,
+                           "differ": differing(wanted, contents(copy.root, SMOKE))})
+    return {"trials": trials}
+
+
+def again(copy, rng):
+    """The tiny study once more, one job at a time; its main runs on two threads, as distances in units of an update's length."""
+    study = profiles.load("tiny")
+    copy.finish(pipeline("tiny", ["notebooks"], jobs=1), limit=7200)
+    wanted = contents(copy.root, TINY)
+    assert wanted, "the study left nothing"
+    code = ("import sys; from helpers import profiles, training; profile = profiles.load('tiny'); "
+            "print(training.train(profile, profile.runs[sys.argv[1]].model_copy(update={'threads': 2})))")
+    distances = {}
+    for name in tqdm(study.main_runs, desc="two threads", unit="run"):
+        told = subprocess.run([sys.executable, "-c", code, name], cwd=copy.root, env=copy.environment, capture_output=True, text=True, check=True)
+        one, two = (updates.load_update(folder / "adapter") for folder in (copy.root / TINY / "runs" / name, Path(told.stdout.splitlines()[-1])))
+        distances[name] = float(updates.norm(updates.combine([two, one], [1, -1])) / updates.norm(one))
+    return {"jobs": [os.cpu_count(), 1], "files": len(wanted), "differ": differing(wanted, contents(store.ROOT, TINY)), "two_threads": distances}
+
+
+PARTS = {"pipeline": pipeline_trials, "one_run": one_run, "disk": disk_trials, "again": again}
+
+
+def main(chosen):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that was started in the background hands an ignored one to its children
-    rng = np.random.default_rng(SEED)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(folder)
-        record = {"date": time.strftime("%Y-%m-%d"), "place": store.provenance(), "pipeline": pipeline_trials(copy, rng), "one_run": one_run(copy, rng)}
-    (store.ROOT / "data" / "faults.json").write_text(store.as_json(record))
-    store.relist(store.ROOT / "data" / "faults.json")
-    failed = [trial for trial in record["pipeline"] if not trial["same"] or trial["orphans"]]
-    print(f"{len(record['pipeline'])} trials of the pipeline, {len(failed)} of them with another outcome or orphans; the run killed {KILLS_OF_ONE_RUN} times "
-          f"{'is the same' if record['one_run']['same'] else 'is ANOTHER ONE'}")
-    sys.exit(bool(failed) or not record["one_run"]["same"])
+    record = store.read_json(RECORD) if RECORD.exists() else {}
+    for name in chosen or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            found = PARTS[name](Copy(folder), np.random.default_rng(SEED))
+        record[name] = {"date": time.strftime("%Y-%m-%d"), "place": store.provenance(), **found}
+        RECORD.write_text(store.as_json(record))
+        store.relist(RECORD)
+        trials = found.get("trials", [found])
+        wrong = [trial for trial in trials if trial["differ"] or trial.get("orphans") or not trial.get("is_told", True)]
+        print(f"{name}: {len(trials)} trials, {len(wrong)} with another outcome, orphans, or a failure that is not told")
+    sys.exit(any(trial["differ"] for part in record.values() for trial in part.get("trials", [part])))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -54,3 +54,14 @@ def test_binder_installs_what_the_notebooks_need():
     assert WORKFLOWS["publish.yml"]["permissions"]["contents"] == "write", "the branch that the buttons lead to is pushed"
     assert 'urlpath=lab/tree/{pagename}.ipynb' in (store.ROOT / "book" / "_ext" / "page_buttons.py").read_text()
     assert "git add --force book/notebooks" in str(WORKFLOWS["publish.yml"]), "and holds the notebooks at that path"
+
+
+def test_the_lock_file_has_a_hash_for_each_pinned_version():
+    lock = (store.ROOT / "requirements.lock").read_text()
+    locked = re.findall(r"^([\w.-]+)==([^ ;\\]+)[^\n]*((?:\n {4}--hash=sha256:[0-9a-f]{64}[ \\]*)+)$", lock, re.MULTILINE)
+    pinned = re.findall(r"^([\w.-]+)==(\S+)", (store.ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    versions = {(re.sub(r"[._-]+", "-", name).lower(), version) for name, version, _ in locked}
+    missing = {(re.sub(r"[._-]+", "-", name).lower(), version) for name, version in pinned} - versions
+    assert missing == set(), "make requirements.lock again, as its first line says"
+    lines = [line for line in lock.splitlines() if line[0] not in "# "]
+    assert len(lines) == len(locked) > len(pinned), "every line has a hash; other platforms need more"

@@ -254,22 +254,38 @@ def _headline(executed):
 
 
 def _fault_lines(path):
-    """The record of `make faults` as Markdown: what was killed how often, and what came of it."""
+    """The record of `make faults` as Markdown: what was interrupted how often, and what came of it; the study made again."""
     if not path.exists():
         return "No trials have been made with this version of the book.\n"
-    record, lines = store.read_json(path), []
-    for name in dict.fromkeys(trial["signal"] for trial in record["pipeline"]):
-        trials = [trial for trial in record["pipeline"] if trial["signal"] == name]
-        same = sum(all("/notebooks/" in file for file in trial["differ"]) for trial in trials)  # pages hold random names of tables
-        hit, left = (sum(trial[what] for trial in trials) for what in ("was_running", "orphans"))
-        lines.append(f"| the smoke pipeline, from nothing, once a trial | {name} | {hit} | {same} of {len(trials)} | {left} |")
+    record, rows = store.read_json(path), []
+    for trials in _by("signal", record["pipeline"]):
+        rows.append(("the smoke pipeline, from nothing, once a trial", trials[0]["signal"], sum(trial["was_running"] for trial in trials), trials))
     one = record["one_run"]
-    lines.append(f"| one run of the tiny study, again and again | all three in turn | {sum(kill['was_running'] for kill in one['kills'])} | "
-                 f"{'1 of 1' if one['same'] else '0 of 1'} | {one['orphans']} |")
-    head = ["| what | signal to all its processes | kills while it ran | same adapters, records and tables in the end | processes left behind |",
-            "|---|---|---|---|---|"]
-    told = f"Killed at random moments on {record['date']} and started again with the same command, without any other step ({store.made_on(record['place'])}):"
-    return "\n".join([told, "", *head, *lines, ""])
+    rows.append(("one run of the tiny study, again and again", "all three in turn", sum(kill["was_running"] for kill in one["kills"]), [one]))
+    for trials in _by("what", record["disk"]):
+        rows.append(("the smoke pipeline, from nothing", f"its disk is {trials[0]['what']}", sum(trial["failed"] for trial in trials), trials))
+    lines = []
+    for what, how, hit, trials in rows:
+        same, orphans = sum(not trial["differ"] for trial in trials), sum(trial.get("orphans", 0) for trial in trials)
+        lines.append(f"| {what} | {how} | {hit} | {same} of {len(trials)} | {orphans} |")
+    told, again = sum(trial["is_told"] for trial in record["disk"]["trials"]), record["again"]
+    apart, dates = again["two_threads"], sorted({part["date"] for part in record.values()})
+    return "\n".join([
+        f"Interrupted at random moments on {' to '.join(dict.fromkeys([dates[0], dates[-1]]))} and started again with the same command, without any other step "
+        f"({store.made_on(record['pipeline']['place'])}):", "",
+        "| what | interrupted by | stopped while at work | the same in the end | processes left behind |", "|---|---|---|---|---|", *lines, "",
+        f"In {told} of {len(record['disk']['trials'])} trials with a disk the message named the cause.", "",
+        f"The tiny study was made twice on one machine, with {again['jobs'][0]} jobs at a time and with {again['jobs'][1]}: of {again['files']} adapters, "
+        f"records, tables and executed pages {again['files'] - len(again['differ'])} have the same contents"
+        f"{'; these differ: ' if again['differ'] else ''}{', '.join(f'`{file}`' for file in again['differ'])}. "
+        f"With two threads instead of one the updates of its main runs are {min(apart.values()):.1g} to {max(apart.values()):.1g} of their length away "
+        f"(furthest: {max(apart, key=apart.get)}).", ""])
+
+
+def _by(key, part):
+    """The trials of a part of the record of faults, in lists of one kind each."""
+    trials = part["trials"]
+    return [[trial for trial in trials if trial[key] == kind] for kind in dict.fromkeys(trial[key] for trial in trials)]
 
 
 def _verdict_lines(claims):
