@@ -3,7 +3,11 @@
 import re
 import shutil
 import subprocess
+import sys
+from types import SimpleNamespace
 
+import colab
+import nbformat
 import pytest
 import yaml
 
@@ -54,6 +58,25 @@ def test_binder_installs_what_the_notebooks_need():
     assert WORKFLOWS["publish.yml"]["permissions"]["contents"] == "write", "the branch that the buttons lead to is pushed"
     assert 'urlpath=lab/tree/{pagename}.ipynb' in (store.ROOT / "book" / "_ext" / "page_buttons.py").read_text()
     assert "git add --force book/notebooks" in str(WORKFLOWS["publish.yml"]), "and holds the notebooks at that path"
+
+
+def test_a_notebook_opened_in_colab_fetches_the_book_and_elsewhere_runs_as_it_is(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Page"), nbformat.v4.new_code_cell("print(6 * 7)")])
+    nbformat.write(notebook, tmp_path / "page.ipynb")
+    colab.main("https://github.com/owner/name", tmp_path)
+    first, *rest = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
+    assert [cell.source for cell in rest] == ["# Page", "print(6 * 7)"]
+    said = []
+    shell = SimpleNamespace(system=said.append, run_line_magic=lambda *words: said.append(" ".join(words)))
+    exec(first.source, {"get_ipython": lambda: shell})
+    assert said == [], "nothing happens where the book lies around the notebook"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "google.colab", None)
+        patch.setattr(sys, "path", [*sys.path])
+        exec(first.source, {"get_ipython": lambda: shell})
+    assert said[0] == f"git clone --quiet --depth 1 --branch {colab.BRANCH} https://github.com/owner/name book"
+    assert said[-1] == "cd book"
+    assert f"/blob/{colab.BRANCH}/{{pagename}}.ipynb" in (store.ROOT / "book" / "_ext" / "page_buttons.py").read_text(), "the button leads to that branch"
 
 
 def test_the_lock_file_has_a_hash_for_each_pinned_version():

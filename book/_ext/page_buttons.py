@@ -1,8 +1,9 @@
 """Sphinx extension of the book: buttons of the notebook pages that the theme has not.
 
 Every such page can be downloaded as the `.py` file that it is made from. Where BOOK_REPOSITORY holds the address of the repository on
-GitHub, as when the book is published, pages can also be edited there and run on Binder, from the branch `executed`, to which the
-workflow that publishes the book pushes the executed notebooks; they are not tracked anywhere else.
+GitHub, as when the book is published, pages can also be edited there and run on Binder or Colab, from the branch `executed`, to which the
+workflow that publishes the book pushes the executed notebooks (for Colab with a cell that fetches the book, `book/colab.py`); they are not
+tracked anywhere else.
 """
 
 import os
@@ -21,6 +22,7 @@ def add_buttons(app, pagename, templatename, context, doctree):
     if repository:
         place = repository.removeprefix("https://github.com/")
         links = [_link(f"https://mybinder.org/v2/gh/{place}/executed?urlpath=lab/tree/{pagename}.ipynb", "Binder", "Launch on Binder", "fas fa-rocket"),
+                 _link(f"https://colab.research.google.com/github/{place}/blob/executed/{pagename}.ipynb", "Colab", "Open in Colab", "fas fa-cloud"),
                  _link(f"{repository}/edit/main/notebooks/{name}.py", "Suggest edit", "Edit this page", "fas fa-pencil-alt")]
         group = {"type": "group", "tooltip": "Run or edit this page", "icon": "fas fa-rocket", "buttons": links, "label": "launch-buttons"}
         context["header_buttons"].insert(0, group)

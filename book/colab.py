@@ -1,0 +1,31 @@
+"""Put a first cell into the executed notebooks that fetches the book where a notebook is opened in Colab: `python book/colab.py REPOSITORY`.
+
+For the branch `executed` alone (see book/_ext/page_buttons.py); Colab opens a notebook without the repository around it. Anywhere else the cell does nothing.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+
+BRANCH = "executed"
+CELL = """\
+import sys
+
+if "google.colab" in sys.modules:
+    get_ipython().system("git clone --quiet --depth 1 --branch {branch} {repository} book")
+    get_ipython().system("pip install --quiet --requirement book/requirements.txt && pip install --quiet --no-deps --editable book")
+    get_ipython().run_line_magic("cd", "book")
+    sys.path.insert(0, "src")"""
+
+
+def main(repository, folder=Path(__file__).parent / "notebooks"):
+    for path in sorted(folder.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        cell = nbformat.v4.new_code_cell(CELL.format(branch=BRANCH, repository=repository), metadata={"jupyter": {"source_hidden": True}}, id="colab")
+        notebook.cells.insert(0, cell)
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
