@@ -91,7 +91,7 @@ ids = models.prompt_ids(tokenizer, example.question, study.problems.instruction)
 print("|".join(tokenizer.decode([token]).replace("\n", "↵") for token in ids))
 
 # %% [markdown]
-# The prompt ends where the assistant's turn begins. Everything the model writes from there to its end token is the *completion*.
+# The prompt ends where the assistant's turn begins. Everything the model writes from there to its end token is the {term}`completion`.
 #
 # ## Two manners of writing
 #
@@ -113,7 +113,7 @@ for manner in problems.MANNERS:
 # ## What a completion is worth
 #
 # A completion is graded by its last `\boxed{}`. The text in the box goes to `math-verify`, which parses it and compares it with the gold
-# answer as mathematics, not as text. The reward of a completion $y$ to a problem with answer $v_n$ is
+# answer as mathematics, not as text. The {term}`reward` of a completion $y$ to a problem with answer $v_n$ is
 #
 # ```{math}
 # :label: eq-problems-reward
@@ -149,7 +149,7 @@ def describe(name):
 pd.DataFrame([describe(name) for name in study.models]).style.hide(axis="index")
 
 # %% [markdown]
-# Each layer has four projections in its attention, $W_q, W_k, W_v, W_o$. They are the *modules* that carry the adapters of all later
+# Each layer has four projections in its attention, $W_q, W_k, W_v, W_o$. They are the {term}`modules <module>` that carry the adapters of all later
 # pages, as in the paper, and every number about geometry is a statement about them.
 #
 # How good are the models? Each answers every test and hard problem once, greedily: at each step the most probable token.
@@ -201,7 +201,7 @@ axis.legend();
 #
 # Rollouts are not greedy: the teacher *samples* from its distribution, and the objectives live on the difference between its good and bad
 # days. A prompt whose rollouts are all right or all wrong tells DPO nothing; a prompt whose right rollouts are all the same text tells RFT
-# the same thing four times. So three numbers matter: the share of right rollouts, the share of *mixed* groups, and how often a group
+# the same thing four times. So three numbers matter: the share of right rollouts, the share of {term}`mixed groups <mixed group>`, and how often a group
 # holds at least two different right texts.
 
 # %%
@@ -213,7 +213,7 @@ Markdown(f"Sampled at temperature {study.rollouts.temperature:g}, **{table.rewar
          f"are mixed, and **{various:.1%}** hold at least two different right texts, most of them other words around the same equations.")
 
 # %% [markdown]
-# Greedy decoding of the same model is better than that, because a slip is seldom the most probable token. Students are graded greedily too, so they need not
+# {term}`Greedy decoding <greedy decoding>` of the same model is better than that, because a slip is seldom the most probable token. Students are graded greedily too, so they need not
 # inherit the slips that they imitate: a sieve of right rollouts can gain less than this gap.
 #
 # ## Does this world fit its purpose?

@@ -16,7 +16,7 @@
 # **Key takeaways**
 # - Every objective of this book is offline: it reads a fixed table of (prompt, completion, reward) and never samples.
 # - The table also stores how probable each token was to the teacher who wrote it and to the base who will learn from it.
-# - For the base the rows are off-policy: it would hardly have written them. How far off is a number, and it is here.
+# - For the base the rows are {term}`off-policy`: it would hardly have written them. How far off is a number, and it is here.
 #
 # You need: [the page before](01_problems.ipynb), logarithms and expectations. Time to run: half a minute.
 
@@ -46,7 +46,7 @@ figures.use_style()
 # \log \pi_\theta(y \mid x) = \sum_{t=1}^{T} \log \pi_\theta(y_t \mid x, y_{<t}) .
 # ```
 #
-# A *rollout* is a completion sampled from some model, the *behaviour policy* $\mu$. Here $\mu$ is the teacher, at a temperature of 1 and
+# A *rollout* is a completion sampled from some model, the {term}`behaviour policy` $\mu$. Here $\mu$ is the teacher, at a temperature of 1 and
 # without any truncation of the distribution, so that $\mu$ is exactly what equation {eq}`eq-rollouts-logp` says with the teacher's
 # weights. Each of $N$ prompts gets $K$ rollouts; those of one prompt are a *group*.
 
@@ -86,7 +86,7 @@ Markdown(f"**{sum(same)} of {len(same)}** rollouts sampled live agree with the s
 #
 # ## How often is the teacher right?
 #
-# Write $r_{ij}$ for the reward of rollout $j$ of prompt $i$. The *pass rate* of a prompt and the pass rate of the table are
+# Write $r_{ij}$ for the reward of rollout $j$ of prompt $i$. The {term}`pass rate` of a prompt and the pass rate of the table are
 #
 # ```{math}
 # :label: eq-rollouts-passrate
@@ -105,7 +105,7 @@ fig.axes[0].plot([str(k) for k in expected.index], expected, "o", color="black",
 # %% [markdown]
 # The dots in {numref}`fig-rollouts-groups` are the binomial shares that would hold if every prompt had the same pass rate. Groups that
 # are all right or all wrong are more common than that wherever bars stand above dots at the two ends: some prompts are easier than others.
-# This matters later: a group with no spread of rewards has zero advantage for each of its rows and gives DPO no pair.
+# This matters later: a group with no spread of rewards has zero {term}`advantage` for each of its rows and gives DPO no pair.
 
 # %%
 Markdown(f"Pass rate of the table by equation {{eq}}`eq-rollouts-passrate`: **{table.reward.mean():.1%}**. Groups all right: {(groups.pass_rate == 1).mean():.1%}, all wrong: {(groups.pass_rate == 0).mean():.1%}, "
@@ -226,7 +226,7 @@ Markdown(f"In {len(both)} mixed groups the right rollouts are more probable to t
 # 1. What share of mixed groups would $K = 16$ give, if all prompts were equally hard with the table's pass rate?
 #
 # ````{dropdown} Answer
-# $1 - \hat p^{16} - (1-\hat p)^{16}$; with $\hat p = 0.9$ that is 81 %. More rollouts a prompt turn more prompts into preference pairs,
+# $1 - \hat p^{16} - (1-\hat p)^{16}$; with $\hat p = 0.9$ that is 81 %. More rollouts a prompt turn more prompts into {term}`preference pairs <preference pair>`,
 # which is why the number of pairs in the paper (1.8 thousand from 40 thousand prompts) says as much about $K$ and the teacher as about the data.
 # ````
 #

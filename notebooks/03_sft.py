@@ -194,10 +194,33 @@ Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and
 # happens early; the rest depends on the rate more than on the number of steps.
 # ````
 #
-# 3. Replace the token mean of {eq}`eq-sft-loss` by the mean over completions of their means: `options={"aggregation": "sequence"}`. Which tokens gain weight?
+# 3. Replace the {term}`token mean` of {eq}`eq-sft-loss` by the mean over completions of their means: `options={"aggregation": "sequence"}`. Which tokens gain weight?
 #
 # ````{dropdown} Answer
 # Those of short completions, in proportion to $1/T_i$. Short solutions belong to easy problems, so the batch becomes easier without a change of data.
+# ````
+#
+# 4. Turn the rate and the rank of the adapter in a live notebook: two dials, ten steps of training at each position, found again when you come back to it.
+#
+# ````{dropdown} The code
+# ```python
+# import ipywidgets
+#
+# from helpers import updates
+#
+#
+# def ten_steps(rate, rank):
+#     tried = study.model_copy(update={"lora": study.lora.model_copy(update={"rank": rank, "alpha": 2 * rank})})
+#     trained = training.train(tried, run.model_copy(update={"learning_rate": rate, "steps": 10}))
+#     pd.read_parquet(trained / "history.parquet").plot(x="step", y="loss", ylim=(0, 1))
+#     print(f"norm of the update: {updates.norm(updates.load_update(trained / 'adapter')):.3g}")
+#
+#
+# ipywidgets.interact(ten_steps, rate=ipywidgets.FloatLogSlider(value=3e-3, min=-4, max=-1.5, step=0.25, continuous_update=False),
+#                     rank=ipywidgets.SelectionSlider(options=[1, 2, 4, 8, 16, 32], value=16, continuous_update=False));
+# ```
+# The norm grows in proportion to the rate, because Adam moves each entry by about the rate, whatever the size of its gradient; and, more slowly, with the rank, which adds
+# entries, though $\alpha = 2r$ keeps the factor before $BA$ as it is. Towards the upper end the loss rises instead of falling. [Norms](10_norms.ipynb) has more on this.
 # ````
 #
 # ## Summary

@@ -193,7 +193,7 @@ Markdown(f"The loss of {{numref}}`fig-rft-curve` went from {history.loss.iloc[0]
 #
 # ## What it did to the model
 #
-# The mean log-probability a token of right and wrong rollouts, before and after:
+# The mean {term}`log-probability` a token of right and wrong rollouts, before and after:
 
 # %%
 effect = evaluation.effect(study, run)

@@ -18,7 +18,7 @@
 # - All tokens of the chosen rollout have the same positive weight, all of the rejected one the same negative weight; what the two share cancels.
 # - DPO differs from the other five in more than its loss: fewer rows, more passes over them, and a tenth of the learning rate.
 #
-# You need: [SFT](03_sft.ipynb), the KL divergence. Reads the run `dpo`. Time to run: half a minute, or a few minutes if the run must be
+# You need: [SFT](03_sft.ipynb), the {term}`KL divergence`. Reads the run `dpo`. Time to run: half a minute, or a few minutes if the run must be
 # trained first.
 
 # %% tags=["parameters"]

@@ -17,7 +17,7 @@
 # - On the same problems, models are compared by the problems on which they *differ*; twenty-one comparisons need a correction.
 # - A test that finds nothing has said how large a difference it would have found. That number stands beside each comparison.
 #
-# You need: the idea of a p-value. Reads all six runs, their replicas from other seeds, and their evaluations. Time to run: half a minute, once they exist.
+# You need: the idea of a p-value. Reads all six runs, their {term}`replicas <replica>` from other seeds, and their evaluations. Time to run: half a minute, once they exist.
 
 # %% tags=["parameters"]
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
@@ -50,7 +50,7 @@ records.sample(3, random_state=0)[["run", "completion", "answer", "correct", "to
 # %% [markdown]
 # ## Accuracy, with its interval
 #
-# For $k$ right answers to $n$ problems the share is $\hat a = k/n$. Its Wilson interval {cite:p}`wilson1927` holds those $a$ from which $\hat a$ is not further than
+# For $k$ right answers to $n$ problems the share is $\hat a = k/n$. Its {term}`Wilson interval` {cite:p}`wilson1927` holds those $a$ from which $\hat a$ is not further than
 # $z = 1.96$ standard errors, the standard error taken at $a$ itself:
 #
 # ```{math}
@@ -235,9 +235,9 @@ fig.axes[0].axhline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=
 
 # %%
 least = plane.set_index("run").kl.idxmin()
-rank = plane.kl.rank().corr(plane.gain.rank())
+rank, low, high = statistics.rank_correlation(plane.kl, plane.gain)
 Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at {plane.kl.min():.4f} nats a token; the furthest is {figures.LABELS[plane.set_index('run').kl.idxmax()]}, at {plane.kl.max():.3f}. "
-         f"Over the six methods the rank correlation of distance and gain is {rank:+.2f}, which with six points is no evidence of either sign unless it is near one.")
+         f"Over the six methods the rank correlation of distance and gain is {rank:+.2f}; six points in a random order have {low:+.2f} to {high:+.2f} in 95 % of the cases.")
 
 # %% [markdown]
 # {numref}`fig-evaluation-kl` separates two readings of any "best method": one that moved and gained, and one that gained or lost little because it hardly moved.
@@ -339,13 +339,13 @@ for key, value in {"best-run": figures.LABELS[best], "best-accuracy": f"{trained
 # %% [markdown]
 # ## Try it
 #
-# 1. Keep only the problems of four steps and test SFT against DPO again. What happens to the detectable difference?
+# 1. Keep only the problems of four steps and test SFT against DPO again. What happens to the {term}`detectable difference`?
 #
 # ````{dropdown} What happens
 # A quarter of the problems makes it about twice as large, as one over the square root says. More disagreement on harder problems makes it larger still.
 # ````
 #
-# 2. How many discordant problems would give $p < 0.05$ if all of them favour one model?
+# 2. How many {term}`discordant problems` would give $p < 0.05$ if all of them favour one model?
 #
 # ````{dropdown} Answer
 # By {eq}`eq-evaluation-mcnemar`, $2 \cdot 2^{-n} < 0.05$ needs $n \ge 6$: `[statistics.mcnemar(n, 0) for n in range(1, 8)]`.

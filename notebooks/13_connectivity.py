@@ -14,7 +14,7 @@
 #
 # **Key takeaways**
 # - The straight path between two adapters is exact and cheap as factors of the summed rank. Mixing the $A$s and the $B$s separately, as a common library call does, gives another matrix.
-# - A slope is not a barrier. Whether a path has one depends on the definition, on the noise of the texts, and on the loss that is plotted.
+# - A slope is not a {term}`barrier`. Whether a path has one depends on the definition, on the noise of the texts, and on the loss that is plotted.
 # - The loss of a bare answer without reasoning and the loss of correct rollouts need not agree on which end of a path is better.
 # - A path to a short update is nearly a path to the base, so it must be read beside that one.
 #
@@ -210,7 +210,7 @@ Markdown(f"{counts.sum()} paths: monotone {counts.get('monotone', 0)}; turning, 
          f"rising above both ends **{counts.get('above both ends', 0)}**. The loss of the base is {of_base['rollout']:.3f} nats a token.")
 
 # %% [markdown]
-# Each panel of {numref}`fig-connectivity-rollout` is to be read against its dashed chord. A curve under the {term}`chord` says that a mixture does better than the mixture of the losses. Intervals on
+# Each panel of {numref}`fig-connectivity-rollout` is to be read against its dashed {term}`chord`. A curve under the {term}`chord` says that a mixture does better than the mixture of the losses. Intervals on
 # a curve are wide because some texts are harder than others; that difficulty is common to all points of a path and says little about its shape, which is why barriers get an interval of their own below.
 #
 # Models fine-tuned from the same pre-trained weights tend to lie in one basin {cite:p}`neyshabur2020transferred`, so a flat path between adapters is what one should expect and a barrier
@@ -232,10 +232,10 @@ figures.path_panels(pairs[pairs.metric == "boxed answer"], "loss of the bare ans
 ends_of = curves[(curves.run_b == "base") & curves.t.isin([0, 1])]
 at_ends = ends_of[ends_of.t == 0].pivot(index="run_a", columns="metric", values="value").loc[list(runs)]
 order = {metric: at_ends[metric].sort_values().index for metric in connectivity.METRICS}
-agreement = at_ends["rollout"].rank().corr(at_ends["boxed answer"].rank())
+agreement, low, high = statistics.rank_correlation(at_ends["rollout"], at_ends["boxed answer"])
 Markdown(f"By the bare answer the best of the six is {labels[order['boxed answer'][0]]} and the worst "
          f"{labels[order['boxed answer'][-1]]}; by the loss of rollouts, {labels[order['rollout'][0]]} and "
-         f"{labels[order['rollout'][-1]]}. The rank correlation of the two losses over the six runs is {agreement:+.2f}.")
+         f"{labels[order['rollout'][-1]]}. The rank correlation of the two losses over the six runs is {agreement:+.2f} ({low:+.2f} to {high:+.2f} for random orders).")
 
 # %% [markdown]
 # What does {numref}`fig-connectivity-boxed` measure? Take the bare answer apart, token by token: the opening `\boxed{`, the digits, the closing brace. Beside the models stands one that knows

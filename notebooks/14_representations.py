@@ -13,7 +13,7 @@
 # their hidden states: how alike two models are layer by layer, and at which layer each of them has settled on the next token.
 #
 # **Key takeaways**
-# - Centred kernel alignment (CKA) is the cosine between two models' tables of likenesses, token against token. In its plain form unrelated models come out alike.
+# - {term}`Centred kernel alignment <centred kernel alignment>` (CKA) is the cosine between two models' tables of likenesses, token against token. In its plain form unrelated models come out alike.
 # - The debiased form is zero by chance. It still depends on which tokens are taken as rows: one token that is the same in every text can decide it.
 # - Tokens of one text depend on each other, so each text gives one row, and the interval leaves out whole texts instead of repeating them.
 # - A value near one does not say that two models behave alike, and the base belongs among the models: it may be the nearest neighbour.
@@ -52,7 +52,7 @@ last, width = len(base.hidden) - 1, base.hidden.shape[2]
 Markdown(f"{len(texts)} texts, {len(base.text)} tokens, {last} layers, {width} features a token.")
 
 # %% [markdown]
-# Whether the last of these states is taken before or after the final norm is a convention of the library. The logit lens below relies on it, so it is
+# Whether the last of these states is taken before or after the final norm is a convention of the library. The {term}`logit lens` below relies on it, so it is
 # checked: the output matrix, applied to the last state, must give the model's own logits.
 
 # %%
@@ -253,8 +253,8 @@ figures.table(moved)
 
 # %%
 trained = moved[moved.run != "base"].set_index("run")
-ranks = trained.rank().corr().iloc[0]
-Markdown(f"Over the six methods the rank correlation of the norm with the distance from the base is {ranks.iloc[1]:+.2f} half way and {ranks.iloc[2]:+.2f} after the last layer. The shortest update "
+half_way, at_last = (statistics.rank_correlation(trained["norm of the update"], trained[column]) for column in trained.columns[1:])
+Markdown(f"Over the six methods the rank correlation of the norm with the distance from the base is {half_way[0]:+.2f} half way and {at_last[0]:+.2f} after the last layer ({at_last[1]:+.2f} to {at_last[2]:+.2f} for random orders). The shortest update "
          f"is {figures.LABELS[trained['norm of the update'].idxmin()]}'s, and the nearest to the base after the last layer is {figures.LABELS[trained['1 - CKA, last'].idxmin()]}.")
 
 # %% [markdown]

@@ -726,7 +726,7 @@ Markdown(f"On {accuracy.n.iloc[0]} problems, mean and standard deviation over se
          f"The means of SFT, RFT and RIFT differ by up to {gap:.3f}.")
 
 # %% [markdown]
-# The intervals of {numref}`fig-seeds-accuracy` are Wilson's and ask what other *problems* would give; the standard deviations ask what other *seeds* would give. A McNemar test between two methods at one seed sees only the first kind, so a small p-value from one seed says that two
+# The intervals of {numref}`fig-seeds-accuracy` are Wilson's and ask what other *problems* would give; the standard deviations ask what other *seeds* would give. A {term}`McNemar test` between two methods at one seed sees only the first kind, so a small p-value from one seed says that two
 # *runs* differ, and nothing on whether two *losses* do. For that, the difference has to be large beside the standard deviation over seeds.
 #
 # ## What was expected

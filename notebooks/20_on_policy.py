@@ -293,11 +293,11 @@ figures.matrices(panels, methods, methods, "cosine", insides);
 upper = np.triu_indices(len(methods), 1)
 theirs, ours = (panel[upper] for panel in panels.values())
 labels = [f"{figures.LABELS[methods[i]]} – {figures.LABELS[methods[j]]}" for i, j in zip(*upper, strict=True)]
-rank = pd.Series(theirs).corr(pd.Series(ours), method="spearman")
+rank, low, high = statistics.mantel(*panels.values())
 with_sft = ours[:len(methods) - 1]
 Markdown(f"Over the {len(labels)} pairs the median cosine is **{np.median(theirs):.2f}** on the teacher's rollouts and **{np.median(ours):.2f}** on own ones; the closest pair is "
          f"{labels[theirs.argmax()]} ({theirs.max():.2f}) there and {labels[ours.argmax()]} ({ours.max():.2f}) here. SFT and RFT go from {theirs[0]:.2f} to {ours[0]:.2f}. "
-         f"The two orders of pairs agree with a rank correlation of {rank:+.2f}. On own rollouts SFT is closest to {figures.LABELS[methods[1 + int(with_sft.argmax())]]} ({with_sft.max():.2f}).")
+         f"The two orders of pairs agree with a rank correlation of {rank:+.2f} (methods exchanged at random: {low:+.2f} to {high:+.2f}). On own rollouts SFT is closest to {figures.LABELS[methods[1 + int(with_sft.argmax())]]} ({with_sft.max():.2f}).")
 
 # %% [markdown]
 # Compare the right side of {numref}`fig-onpolicy-matrices` with the table of expected directions. SFT has no reason to be near anyone there, except for rows that

@@ -15,7 +15,7 @@
 # **Key takeaways**
 # - One command or one call compares any PEFT LoRA folders, each number with its chance level. What is not of the form $\Delta W = s B A$ is refused by name.
 # - A question without an answer, such as the direction of a zero update, gets NaN and not a number that looks like one.
-# - Counts of intruder dimensions follow the *length* of an update: read them beside an update of equal length that has no meaning.
+# - Counts of {term}`intruder dimensions <intruder dimension>` follow the *length* of an update: read them beside an update of equal length that has no meaning.
 # - A weighted sum of adapters is exact as factors of the summed rank; what a smaller rank loses is a number that one can ask for.
 #
 # You need: [norms and cosines](10_norms.ipynb), [principal angles](11_angles.ipynb). Reads all six runs. Time to run: under a minute, once they exist.
@@ -41,7 +41,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import helpers
-from helpers import evaluation, figures, geometry, interventions, models, profiles, spectra, store, training, updates
+from helpers import evaluation, figures, geometry, interventions, models, profiles, spectra, statistics, store, training, updates
 from helpers.__main__ import main
 
 study = profiles.load(profile)
@@ -60,7 +60,7 @@ place = Path(scratch.name)
 # ```
 #
 # The first adapter is the *reference* unless another is named; `NAME=FOLDER` gives a name of your own. Without `--base`, everything that needs only the factors
-# is computed; with it, also relative norms, intruder dimensions and spectral shifts; with `--texts FILE`, also losses along paths and {term}`CKA <centred kernel alignment>`. The
+# is computed; with it, also relative norms, intruder dimensions and {term}`spectral shifts <spectral shift>`; with `--texts FILE`, also losses along paths and {term}`CKA <centred kernel alignment>`. The
 # same from Python is one function, which takes a dictionary of folders:
 
 # %%
@@ -522,8 +522,8 @@ beside = pd.DataFrame([{"run": run, "cosine with SFT, paper": stated, "cosine, o
 figures.table(beside)
 
 # %%
-order = beside["cosine, ours"].corr(pd.Series([.977, .967, .572, .74, .06]), method="spearman")
-Markdown(f"The rank correlation of the two columns of cosines is {order:+.2f}. SFT's norm is {norms['sft']:.2f} here and 2.84 in the paper; "
+order, low, high = statistics.rank_correlation(beside["cosine, ours"], [.977, .967, .572, .74, .06])
+Markdown(f"The rank correlation of the two columns of cosines is {order:+.2f}, that of random orders {low:+.2f} to {high:+.2f}. SFT's norm is {norms['sft']:.2f} here and 2.84 in the paper; "
          f"over DPO's it is {norms['sft'] / norms['dpo']:.1f} here and 13 there.")
 
 # %%

@@ -106,9 +106,9 @@ figures.table(shown.assign(run_a=shown.run_a.map(figures.LABELS), run_b=shown.ru
 on_test = {name: answers(name, ["base", *methods]).query("split == 'test'").groupby("run").correct.mean() for name in studies}
 family = tests[~tests.run_a.isin(["base", "dpo"]) & ~tests.run_b.isin(["base", "dpo"])]
 lines = [f"{name}: base {share['base']:.1%}, the five {share[methods[:-1]].min():.1%} to {share[methods[:-1]].max():.1%}, DPO {share['dpo']:.1%}" for name, share in on_test.items()]
-rank = on_test[profile][methods].rank().corr(on_test[pretrained][methods].rank())
+rank, low, high = statistics.rank_correlation(*(on_test[name][methods] for name in (profile, pretrained)))
 Markdown(f"On the test problems, {'; '.join(lines)}. Of the {len(family)} pairs among the five, {int((family.p_holm < 0.05).sum())} differ in the pretrained model after Holm's correction over all {len(tests)} pairs "
-         f"(largest difference {family.difference.abs().max():.1%}; {family.detectable.max():.1%} would have been seen). The order of the six in the two studies has a rank correlation of {rank:+.2f}.")
+         f"(largest difference {family.difference.abs().max():.1%}; {family.detectable.max():.1%} would have been seen). The order of the six in the two studies has a rank correlation of {rank:+.2f} ({low:+.2f} to {high:+.2f} for random orders).")
 
 # %% [markdown]
 # {numref}`fig-pretrained-accuracy` is read from the dashed line, as before. In the paper the five lose six points against their base and DPO none. What is comparable is the shape: who loses, who keeps. The size of the loss is a matter of the base and

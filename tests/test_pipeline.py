@@ -94,7 +94,7 @@ EDITS = {
     "objectives": ("src/helpers/objectives.py", "bias=0.1", "bias=0.2", EVERYTHING - {"rollouts", "own-rollouts", "notebooks/02_rollouts"}),
     "a template of the problems": ("src/helpers/problems.py", "How many does", "What number does", EVERYTHING),
     "a setting of the rollouts": ("src/helpers/profiles/smoke.yaml", "samples: 4", "samples: 5",
-                                  {"rollouts", "own-rollouts", "held-out/teacher"} | ALL_NOTEBOOKS),
+                                  EVERYTHING - {f"evaluation/{model}" for model in SMOKE.models}),
     "a helper of one page": ("src/helpers/interventions.py", "_LARGEST = 64.0", "_LARGEST = 65.0", importing("interventions")),
     "one run's spec": ("src/helpers/profiles/smoke.yaml", "rift: {objective: rift, snapshots", "rift: {objective: rift, steps: 4, snapshots",
                        {"runs/rift", "evaluation/rift"} | TO_RIFT | reading("main", "adapters", "paths", "rift")),

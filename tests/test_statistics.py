@@ -309,6 +309,15 @@ def test_more_answers_to_the_same_problems_do_not_make_more_problems():
     assert widths[2] == pytest.approx(floor, rel=0.1), "down to what 30 problems know of all problems"
 
 
+def test_a_rank_correlation_is_scipy_s_and_its_band_that_of_all_orders():
+    first, second = [0.3, 0.1, 0.9, 0.4, 0.2], [5, 1, 9, 2, 2]
+    value, low, high = statistics.rank_correlation(first, second)
+    assert value == pytest.approx(spearmanr(first, second).statistic)
+    assert -low == pytest.approx(high, abs=0.06), "a random order is as often reversed"
+    assert statistics.rank_correlation(range(4), range(4))[2] < 1, "of 24 orders one is the same, more than a fortieth"
+    assert 0.8 < statistics.rank_correlation(range(5), range(5))[2] < 1, "with five objects nothing short of nearly the same order is evidence"
+
+
 def test_mantel_has_the_rank_correlation_and_the_band_of_exchanged_objects():
     rng = np.random.default_rng(0)
     first, second = (part + part.T for part in rng.standard_normal((2, 6, 6)))

@@ -115,6 +115,14 @@ def bootstrap_ratio(numerators, denominators, seed=0, draws=2000):
     return numerators.sum() / denominators.sum(), float(low), float(high)
 
 
+def rank_correlation(first, second):
+    """Spearman's rank correlation of a few numbers with a few others: (value, low, high), with the middle 95 % of its values over all orders of one of them."""
+    first, second = rankdata(first), rankdata(second)
+    values = [np.corrcoef(first[list(order)], second)[0, 1] for order in permutations(range(len(first)))]
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(values[0]), float(low), float(high)
+
+
 def mantel(first, second):
     """Mantel's test of two symmetric matrices over the same few objects: (value, low, high).
 
