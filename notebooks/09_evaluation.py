@@ -264,7 +264,7 @@ answers = {**{method: right.loc[method] for method in runs}, "base": of_base}
 # %%
 over_seeds = pd.DataFrame([{"run": method, **dict(zip(("accuracy", "low", "high"), controls.interval(answers[method]), strict=True)),
                             **{f"seed {seed}": value for seed, value in answers[method].mean(axis=1).items()}} for method in runs])
-figures.table(over_seeds.assign(run=over_seeds.run.map(figures.LABELS)))
+figures.table(over_seeds)
 
 # %% mystnb={"image": {"alt": "Dots with intervals over seeds and problems for the accuracy of each of the six objectives"}, "figure": {"caption": "Accuracy on the test problems, mean over the seeds of each method, with 95 % intervals over seeds and problems by {eq}`eq-evaluation-seeds`.", "name": "fig-evaluation-seeds"}}
 figures.intervals(over_seeds, "accuracy", "low", "high", "share of test problems solved, mean over seeds");

@@ -442,7 +442,7 @@ lines = [{"layer": layer, "run_a": a, "run_b": b, "seed_a": seed_a, "seed_b": se
          for layer in (early, last) for (a, seed_a), (b, seed_b) in pairs]
 over_seeds = store.write_table(profile, "replicas_cka", pd.DataFrame(lines))
 ranges = over_seeds.groupby(["run_a", "run_b", "layer"], sort=False).debiased.agg(["min", "max"]).reset_index()
-figures.table(ranges.assign(run_a=ranges.run_a.map(figures.LABELS), run_b=ranges.run_b.map(figures.LABELS)))
+figures.table(ranges)
 
 # %% [markdown]
 # The pair of SFT with itself is the yardstick for two runs that share no seed. It is no ceiling: methods at one seed also share the initial adapter and the order of the prompts and can lie above it, and where they do, the seed changed the representations more than the loss did.

@@ -340,7 +340,7 @@ Markdown(f"RFT was clipped in {cut[figures.LABELS['rft']]:.0%} of its steps, the
          f"with each other, and of {sequence:.3f} and {cosines.loc['rft', 'topr']:.3f} with RFT.")
 
 # %% [markdown]
-# {numref}`fig-variants-rift` is to be read by rows against the yardstick: cells above it are as alike as one method in two orders. In the paper RIFT has a cosine of .969 with RFT and .967 with SFT {cite:p}`nikolich2026geometry`; every form whose cells here are high would have given numbers of that kind,
+# {numref}`fig-variants-rift` is to be read by rows against the yardstick: cells above it are at least as alike as one method in two orders. In the paper RIFT has a cosine of .969 with RFT and .967 with SFT {cite:p}`nikolich2026geometry`; every form whose cells here are high would have given numbers of that kind,
 # so the paper's cannot tell which form was trained.
 
 # %% mystnb={"image": {"alt": "Square matrix of cosines between SFT, RFT, DPO, Offline GRPO and its three variants, ones on the diagonal"}, "figure": {"caption": "Cosines of the updates of SFT, RFT, DPO, Offline GRPO and its variants, all modules stacked.", "name": "fig-variants-grpo"}}
@@ -434,7 +434,7 @@ Markdown(f"Over the {len(trained)} runs the rank correlation with accuracy is **
 # A careful reader of the paper asks two things about names. *Does RIFT become RFT at the level of sequences?* *Are the four losses called offline GRPO one?*
 
 # %%
-verdict_9 = f"{'as alike as' if sequence >= yardstick else 'less alike than'} RFT in two orders"
+verdict_9 = f"{'at least as alike as' if sequence >= yardstick else 'less alike than'} RFT in two orders"
 clip_matters = token > sequence and cut[figures.LABELS["rift-sequence"]] > cut[figures.LABELS["rft"]]
 reading = "closer to RFT, so that the sums and their clip separate the two more than the negatives do" if clip_matters else "no closer to RFT"
 verdict_10 = {0: "no two of them are one method", 6: "all of them are one method"}.get(same, f"{same} of the six pairs are one method and the others are not")

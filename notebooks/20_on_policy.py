@@ -390,17 +390,12 @@ def paired(records, pairs):
     return found[["run", "against", "difference", "low", "high", "detectable", "p", "p_holm"]]
 
 
-def named(table):
-    """The table with its runs called as in the figures."""
-    return figures.table(table.assign(**{column: table[column].map(lambda run: figures.LABELS[run]) for column in ("run", "against") if column in table}))
-
-
 from_base = paired(answered, [(name, "base") for name in names])
-named(from_base)
+figures.table(from_base)
 
 # %%
 by_writer = paired(answered, [(own[method], method) for method in methods])
-named(by_writer)
+figures.table(by_writer)
 
 # %%
 def verdicts(rows):
@@ -448,7 +443,7 @@ for name in names:
         rows.append({"run": name, "direction": direction, "kl": value, "interval": f"{low:.4f} to {high:.4f}"})
 divergences = pd.DataFrame(rows)
 wide = divergences.pivot(index="run", columns="direction", values=["kl", "interval"]).loc[["base", *names]]
-wide.rename(index=figures.LABELS).style.format(precision=4)
+wide.rename(index=figures.LABELS).style.format(precision=4, na_rep="–")
 
 # %%
 kl = divergences[divergences.direction == "forward"].set_index("run").kl
@@ -476,7 +471,7 @@ graded = pd.concat([interventions.records(study, name).assign(run=name) for name
 shorter = [name for t, name in parts["sft"].items() if 0 < t < 1]
 against_base = paired(graded, [(name, "base") for name in shorter])
 against_sft = paired(graded, [(name, "sft") for name in shorter])
-named(pd.concat([against_base, against_sft]))
+figures.table(pd.concat([against_base, against_sft]))
 
 # %%
 curve = scaled["sft"].set_index("t")
@@ -508,7 +503,7 @@ at_kl = paired(on_same, list(nearest.items()))
 divergence = pd.concat([reached, between]).set_index("part").kl
 at_kl.insert(2, "kl", divergence[at_kl.run].to_numpy())
 at_kl.insert(3, "its kl", divergence[at_kl.against].to_numpy())
-named(at_kl)
+figures.table(at_kl)
 
 # %%
 better = at_kl[(at_kl.p_holm < 0.05) & (at_kl.difference > 0)].run.map(lambda run: figures.LABELS[run])
@@ -541,7 +536,7 @@ figures.table(pd.DataFrame([*rows, theirs]))
 everyone = [*methods, *own.values()]
 near = pd.Series(block(online[:1], everyone)[0], index=everyone).fillna(0)  # a run without any reward stays at zero
 inside = abs(near["sft"]) <= block(online[:1], ["sft"], band)[0, 0]
-Markdown(f"Online GRPO is {'within' if inside else 'outside'} chance of SFT. Among the twelve offline runs it is closest to {figures.LABELS[near.idxmax()]} "
+Markdown(f"Online GRPO has a cosine with SFT {'within' if inside else 'outside'} its band of chance. Among the twelve offline runs it is closest to {figures.LABELS[near.idxmax()]} "
          f"(**{near.max():+.3f}**). Its cosine with RFT is {near['rft-own']:+.3f} on own rollouts and {near['rft']:+.3f} on the teacher's, with Offline GRPO "
          f"{near['offline-grpo-own']:+.3f} and {near['offline-grpo']:+.3f}, with DPO {near['dpo-own']:+.3f} and {near['dpo']:+.3f}.")
 

@@ -100,7 +100,7 @@ figures.intervals(accuracy[accuracy.split == "test"], "accuracy", "low", "high",
 # %%
 tests = statistics.mcnemar_table(records[records.run.isin(["base", *methods])]).query("split == 'test'")
 shown = tests[tests.run_a.isin(["base"]) | tests.run_b.isin(["dpo"])].drop(columns="split")
-figures.table(shown.assign(run_a=shown.run_a.map(figures.LABELS), run_b=shown.run_b.map(figures.LABELS)))
+figures.table(shown)
 
 # %%
 on_test = {name: answers(name, ["base", *methods]).query("split == 'test'").groupby("run").correct.mean() for name in studies}
@@ -130,7 +130,7 @@ figures.pairs(overall[pretrained].reset_index(), "cosine", "cosine of the update
 beside = pd.DataFrame({"paper": pd.Series(paper.COSINES).reindex(overall[pretrained].index),
                        **{f"{name}{part}": value for name, table in overall.items() for part, value in (("", table.cosine), (", chance ±", table.chance_high))}})
 named = beside.reset_index(names=["run_a", "run_b"])
-figures.table(named.assign(run_a=named.run_a.map(figures.LABELS), run_b=named.run_b.map(figures.LABELS)))
+figures.table(named)
 
 # %%
 known = beside.dropna()
@@ -214,7 +214,7 @@ lengths = geometry.updates_table(found).query("layer == -1").set_index("run").no
 cosine, sd = (pd.DataFrame(values, found.runs, found.runs) for values in geometry.stacked_cosine(found))
 along = pd.DataFrame([{"run": run, "norm": lengths[run], "norm / SFT's": lengths[run] / lengths["sft"], "cosine_sft": cosine.loc["sft", run], "chance_low": -1.96 * sd.loc["sft", run],
                        "chance_high": 1.96 * sd.loc["sft", run]} for run in found.runs])
-figures.table(along.assign(run=along.run.map(figures.LABELS)).drop(columns="chance_low").rename(columns={"cosine_sft": "cosine with SFT", "chance_high": "chance ±"}))
+figures.table(along.drop(columns="chance_low").rename(columns={"cosine_sft": "cosine with SFT", "chance_high": "chance ±"}))
 
 # %%
 solved = answers(pretrained, ["base", "sft", "dpo", "dpo-matched"]).query("split == 'test'")
@@ -222,7 +222,7 @@ share = statistics.accuracy_table(solved)[["run", "accuracy", "low", "high"]]
 store.write_table(pretrained, "matched", along[along.run.isin(near)].merge(share, how="left"))
 store.write_table(pretrained, "rates", along[along.run.isin(near)][["run", "norm"]])
 both = statistics.mcnemar_table(solved, [("dpo-matched", "sft"), ("dpo-matched", "dpo"), ("dpo-matched", "base")])
-figures.table(both.assign(run_a=both.run_a.map(figures.LABELS), run_b=both.run_b.map(figures.LABELS)).drop(columns="split"))
+figures.table(both.drop(columns="split"))
 
 # %%
 way = along[along.run.str.startswith("step ")]
@@ -282,7 +282,7 @@ figures.matrices({name: cosine.loc[square].to_numpy() for name, square in square
 solved = answers(pretrained, ["base", *named.values()]).query("split == 'test'")
 share = solved.groupby("run").correct.mean()
 own_tests = statistics.mcnemar_table(solved, [(run, "base") for run in named.values()])
-figures.table(own_tests.assign(run_a=own_tests.run_a.map(figures.LABELS), run_b=own_tests.run_b.map(figures.LABELS)).drop(columns="split"))
+figures.table(own_tests.drop(columns="split"))
 
 # %%
 lengths = {run: np.sqrt(found.inner[:, place, place].sum()) for place, run in enumerate(found.runs)}

@@ -52,7 +52,8 @@ MARKERS = _OfRuns({"base": "o", "strong-base": "o", "teacher": "*", "sft": "s", 
                    "ipo": "<", "simpo": ">", "kto": "h", "topr": "p", "grpo": "d", "dapo": "8"})
 _NULLS = {"Gaussian": "#bbbbbb", "Gaussian B": "#777777", "matched": "#56B4E9", "outputs turned": "#0072B2", "modules permuted": "#E69F00",
           "another seed": "#009E73"}
-_FORMATS = {"p": "{:.2g}", "p_holm": "{:.2g}", "difference": "{:+.3f}", "learning_rate": "{:.0e}"}
+_FORMATS = {"p": "{:.2g}", "p_holm": "{:.2g}", "difference": "{:+.3f}", "learning_rate": "{:.0e}",
+            **dict.fromkeys(("run", "run_a", "run_b", "against"), LABELS.__getitem__)}
 _DIVERGING = "PuOr"
 _WIDTH = 7.0
 _TOKENS_A_LINE = 14
@@ -66,7 +67,7 @@ def use_style():
 
 
 def table(frame):
-    """A table for the page: three decimals, p-values and learning rates with two digits, differences with their sign, a dash where there is none, no index."""
+    """A table for the page: runs by their labels, three decimals, two digits for p-values and learning rates, differences with their sign, a dash for none."""
     return frame.style.format(_FORMATS, precision=3, na_rep="–").hide(axis="index")
 
 
