@@ -5,6 +5,7 @@ All in a copy of the repository, with these parts (`python tests/faults.py PART 
 - `pipeline`: the smoke pipeline from its rollouts to an executed page, each trial from nothing, killed once at a moment drawn uniformly from the
   time that it takes. The signals take turns.
 - `one_run`: one run of the tiny study, killed twenty times in a row.
+- `book`: the build of the smoke study's pages (after `make check`), killed once a trial.
 - `disk`: the smoke pipeline on a disk that fills up, and on one that turns read-only. Needs the right to mount.
 - `again`: the whole tiny study with one job at a time, against the one in this repository, which `make book` made with as many as there are cores; and
   its main runs with two threads.
@@ -30,7 +31,7 @@ from tqdm.auto import tqdm
 
 from helpers import profiles, store, updates
 
-SEED, TRIALS, KILLS_OF_ONE_RUN, DISKS = 1, 21, 20, 8
+SEED, TRIALS, KILLS_OF_ONE_RUN, BOOKS, DISKS = 1, 21, 20, 6, 8
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 SMOKE, TINY = "results/smoke", "results/tiny"
 TARGETS = [f"{SMOKE}/{file}" for file in ("runs/sft/run.json", "runs/dpo/run.json", "evaluation/base.parquet", "evaluation/sft.parquet",
@@ -134,20 +135,35 @@ def differing(wanted, found):
     return sorted(file for file in wanted if found.get(file) != wanted[file])
 
 
-def pipeline_trials(copy, rng):
-    copy.clear()
-    seconds = copy.finish(SMOKE_PIPELINE)
-    wanted, trials = contents(copy.root, SMOKE), []
-    for number in tqdm(range(TRIALS), desc="killing the smoke pipeline", unit="trial"):
-        copy.clear()
-        name, after = SIGNALS[number % len(SIGNALS)], float(rng.uniform(0, seconds))
-        was_running = copy.kill(SMOKE_PIPELINE, after, name)
-        done = sum((copy.root / target).exists() for target in TARGETS)
+def trials_of(copy, rng, command, clear, found, number, what):
+    """The command killed once a trial, each from where `clear` leaves things, and finished; `found()` is what came out."""
+    clear()
+    seconds = copy.finish(command)
+    wanted, trials = found(), []
+    for trial in tqdm(range(number), desc=f"killing {what}", unit="trial"):
+        clear()
+        name, after = SIGNALS[trial % len(SIGNALS)], float(rng.uniform(0, seconds))
+        was_running = copy.kill(command, after, name)
         orphans = copy.orphans()
-        copy.finish(SMOKE_PIPELINE)
-        trials.append({"trial": number, "signal": name, "after": round(after, 1), "of": round(seconds, 1), "was_running": was_running, "targets_done": done,
-                       "orphans": orphans, "differ": differing(wanted, contents(copy.root, SMOKE))})
+        copy.finish(command)
+        trials.append({"trial": trial, "signal": name, "after": round(after, 1), "of": round(seconds, 1), "was_running": was_running, "orphans": orphans,
+                       "differ": differing(wanted, found())})
     return {"trials": trials}
+
+
+def pipeline_trials(copy, rng):
+    return trials_of(copy, rng, SMOKE_PIPELINE, copy.clear, lambda: contents(copy.root, SMOKE), TRIALS, "the smoke pipeline")
+
+
+def book_trials(copy, rng):
+    html = copy.root / "_build" / "html"
+    for part in ("src", "notebooks", "book", "data", "Snakefile", "requirements.txt", "_config.yml", "_toc.yml", ".snakemake", SMOKE):
+        if not (store.ROOT / part).exists():
+            raise SystemExit(f"{part} is missing: run `make check` first")
+        store.remove(copy.root / part)
+        subprocess.run(["cp", "-a", str(store.ROOT / part), str((copy.root / part).parent)], check=True)  # with their times, by which Snakemake goes
+    return trials_of(copy, rng, pipeline("smoke", ["all"]), lambda: store.remove(copy.root / "_build"),
+                     lambda: {str(path.relative_to(html)): store.file_digest(path) for path in html.rglob("*.html")}, BOOKS, "the build of the book")
 
 
 def one_run(copy, rng):
@@ -223,7 +239,7 @@ def again(copy, rng):
     return {"jobs": [os.cpu_count(), 1], "files": len(wanted), "differ": differing(wanted, contents(store.ROOT, TINY)), "two_threads": distances}
 
 
-PARTS = {"pipeline": pipeline_trials, "one_run": one_run, "disk": disk_trials, "again": again}
+PARTS = {"pipeline": pipeline_trials, "one_run": one_run, "book": book_trials, "disk": disk_trials, "again": again}
 
 
 def main(chosen):

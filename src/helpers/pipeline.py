@@ -260,6 +260,8 @@ def _fault_lines(path):
     record, rows = store.read_json(path), []
     for trials in _by("signal", record["pipeline"]):
         rows.append(("the smoke pipeline, from nothing, once a trial", trials[0]["signal"], sum(trial["was_running"] for trial in trials), trials))
+    for trials in _by("signal", record["book"]):
+        rows.append(("the build of the smoke study's pages", trials[0]["signal"], sum(trial["was_running"] for trial in trials), trials))
     one = record["one_run"]
     rows.append(("one run of the tiny study, again and again", "all three in turn", sum(kill["was_running"] for kill in one["kills"]), [one]))
     for trials in _by("what", record["disk"]):
