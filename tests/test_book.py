@@ -66,6 +66,14 @@ def test_page_is_readable_offline(page):
     assert not [address for address in loaded if address and address.startswith(("http:", "https:", "//"))], "the page needs a network"
 
 
+def test_no_script_holds_up_the_first_paint(page):
+    head = page.html.partition("</head>")[0]
+    sources = re.findall(r"<script([^>]*\bsrc=[^>]*)>", head)
+    waiting = [source for source in sources if "defer" not in source]
+    assert len(sources) > 5, "the theme's own, and MathJax"
+    assert len(waiting) <= 1, f"read before anything is drawn: {waiting}"
+
+
 def test_page_shows_no_error_warning_or_progress_bar(page):
     text = "".join(page.text)
     for trouble in ("Traceback (most recent", "Warning:", "it/s]", "?, ?step", "nan%", "# Parameters"):

@@ -1,11 +1,16 @@
-"""Sphinx extension of the book: pages that need no network and are never stale.
+"""Sphinx extension of the book: pages that need no network, are never stale, and are drawn before their scripts are read.
 
 Jupyter Book always loads sphinx-thebe, which puts the address of a script on unpkg.com into every page, in some pages twice
 (a JavaScript error). The book has no live cells, so these scripts are taken out again.
 
 The introduction shows numbers glued from notebooks; Sphinx does not know that, and would keep the old ones when only a
 notebook changed.
+
+Themes put scripts into the head of a page, the icons alone 1.5 MB, for which a browser waits before it draws anything.
 """
+
+import re
+from pathlib import Path
 
 GLUING = ("book/intro",)
 
@@ -33,8 +38,17 @@ def reread_gluing_pages(app, env, added, changed, removed):
     return [page for page in GLUING if page in env.found_docs] if any(name.startswith("book/notebooks/") for name in added | changed) else []
 
 
+def defer_scripts(app, exception):
+    """Let no script hold up a page, but the small one with its options, which lines in the page use as they are read."""
+    if exception is None and app.builder.format == "html":
+        for page in Path(app.outdir).rglob("*.html"):
+            head, end, body = page.read_text().partition("</head>")
+            page.write_text(re.sub(r"<script (?=[^>]*\bsrc=)(?![^>]*(?:\bdefer\b|documentation_options))", "<script defer ", head) + end + body)
+
+
 def setup(app):
     app.connect("env-get-outdated", reread_gluing_pages)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("doctree-resolved", drop_thebe_nodes, priority=900)
+    app.connect("build-finished", defer_scripts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
