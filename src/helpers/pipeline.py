@@ -255,33 +255,34 @@ def _headline(executed):
 
 def _fault_lines(path):
     """The record of `make faults` as Markdown: what was interrupted how often, and what came of it; the study made again."""
-    if not path.exists():
+    record, rows = store.read_json(path) if path.exists() else {}, []
+    for part, what, kind in (("pipeline", "the smoke pipeline, from nothing", "signal"), ("book", "the build of the smoke study's pages", "signal"),
+                             ("disk", "the smoke pipeline, from nothing", "what")):
+        for trials in _by(kind, record.get(part, {"trials": []})):
+            how = trials[0][kind] if kind == "signal" else f"its disk is {trials[0][kind]}"
+            rows.append((what, how, sum(trial.get("was_running", trial.get("failed")) for trial in trials), trials))
+    if one := record.get("one_run"):
+        rows.append(("one run of the tiny study, again and again", "all three in turn", sum(kill["was_running"] for kill in one["kills"]), [one]))
+    if not rows:
         return "No trials have been made with this version of the book.\n"
-    record, rows = store.read_json(path), []
-    for trials in _by("signal", record["pipeline"]):
-        rows.append(("the smoke pipeline, from nothing, once a trial", trials[0]["signal"], sum(trial["was_running"] for trial in trials), trials))
-    for trials in _by("signal", record["book"]):
-        rows.append(("the build of the smoke study's pages", trials[0]["signal"], sum(trial["was_running"] for trial in trials), trials))
-    one = record["one_run"]
-    rows.append(("one run of the tiny study, again and again", "all three in turn", sum(kill["was_running"] for kill in one["kills"]), [one]))
-    for trials in _by("what", record["disk"]):
-        rows.append(("the smoke pipeline, from nothing", f"its disk is {trials[0]['what']}", sum(trial["failed"] for trial in trials), trials))
-    lines = []
+    lines, dates = [], sorted({part["date"] for part in record.values()})
     for what, how, hit, trials in rows:
         same, orphans = sum(not trial["differ"] for trial in trials), sum(trial.get("orphans", 0) for trial in trials)
         lines.append(f"| {what} | {how} | {hit} | {same} of {len(trials)} | {orphans} |")
-    told, again = sum(trial["is_told"] for trial in record["disk"]["trials"]), record["again"]
-    apart, dates = again["two_threads"], sorted({part["date"] for part in record.values()})
-    return "\n".join([
-        f"Interrupted at random moments on {' to '.join(dict.fromkeys([dates[0], dates[-1]]))} and started again with the same command, without any other step "
-        f"({store.made_on(record['pipeline']['place'])}):", "",
-        "| what | interrupted by | stopped while at work | the same in the end | processes left behind |", "|---|---|---|---|---|", *lines, "",
-        f"In {told} of {len(record['disk']['trials'])} trials with a disk the message named the cause.", "",
-        f"The tiny study was made twice on one machine, with {again['jobs'][0]} jobs at a time and with {again['jobs'][1]}: of {again['files']} adapters, "
-        f"records, tables and executed pages {again['files'] - len(again['differ'])} have the same contents"
-        f"{'; these differ: ' if again['differ'] else ''}{', '.join(f'`{file}`' for file in again['differ'])}. "
-        f"With two threads instead of one the updates of its main runs are {min(apart.values()):.1g} to {max(apart.values()):.1g} of their length away "
-        f"(furthest: {max(apart, key=apart.get)}).", ""])
+    told = [f"Interrupted at random moments on {' to '.join(dict.fromkeys([dates[0], dates[-1]]))} and started again with the same command, "
+            f"without any other step ({store.made_on(next(iter(record.values()))['place'])}):", "",
+            "| what | interrupted by | stopped while at work | the same in the end | processes left behind |", "|---|---|---|---|---|", *lines, ""]
+    if disk := record.get("disk"):
+        named = sum(trial["is_told"] for trial in disk["trials"])
+        told += [f"In {named} of {len(disk['trials'])} trials with a disk the message named the cause.", ""]
+    if again := record.get("again"):
+        apart, other = again["two_threads"], again["differ"]
+        told += [f"The tiny study was made twice on one machine, with {again['jobs'][0]} jobs at a time and with {again['jobs'][1]}: of {again['files']} "
+                 f"adapters, records, tables and executed pages {again['files'] - len(other)} have the same contents"
+                 f"{'; these differ: ' if other else ''}{', '.join(f'`{file}`' for file in other)}. "
+                 f"With two threads instead of one the updates of its main runs are {min(apart.values()):.1g} to {max(apart.values()):.1g} of their length "
+                 f"away (furthest: {max(apart, key=apart.get)}).", ""]
+    return "\n".join(told)
 
 
 def _by(key, part):
