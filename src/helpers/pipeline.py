@@ -3,6 +3,7 @@
 Outside the flow of data: it knows which artefacts each notebook reads, and no artefact depends on it.
 """
 
+import ast
 import base64
 import importlib.metadata
 import json
@@ -202,8 +203,11 @@ def prepare_book(profile_name):
             tags = cell["metadata"].get("tags", [])
             if "injected-parameters" in tags:
                 tags.append("remove-cell")
-            if cell["cell_type"] == "code":  # progress bars: tqdm draws them as widgets, and a page has no kernel to move those
+            if cell["cell_type"] == "code":
+                # Progress bars are widgets, and a page has no kernel to move those.
                 cell["outputs"] = [output for output in cell["outputs"] if _WIDGET not in output.get("data", {})]
+                if _is_sentence("".join(cell["source"])):
+                    cell["metadata"]["tags"] = [*tags, "hide-input"]
         notebook["metadata"].pop("widgets", None)
         (target / executed.name).write_text(json.dumps(notebook))
         duration = notebook["metadata"]["papermill"]["duration"]
@@ -239,6 +243,15 @@ def _stage_lines(profile_name):
     kinds = pd.concat(measured).groupby("kind", sort=False) if measured else []
     lines = [f"| {_STEPS[kind]} | {len(steps)} | {steps.s.max():.0f} | {steps.max_pss.max():.0f} |" for kind, steps in kinds]
     return ["| step | how many | seconds | peak memory, MB |", "|---|---|---|---|", *lines]
+
+
+def _is_sentence(code):
+    """Whether a cell ends by putting numbers into a sentence: the page then shows the sentence, and its making where one asks for it."""
+    try:
+        last = ast.parse(code).body[-1:]
+    except SyntaxError:  # a magic of IPython
+        return False
+    return any(isinstance(line, ast.Expr) and isinstance(line.value, ast.Call) and getattr(line.value.func, "id", "") == "Markdown" for line in last)
 
 
 def _headline(executed):
