@@ -211,8 +211,10 @@ figures.matrix(points, names, "row minus column, points", -limit, limit);
 #
 # ```{math}
 # :label: eq-evaluation-kl
-# \mathrm{KL}(\pi_0 \| \pi) = \mathbb{E}_{y \sim \pi_0} \frac1T \sum_t \sum_v \pi_0(v \mid y_{<t}) \log \frac{\pi_0(v \mid y_{<t})}{\pi(v \mid y_{<t})} ,
-# \qquad \mathrm{KL}(\pi \| \pi_0) \text{ with the roles exchanged.}
+# \begin{gathered}
+# \mathrm{KL}(\pi_0 \| \pi) = \mathbb{E}_{y \sim \pi_0} \frac1T \sum_t \sum_v \pi_0(v \mid y_{<t}) \log \frac{\pi_0(v \mid y_{<t})}{\pi(v \mid y_{<t})} , \\
+# \mathrm{KL}(\pi \| \pi_0) \text{ with the roles exchanged.}
+# \end{gathered}
 # ```
 #
 # *Forward* walks along the base's own texts and asks how surprised the trained model is; *reverse* walks along the trained model's texts. At

@@ -232,8 +232,11 @@ assert large[len(small):].max() < 1e-10 * large[0]
 #
 # ```{math}
 # :label: eq-norms-ranks
-# \text{effective rank} = \exp\Big({-\sum_i p_i \log p_i}\Big), \qquad \text{stable rank} = \frac{\sum_i \sigma_i^2}{\sigma_1^2}, \qquad
+# \begin{gathered}
+# \text{effective rank} = \exp\Big({-\sum_i p_i \log p_i}\Big), \\
+# \text{stable rank} = \frac{\sum_i \sigma_i^2}{\sigma_1^2}, \qquad
 # \text{participation ratio} = \frac{\big(\sum_i \sigma_i^2\big)^2}{\sum_i \sigma_i^4} .
+# \end{gathered}
 # ```
 #
 # Each is 1 for a single direction and $r$ for $r$ equal ones. The {term}`effective rank` is that of {cite:t}`roy2007effective`; it works on

@@ -75,9 +75,11 @@ Markdown(f"In `{module}` the update of Offline GRPO has the norm {norm(update):.
 #
 # ```{math}
 # :label: eq-decomposition-fractions
+# \begin{gathered}
 # \underbrace{\frac{\|\Delta W_\perp\|^2}{\|\Delta W\|^2}}_{\text{by energy}} = 1 - \frac{\langle \Delta W, R \rangle^2}{\|\Delta W\|^2 \|R\|^2}
-# = 1 - \cos^2(\Delta W, R), \qquad
+# = 1 - \cos^2(\Delta W, R), \\
 # \underbrace{\frac{\|\Delta W_\perp\|}{\|\Delta W\|}}_{\text{by norm}} = \sqrt{1 - \cos^2(\Delta W, R)} .
+# \end{gathered}
 # ```
 #
 # Nothing but the cosine is left on the right-hand side. Who knows the cosine of two updates knows their orthogonal part, by either measure, and the other

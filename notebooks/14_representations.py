@@ -126,8 +126,11 @@ Markdown(f"Two sets of *independent* Gaussian numbers have a plain CKA of **{cos
 #
 # ```{math}
 # :label: eq-representations-hsic
+# \begin{gathered}
 # \operatorname{HSIC}_1(K, L) = \frac{1}{n (n - 3)} \left[ \operatorname{tr}(K L) + \frac{\mathbf 1^{\top} K \mathbf 1\; \mathbf 1^{\top} L \mathbf 1}{(n-1)(n-2)}
-# - \frac{2}{n - 2}\, \mathbf 1^{\top} K L \mathbf 1 \right], \qquad K_{ii} = L_{ii} = 0 .
+# - \frac{2}{n - 2}\, \mathbf 1^{\top} K L \mathbf 1 \right], \\
+# K_{ii} = L_{ii} = 0 .
+# \end{gathered}
 # ```
 #
 # *Debiased CKA* is {eq}`eq-representations-cka` with $\operatorname{HSIC}_1$ in all three places, as {cite:t}`murphy2024cka` recommend. The bracket is itself an inner product of two suitably

@@ -89,8 +89,11 @@ r, d_out, d_in = study.lora.rank, modules.d_out.to_numpy(), modules.d_in.to_nump
 #
 # ```{math}
 # :label: eq-chance-shared
+# \begin{gathered}
 # \operatorname{sd}(\cos) \approx \frac{\lVert A_1 A_2^\top \rVert_F}{\sqrt{d_\text{out}}\, \lVert A_1 \rVert_F \lVert A_2 \rVert_F}
-# = \frac{1}{\sqrt{r\, d_\text{out}}} \quad \text{for one $A$ with perpendicular rows of equal length.}
+# = \frac{1}{\sqrt{r\, d_\text{out}}} \\
+# \text{(the last for one $A$ with perpendicular rows of equal length).}
+# \end{gathered}
 # ```
 #
 # That is wider than {eq}`eq-chance-gaussian` by $\sqrt{d_\text{in} / r}$, without $B$ having learnt anything. When modules are stacked, the variances of their

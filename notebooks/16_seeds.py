@@ -322,8 +322,10 @@ figures.table(gains)
 #
 # ```{math}
 # :label: eq-seeds-anova
-# \Delta W_{io} = \underbrace{M}_{\Delta W_{\cdot\cdot}} + \underbrace{I_i}_{\Delta W_{i\cdot} - M} + \underbrace{O_o}_{\Delta W_{\cdot o} - M} + R_{io}, \qquad
+# \begin{gathered}
+# \Delta W_{io} = \underbrace{M}_{\Delta W_{\cdot\cdot}} + \underbrace{I_i}_{\Delta W_{i\cdot} - M} + \underbrace{O_o}_{\Delta W_{\cdot o} - M} + R_{io}, \\
 # \sum_{io} \lVert \Delta W_{io} \rVert^2 = \sum_{io} \Big( \lVert M \rVert^2 + \lVert I_i \rVert^2 + \lVert O_o \rVert^2 + \lVert R_{io} \rVert^2 \Big) ,
+# \end{gathered}
 # ```
 #
 # because each of the four sets of vectors is perpendicular to the others when summed over the table. This is an analysis of variance whose observations are not numbers but whole updates. No update is formed for it: every term is
@@ -336,8 +338,10 @@ figures.table(gains)
 # ```{math}
 # :label: eq-seeds-components
 # \begin{aligned}
-# \text{neither: } & c_0 = \lVert \mu \rVert^2, & \text{the same } A\text{: } & c_I = \lVert \mu \rVert^2 + \mathbb{E}\lVert \alpha \rVert^2, \\
-# \text{the same order: } & c_O = \lVert \mu \rVert^2 + \mathbb{E}\lVert \beta \rVert^2, & \text{a run with itself: } & 1 = \lVert \mu \rVert^2 + \mathbb{E}\lVert \alpha \rVert^2 + \mathbb{E}\lVert \beta \rVert^2 + \mathbb{E}\lVert \varepsilon \rVert^2 .
+# \text{neither: } & c_0 = \lVert \mu \rVert^2, \\
+# \text{the same } A\text{: } & c_I = \lVert \mu \rVert^2 + \mathbb{E}\lVert \alpha \rVert^2, \\
+# \text{the same order: } & c_O = \lVert \mu \rVert^2 + \mathbb{E}\lVert \beta \rVert^2, \\
+# \text{a run with itself: } & 1 = \lVert \mu \rVert^2 + \mathbb{E}\lVert \alpha \rVert^2 + \mathbb{E}\lVert \beta \rVert^2 + \mathbb{E}\lVert \varepsilon \rVert^2 .
 # \end{aligned}
 # ```
 #

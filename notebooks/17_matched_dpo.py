@@ -157,9 +157,11 @@ Markdown(f"Rates are equal as numbers. SFT on DPO's rows takes the same {len(row
 #
 # ```{math}
 # :label: eq-matched-ratio
+# \begin{aligned}
 # \frac{\lVert \text{SFT} \rVert}{\lVert \text{DPO} \rVert}
-# = \underbrace{\frac{\lVert \text{SFT} \rVert}{\lVert \text{DPO at SFT's rate} \rVert}}_{\text{loss}} \cdot \underbrace{\frac{\lVert \text{DPO at SFT's rate} \rVert}{\lVert \text{DPO} \rVert}}_{\text{rate, at DPO's loss}}
-# = \underbrace{\frac{\lVert \text{SFT} \rVert}{\lVert \text{SFT at DPO's rate} \rVert}}_{\text{rate, at SFT's loss}} \cdot \underbrace{\frac{\lVert \text{SFT at DPO's rate} \rVert}{\lVert \text{DPO} \rVert}}_{\text{loss}} .
+# &= \underbrace{\frac{\lVert \text{SFT} \rVert}{\lVert \text{DPO at SFT's rate} \rVert}}_{\text{loss}} \cdot \underbrace{\frac{\lVert \text{DPO at SFT's rate} \rVert}{\lVert \text{DPO} \rVert}}_{\text{rate, at DPO's loss}} \\
+# &= \underbrace{\frac{\lVert \text{SFT} \rVert}{\lVert \text{SFT at DPO's rate} \rVert}}_{\text{rate, at SFT's loss}} \cdot \underbrace{\frac{\lVert \text{SFT at DPO's rate} \rVert}{\lVert \text{DPO} \rVert}}_{\text{loss}} .
+# \end{aligned}
 # ```
 #
 # In logarithms the factors of {eq}`eq-matched-ratio` add up, and the share of the rate is the logarithm of its factor over that of the whole ratio. The two ways round need not agree: if they differ, rate and

@@ -56,8 +56,10 @@ figures.use_style()
 #
 # ```{math}
 # :label: eq-plane-affine
-# w_{i,t} \propto c_i + e_i\, p_{i,t}, \qquad -\nabla \text{loss} \propto \sum_i \big( c_i\, s_i + e_i\, d_i \big), \qquad
+# \begin{gathered}
+# w_{i,t} \propto c_i + e_i\, p_{i,t}, \qquad -\nabla \text{loss} \propto \sum_i \big( c_i\, s_i + e_i\, d_i \big), \\
 # s_i = \sum_t \nabla \mathrm{logp}_{i,t}, \quad d_i = \sum_t p_{i,t} \nabla \mathrm{logp}_{i,t} = \sum_t \nabla p_{i,t} .
+# \end{gathered}
 # ```
 #
 # The vector $s_i$ is the *score* of the rollout, the direction that makes the whole text more likely fastest. The other one, $d_i$, raises the
@@ -274,8 +276,10 @@ Markdown(f"Over all {len(every[0])} pairs of the eight directions and the three 
 #
 # ```{math}
 # :label: eq-plane-adam
-# B_{k} = (1 - \eta_k \lambda_\text{decay})\, B_{k-1} - \eta_k\, \frac{\hat m_k}{\sqrt{\hat v_k} + \epsilon}, \qquad
+# \begin{gathered}
+# B_{k} = (1 - \eta_k \lambda_\text{decay})\, B_{k-1} - \eta_k\, \frac{\hat m_k}{\sqrt{\hat v_k} + \epsilon}, \\
 # \hat m_k = \frac{1 - \beta_1}{1 - \beta_1^k} \sum_{j \le k} \beta_1^{k-j} g_j, \qquad \hat v_k = \frac{1 - \beta_2}{1 - \beta_2^k} \sum_{j \le k} \beta_2^{k-j} g_j^2 .
+# \end{gathered}
 # ```
 #
 # After one batch $\hat m / \sqrt{\hat v} = g / |g|$: the sign of the gradient, its size forgotten in every entry {cite:p}`balles2018adam`. After more
@@ -493,7 +497,10 @@ Markdown(f"Of a final update, between **{shares['in the span of all, last'][fewe
 #
 # ```{math}
 # :label: eq-plane-score
-# \mathbb{E}_{y \sim \pi}\big[ \nabla \log \pi(y) \big] = \sum_y \pi(y) \frac{\nabla \pi(y)}{\pi(y)} = \nabla \sum_y \pi(y) = 0, \qquad \text{hence} \qquad p\, g_+ + (1 - p)\, g_- = 0 .
+# \begin{gathered}
+# \mathbb{E}_{y \sim \pi}\big[ \nabla \log \pi(y) \big] = \sum_y \pi(y) \frac{\nabla \pi(y)}{\pi(y)} = \nabla \sum_y \pi(y) = 0, \\
+# \text{hence} \quad p\, g_+ + (1 - p)\, g_- = 0 .
+# \end{gathered}
 # ```
 #
 # It holds for each prompt by itself, and also for texts that are cut at a fixed length, because each token's score has mean zero given what came before.

@@ -93,11 +93,13 @@ for name, expected in by_hand.items():
 #
 # ```{math}
 # :label: eq-variants-share
+# \begin{gathered}
 # \frac{\sum_t |w_t^{\text{wrong}}|}{\sum_t w_t^{\text{right}}} = |r| \times \begin{cases}
 # \bar p = \frac1T \sum_t p_t & \text{token,} \\
 # e^{-h} & \text{length-normalised,} \\
-# e^{-hT} & \text{sequence.} \end{cases}
-# \qquad\text{and}\qquad e^{-h} \le \bar p \le 1 ,
+# e^{-hT} & \text{sequence,} \end{cases} \\
+# \text{and} \quad e^{-h} \le \bar p \le 1 ,
+# \end{gathered}
 # ```
 #
 # the last by Jensen's inequality: a geometric mean is at most the arithmetic one. Two of the three do not contain $T$. The third is exponential in it. On the rollouts of the table, sorted into classes of length, under the base:

@@ -40,10 +40,14 @@ def reread_gluing_pages(app, env, added, changed, removed):
 
 
 def finish_pages(app, exception):
-    """Let no script hold up a page, but the small one with its options, which lines in the page use as they are read; make each line of code a block."""
+    """Let no script hold up a page, but the small one with its options, which lines in the page use as they are read; make each line of code a block.
+
+    Folds are read out by their own words instead of "Toggle hidden content".
+    """
     if exception is None and app.builder.format == "html":
         for page in Path(app.outdir).rglob("*.html"):
             head, end, body = page.read_text().partition("</head>")
+            body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
             head = re.sub(r"<script (?=[^>]*\bsrc=)(?![^>]*(?:\bdefer\b|documentation_options))", "<script defer ", head)
             page.write_text(head + end + re.sub(r"(<div class=\"highlight\"><pre>)((?:(?!<span class=\"line\").)*?)(</pre>)", _by_line, body, flags=re.DOTALL))
 
