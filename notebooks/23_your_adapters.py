@@ -460,7 +460,7 @@ Markdown(f"The largest difference of a logit is {difference:.0e}; the update its
 page = found.write(place / "report")
 headings = re.findall(r"<h2>(.*?)</h2>", page.read_text())
 contents = [{"table": name, "rows": len(table), "columns": ", ".join(table.columns)} for name, table in found.tables.items()]
-display(Markdown(f"`{page.name}`, {page.stat().st_size / 1024:.0f} KiB, with the sections: {'; '.join(headings)}."),
+display(Markdown(f"`{page.name}`, {page.stat().st_size / 2**20:.1f} MiB, with the sections: {'; '.join(headings)}."),
         pd.DataFrame(contents).style.hide().set_properties(**{"text-align": "left"}))
 
 # %% [markdown]

@@ -59,12 +59,12 @@ class Copy:
         self.environment = {**os.environ, "PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
     def start(self, command):
-        return subprocess.Popen(command, cwd=self.root, env=self.environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return subprocess.Popen(command, cwd=self.root, env=self.environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def finish(self, command, limit=LIMIT):
         """Run a command to its end, as a user who starts it again would; returns its seconds."""
         started, process = time.monotonic(), self.start(command)
-        _, said = process.communicate(timeout=limit)
+        said, _ = process.communicate(timeout=limit)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} failed after it was started again:\n{said.decode()[-2000:]}")
         return time.monotonic() - started
@@ -72,7 +72,7 @@ class Copy:
     def fail(self, command):
         """Run a command that may fail; returns whether it did, and what it said."""
         process = self.start(command)
-        _, said = process.communicate(timeout=LIMIT)
+        said, _ = process.communicate(timeout=LIMIT)
         return process.returncode != 0, said.decode()
 
     def kill(self, command, after, name):
