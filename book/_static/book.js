@@ -1,10 +1,9 @@
 // An equation wider than the page is drawn smaller, down to three quarters; a wider one scrolls.
 function fitEquations() {
-  for (const equation of document.querySelectorAll("div.math mjx-container")) {
-    equation.style.fontSize = "";
-    const ratio = equation.clientWidth / equation.scrollWidth;
-    if (ratio < 1) equation.style.fontSize = `${Math.max(0.75, ratio - 0.01) * 100}%`;
-  }
+  const equations = [...document.querySelectorAll("div.math mjx-container")];
+  equations.forEach(each => { each.style.fontSize = ""; });
+  const ratios = equations.map(each => each.clientWidth / each.scrollWidth);  // all read before any is changed, so that the page is laid out once
+  equations.forEach((each, place) => { if (ratios[place] < 1) each.style.fontSize = `${Math.max(0.75, ratios[place] - 0.01) * 100}%`; });
 }
 window.addEventListener("resize", fitEquations);
 
