@@ -233,5 +233,6 @@ rule book:
         strict="-W -n --keep-going" if len(NOTEBOOKS) == len(pipeline.READS) else "",
     threads: 2
     shell:
-        "python -m helpers.pipeline {PROFILE} && "
-        "jupyter-book build . {params.strict} > {log} 2>&1 || (grep -E 'WARNING|ERROR' -A 3 {log} || tail -n 40 {log}; exit 1)"
+        # Sphinx builds upon what is there, and can't upon what an interrupted build has left.
+        "python -m helpers.pipeline {PROFILE} && {{ [ -e _build/whole ] || rm -rf _build; }} && rm -f _build/whole && "
+        "jupyter-book build . {params.strict} > {log} 2>&1 && touch _build/whole || (grep -E 'WARNING|ERROR' -A 3 {log} || tail -n 40 {log}; exit 1)"
