@@ -178,7 +178,7 @@ Markdown(f"With $p$ = {p:.3f}, $\\cos(g_+, g_-)$ = **{value[0]:.3f}** ({low[0]:.
 bias = 0.1
 plane = pd.DataFrame({"right": {"sft": p, "rft": 1.0, "rift": p, "offline-grpo": p * (1 - p) + bias * p, "dpo": 1.0},
                       "wrong": {"sft": 1 - p, "rft": 0.0, "rift": -0.2 * (1 - p), "offline-grpo": -p * (1 - p) + bias * (1 - p), "dpo": -1.0}})
-figures.table(plane.rename(columns={"right": "times g₊", "wrong": "times g₋"}).rename_axis("run").rename(index=figures.LABELS).reset_index())
+figures.table(plane.rename(columns={"right": "times g₊", "wrong": "times g₋"}).rename_axis("run").reset_index())
 
 # %% [markdown]
 # ## A ladder of predictions

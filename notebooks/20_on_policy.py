@@ -365,7 +365,7 @@ answered = evaluation.records(study, ["base", *(study.runs[name] for name in nam
 answered = answered.groupby("run", sort=False).head(evaluation.CONTROL_PROBLEMS)
 spoken = answered.assign(sentence=in_sentences(answered.completion))
 manner = spoken.groupby("run", sort=False).agg(sentences=("sentence", "mean"), tokens=("tokens", "mean"), truncated=("truncated", "mean"))
-figures.table(manner.rename(columns={"sentences": "begins with a sentence"}).rename(index=figures.LABELS).reset_index())
+figures.table(manner.rename(columns={"sentences": "begins with a sentence"}).reset_index())
 
 # %%
 kept = manner.sentences[list(own.values())]

@@ -280,8 +280,8 @@ def _fault_lines(path):
         return "No trials have been made with this version of the book.\n"
     lines, dates = [], sorted({part["date"] for part in record.values()})
     for what, how, hit, trials in rows:
-        same, orphans = sum(not trial["differ"] for trial in trials), sum(trial.get("orphans", 0) for trial in trials)
-        lines.append(f"| {what} | {how} | {hit} | {same} of {len(trials)} | {orphans} |")
+        same, orphans = sum(not trial["differ"] for trial in trials), [trial["orphans"] for trial in trials if "orphans" in trial]
+        lines.append(f"| {what} | {how} | {hit} | {same} of {len(trials)} | {sum(orphans) if orphans else '–'} |")  # not looked for with a disk
     told = [f"Interrupted at random moments on {' to '.join(dict.fromkeys([dates[0], dates[-1]]))} and started again with the same command, "
             f"without any other step ({store.made_on(next(iter(record.values()))['place'])}):", "",
             "| what | interrupted by | stopped while at work | the same in the end | processes left behind |", "|---|---|---|---|---|", *lines, ""]

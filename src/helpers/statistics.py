@@ -111,16 +111,19 @@ def bootstrap_ratio(numerators, denominators, seed=0, draws=2000):
     numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)
     chosen = np.random.default_rng(seed).integers(len(numerators), size=(draws, len(numerators)))
     ratios = numerators[chosen].sum(1) / denominators[chosen].sum(1)
-    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return numerators.sum() / denominators.sum(), float(low), float(high)
+    return numerators.sum() / denominators.sum(), *_middle(ratios)
+
+
+def _middle(values):
+    """The ends of the middle 95 % of some values."""
+    return tuple(float(end) for end in np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
 
 
 def rank_correlation(first, second):
     """Spearman's rank correlation of a few numbers with a few others: (value, low, high), with the middle 95 % of its values over all orders of one of them."""
     first, second = rankdata(first), rankdata(second)
     values = [np.corrcoef(first[list(order)], second)[0, 1] for order in permutations(range(len(first)))]
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(values[0]), float(low), float(high)
+    return float(values[0]), *_middle(values)
 
 
 def mantel(first, second):
@@ -133,8 +136,7 @@ def mantel(first, second):
     above = np.triu_indices(len(first), 1)
     ranks = rankdata(second[above])
     values = [np.corrcoef(rankdata(first[np.ix_(order, order)][above]), ranks)[0, 1] for order in permutations(range(len(first)))]
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(values[0]), float(low), float(high)
+    return float(values[0]), *_middle(values)
 
 
 def crossed_parts(gram, levels):
