@@ -5,7 +5,9 @@
 # `snakemake --config profile=NAME` chooses the study; executor plugins take the same file to a cluster.
 from pathlib import Path
 
-from helpers import pipeline, profiles, store
+from adapter_geometry import storage
+from helpers import profiles, store
+from helpers.book import pages, pipeline
 
 PROFILE = config.get("profile", "tiny")
 study = profiles.load(PROFILE)
@@ -16,7 +18,7 @@ MODELS = [model for model in study.models if not study.is_elsewhere(model)]
 NOTEBOOKS = pipeline.notebooks(study)
 SINGLE = [*study.runs] if pipeline.is_large(study) else [*study.main_runs]  # runs that are trained by a job of their own
 TRAINER, HELPERS, PAPERMILL = pipeline.trainer(study), pipeline.on_gpus(study, "python -m helpers"), pipeline.on_gpus(study, "papermill")
-NUMERICS = store.digest(store.versions())
+NUMERICS = storage.digest(store.versions())
 MODEL_FILES = [str(path) for source in study.models.values() for path in Path(source).glob("*")]
 
 
@@ -48,7 +50,7 @@ for writer, table in TABLES.items():
             name:
                 f"rollouts_{writer}"
             input:
-                pipeline.modules("src/helpers/rollouts.py"),
+                pipeline.modules("src/helpers/data/rollouts.py"),
             params:
                 libraries=NUMERICS,
                 writer=writer,
@@ -63,7 +65,7 @@ for writer, table in TABLES.items():
 
 rule train:
     input:
-        pipeline.modules("src/helpers/training.py"),
+        pipeline.modules("src/helpers/training/trainer.py"),
         MODEL_FILES,
         lambda wildcards: TABLES.get(study.runs[wildcards.run].writer, []),
     params:
@@ -90,7 +92,7 @@ for group in study.controls:
             name:
                 f"controls_{group}"
             input:
-                pipeline.modules("src/helpers/evaluation.py"),
+                pipeline.modules("src/helpers/evaluation/likelihood.py"),
                 MODEL_FILES,
                 TABLES.values(),
             params:
@@ -112,7 +114,7 @@ for group in study.controls:
 
 rule evaluate_run:
     input:
-        pipeline.modules("src/helpers/evaluation.py"),
+        pipeline.modules("src/helpers/evaluation/likelihood.py"),
         lambda wildcards: pipeline.run_files(study, wildcards.run, False),
     params:
         libraries=NUMERICS,
@@ -132,7 +134,7 @@ rule evaluate_run:
 
 rule evaluate_model:
     input:
-        pipeline.modules("src/helpers/evaluation.py"),
+        pipeline.modules("src/helpers/evaluation/likelihood.py"),
         MODEL_FILES,
     params:
         libraries=NUMERICS,
@@ -151,7 +153,7 @@ rule evaluate_model:
 
 rule held_out:
     input:
-        pipeline.modules("src/helpers/evaluation.py"),
+        pipeline.modules("src/helpers/evaluation/likelihood.py"),
         MODEL_FILES,
     params:
         libraries=NUMERICS,
@@ -176,7 +178,7 @@ for start in study.main_runs:
             name:
                 f"connect_{start}"
             input:
-                pipeline.modules("src/helpers/connectivity.py"),
+                pipeline.modules("src/helpers/analysis/connectivity.py"),
                 pipeline.path_inputs(study, start),
             params:
                 libraries=NUMERICS,
@@ -220,9 +222,9 @@ rule execute:
 rule book:
     input:
         notebooks=rules.notebooks.input,
-        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name not in pipeline.GENERATED],
+        pages=[str(path) for pattern in ("book/*.md", "book/*.bib", "book/_static/*.*", "book/_ext/*.py") for path in sorted(Path().glob(pattern)) if path.name not in pages.GENERATED],
         configuration=["_config.yml", "_toc.yml"],
-        pipeline="src/helpers/pipeline.py",
+        pipeline=pipeline.modules("src/helpers/book/pages.py"),
     output:
         "_build/html/index.html",
     log:
@@ -230,9 +232,9 @@ rule book:
     params:
         libraries=pipeline.libraries(),
         # Links to pages that a profile has no controls for lead nowhere; in a whole book every warning is an error.
-        strict="-W -n --keep-going" if len(NOTEBOOKS) == len(pipeline.READS) else "",
+        strict="-W -n --keep-going" if len(NOTEBOOKS) == len(pipeline.names()) else "",
     threads: 2
     shell:
         # Sphinx builds upon what is there, and can't upon what an interrupted build has left.
-        "python -m helpers.pipeline {PROFILE} && {{ [ -e _build/whole ] || rm -rf _build; }} && rm -f _build/whole && "
+        "python -m helpers.book.pages {PROFILE} && {{ [ -e _build/whole ] || rm -rf _build; }} && rm -f _build/whole && "
         "jupyter-book build . {params.strict} > {log} 2>&1 && touch _build/whole || (grep -E 'WARNING|ERROR' -A 3 {log} || tail -n 40 {log}; exit 1)"

@@ -22,7 +22,11 @@ if "google.colab" in sys.modules:
 def main(repository, folder=Path(__file__).parent / "notebooks"):
     for path in sorted(folder.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        cell = nbformat.v4.new_code_cell(CELL.format(branch=BRANCH, repository=repository), metadata={"jupyter": {"source_hidden": True}}, id="colab")
+        cell = nbformat.v4.new_code_cell(
+            CELL.format(branch=BRANCH, repository=repository),
+            metadata={"jupyter": {"source_hidden": True}},
+            id="colab",
+        )
         notebook.cells.insert(0, cell)
         nbformat.write(notebook, path)
 

@@ -16,17 +16,30 @@ HTML = Path(__file__).parents[1] / "_build" / "html"
 
 def pages():
     """The pages of the book in the order of its contents."""
-    links = re.findall(r'<a class="reference internal" href="([^"#]+\.html)"', (HTML / "book" / "intro.html").read_text())
-    return [HTML / "book" / "intro.html", *dict.fromkeys((HTML / "book" / link).resolve() for link in links)]
+    links = re.findall(
+        r'<a class="reference internal" href="([^"#]+\.html)"',
+        (HTML / "book" / "intro.html").read_text(),
+    )
+    return [
+        HTML / "book" / "intro.html",
+        *dict.fromkeys((HTML / "book" / link).resolve() for link in links),
+    ]
 
 
 def main():
     browser, book = chromium.start(), PdfWriter()
     for page in pages():
         browser.get(f"file://{page}")
-        browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
-        printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True})
-        book.append(io.BytesIO(base64.b64decode(printed["data"])), outline_item=browser.title.split(" — ")[0])
+        browser.execute_script(
+            "document.querySelectorAll('details').forEach(each => each.open = true)"
+        )
+        printed = browser.execute_cdp_cmd(
+            "Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True}
+        )
+        book.append(
+            io.BytesIO(base64.b64decode(printed["data"])),
+            outline_item=browser.title.split(" — ")[0],
+        )
     browser.quit()
     book.write(HTML.parent / "book.pdf")
     print(f"{len(book.pages)} pages in {HTML.parent / 'book.pdf'}")

@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [models, templated]
 # ---
 
 # %% [markdown]
@@ -27,7 +28,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, models, problems, profiles, rollouts, statistics
+from helpers import profiles
+from helpers.book import figures
+from helpers.data import grading, problems, rollouts, templates
+from helpers.evaluation import answering, statistics
+from helpers.models import loading
 
 study = profiles.load(profile)
 figures.use_style()
@@ -51,8 +56,11 @@ figures.use_style()
 sets = problems.problem_sets(study.problems)
 shortest_first = sorted(sets["validation"], key=lambda problem: problem.steps)
 examples = {problem.steps: problem for problem in shortest_first}
-pd.DataFrame({"steps": examples.keys(), "question": [p.question for p in examples.values()],
-              "answer": [p.answer for p in examples.values()]}).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+pd.DataFrame({"steps": examples.keys(),
+              "question": [p.question for p in examples.values()],
+              "answer": [p.answer for p in examples.values()]}).style.hide(
+                  axis="index").set_properties(**{"text-align": "left",
+        "white-space": "normal"})
 
 # %% [markdown]
 # Equation {eq}`eq-problems-chain` is all the reasoning there is. That is the point: when a model gets one wrong, it misread a sentence,
@@ -65,8 +73,10 @@ pd.DataFrame({"steps": examples.keys(), "question": [p.question for p in example
 # power; *hard* has longer chains than all others and plays the part that AIME plays in the paper.
 
 # %%
-pd.DataFrame([{"set": split, "problems": len(drawn), "fewest steps": min(p.steps for p in drawn), "most steps": max(p.steps for p in drawn)}
-              for split, drawn in sets.items()]).style.hide(axis="index")
+pd.DataFrame([{"set": split, "problems": len(drawn),
+               "fewest steps": min(p.steps for p in drawn),
+               "most steps": max(p.steps for p in drawn)} for split,
+              drawn in sets.items()]).style.hide(axis="index")
 
 # %% [markdown]
 # Two problems with the same chain but another name and other things would be the same exercise. So the sets are kept apart by chain, not
@@ -85,9 +95,9 @@ Markdown(f"Of {total} different chains, **{shared}** are in more than one set.")
 # must put numbers together itself. Tokens are separated by `|` below; `↵` is a line break.
 
 # %%
-tokenizer = models.load_tokenizer(study)
+tokenizer = loading.load_tokenizer(study)
 example = examples[min(examples)]
-ids = models.prompt_ids(tokenizer, example.question, study.problems.instruction)
+ids = loading.prompt_ids(tokenizer, example.question, study.problems.instruction)
 print("|".join(tokenizer.decode([token]).replace("\n", "↵") for token in ids))
 
 # %% [markdown]
@@ -102,8 +112,9 @@ print("|".join(tokenizer.decode([token]).replace("\n", "↵") for token in ids))
 rng = np.random.default_rng(0)
 longer = examples[max(examples)]
 print(longer.question, end="\n\n")
-for manner in problems.MANNERS:
-    print(f"[{manner}]", problems.worked_solution(longer, manner, rng), sep="\n", end="\n\n")
+for manner in templates.MANNERS:
+    print(f"[{manner}]", templates.worked_solution(longer, manner, rng), sep="\n",
+          end="\n\n")
 
 # %% [markdown]
 # Why should the two differ? In the paper a student of one family learns from rollouts of a teacher of another. A student that copied its
@@ -123,10 +134,14 @@ for manner in problems.MANNERS:
 # A few cases that a grader must get right:
 
 # %%
-cases = ["So \\boxed{12}", "\\boxed{7} no, \\boxed{12}", "\\boxed{12.0}", "\\boxed{\\frac{24}{2}}", "The answer is 12", "\\boxed{twelve}"]
-graded = [problems.grade(case, "12") for case in cases]
-pd.DataFrame({"completion": cases, "found": [g.answer for g in graded], "status": [g.status for g in graded],
-              "reward": [int(g.correct) for g in graded]}).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+cases = ["So \\boxed{12}", "\\boxed{7} no, \\boxed{12}", "\\boxed{12.0}",
+         "\\boxed{\\frac{24}{2}}", "The answer is 12", "\\boxed{twelve}"]
+graded = [grading.grade(case, "12") for case in cases]
+pd.DataFrame({"completion": cases, "found": [g.answer for g in graded],
+              "status": [g.status for g in graded],
+              "reward": [int(g.correct) for g in graded]}).style.hide(
+                  axis="index").set_properties(**{"text-align": "left",
+        "white-space": "normal"})
 
 # %% [markdown]
 # By equation {eq}`eq-problems-reward` the fifth completion earns nothing although its answer is right: it has no box. Such cases are
@@ -140,10 +155,12 @@ pd.DataFrame({"completion": cases, "found": [g.answer for g in graded], "status"
 
 # %%
 def describe(name):
-    config = models.load_model(study, name).config
-    parameters = sum(weights.numel() for weights in models.load_model(study, name).parameters())
-    return {"model": name, "parameters": parameters, "layers": config.num_hidden_layers, "hidden size": config.hidden_size,
-            "heads": config.num_attention_heads, "vocabulary": config.vocab_size}
+    config = loading.load_model(study, name).config
+    parameters = sum(weights.numel() for weights in loading.load_model(study,
+            name).parameters())
+    return {"model": name, "parameters": parameters, "layers": config.num_hidden_layers,
+            "hidden size": config.hidden_size, "heads": config.num_attention_heads,
+            "vocabulary": config.vocab_size}
 
 
 pd.DataFrame([describe(name) for name in study.models]).style.hide(axis="index")
@@ -155,7 +172,7 @@ pd.DataFrame([describe(name) for name in study.models]).style.hide(axis="index")
 # How good are the models? Each answers every test and hard problem once, greedily: at each step the most probable token.
 
 # %%
-records = evaluation.records(study, study.models)
+records = answering.records(study, study.models)
 accuracy = statistics.accuracy_table(records)
 on_test = accuracy[accuracy.split == "test"]
 on_hard = accuracy[accuracy.split == "hard"]
@@ -170,7 +187,8 @@ figures.intervals(on_test, "accuracy", "low", "high", "share of test problems so
 # strong base is here so that this case can be studied too. Accuracy falls with the number of steps, because each is a chance to err:
 
 # %%
-by_steps = records.groupby(["run", "steps"], sort=False).correct.mean().unstack("run").sort_index()
+by_steps = records.groupby(["run", "steps"], sort=False).correct.mean().unstack(
+    "run").sort_index()
 by_steps.style.format("{:.2f}")
 
 # %% [markdown]
@@ -185,11 +203,14 @@ by_steps.style.format("{:.2f}")
 # together, one $q$ a model. Where the dots leave the curve, steps are not independent, or long stories are hard for another reason.
 
 # %% mystnb={"image": {"alt": "Line plot of accuracy against the number of steps for base, strong base and teacher with dashed curves q to the power s"}, "figure": {"caption": "Accuracy against the number of steps (markers), and the curve of independent steps fitted to the test problems (dashed).", "name": "fig-models-steps"}}
-solved = records[records.split == "test"].groupby("run").apply(lambda group: group.correct.mean() ** (1 / group.steps.mean()), include_groups=False)
+solved = records[records.split == "test"].groupby("run").apply(lambda group:
+    group.correct.mean() ** (1 / group.steps.mean()), include_groups=False)
 fig, axis = figures.plt.subplots()
 for name in by_steps:
-    axis.plot(by_steps.index, by_steps[name], figures.MARKERS[name], color=figures.COLOURS[name], label=figures.LABELS[name])
-    axis.plot(by_steps.index, solved[name] ** by_steps.index.to_numpy(), "--", color=figures.COLOURS[name], linewidth=1)
+    axis.plot(by_steps.index, by_steps[name], figures.MARKERS[name],
+              color=figures.COLOURS[name], label=figures.LABELS[name])
+    axis.plot(by_steps.index, solved[name] ** by_steps.index.to_numpy(), "--",
+              color=figures.COLOURS[name], linewidth=1)
 axis.set(xlabel="steps", ylabel="share solved", ylim=(0, 1.02))
 axis.legend();
 
@@ -209,8 +230,11 @@ table = rollouts.load_table(study)
 groups = rollouts.group_statistics(table)
 mixed = groups.pass_rate.between(0, 1, inclusive="neither").mean()
 various = (groups.distinct_correct >= 2).mean()
-Markdown(f"Sampled at temperature {study.rollouts.temperature:g}, **{table.reward.mean():.1%}** of the teacher's rollouts are right, **{mixed:.1%}** of the groups "
-         f"are mixed, and **{various:.1%}** hold at least two different right texts, most of them other words around the same equations.")
+Markdown(f"Sampled at temperature {study.rollouts.temperature:g}, "
+         f"**{table.reward.mean():.1%}** of the teacher's rollouts are right, "
+         f"**{mixed:.1%}** of the groups are mixed, and **{various:.1%}** hold at "
+         f"least two different right texts, most of them other words around the same "
+         f"equations.")
 
 # %% [markdown]
 # {term}`Greedy decoding <greedy decoding>` of the same model is better than that, because a slip is seldom the most probable token. Students are graded greedily too, so they need not
@@ -223,9 +247,13 @@ Markdown(f"Sampled at temperature {study.rollouts.temperature:g}, **{table.rewar
 
 # %%
 value = {(row.run, row.split): row.accuracy for row in accuracy.itertuples()}
-wanted = [("base, test", value["base", "test"], 0.75, 0.90), ("base, hard", value["base", "hard"], 0.10, 0.50),
-          ("strong base, test", value["strong-base", "test"], 0.95, 1.0), ("teacher, test", value["teacher", "test"], 0.93, 1.0),
-          ("teacher, sampled", table.reward.mean(), 0.75, 0.92), ("mixed groups", mixed, 0.25, 1.0), ("groups with two right texts", various, 0.5, 1.0)]
+wanted = [("base, test", value["base", "test"], 0.75, 0.90),
+          ("base, hard", value["base", "hard"], 0.10, 0.50),
+          ("strong base, test", value["strong-base", "test"], 0.95, 1.0),
+          ("teacher, test", value["teacher", "test"], 0.93, 1.0),
+          ("teacher, sampled", table.reward.mean(), 0.75, 0.92),
+          ("mixed groups", mixed, 0.25, 1.0), ("groups with two right texts", various,
+        0.5, 1.0)]
 bands = pd.DataFrame(wanted, columns=["quantity", "value", "low", "high"])
 bands["inside"] = bands.value.between(bands.low, bands.high)
 figures.table(bands)

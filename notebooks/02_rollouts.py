@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [rollouts]
 # ---
 
 # %% [markdown]
@@ -29,7 +30,9 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import binom
 
-from helpers import figures, problems, profiles, rollouts
+from helpers import profiles
+from helpers.book import figures
+from helpers.data import grading, problems, rollouts
 
 study = profiles.load(profile)
 table = rollouts.load_table(study)
@@ -52,15 +55,18 @@ figures.use_style()
 
 # %%
 how = study.rollouts
-Markdown(f"The table holds {table.problem_id.nunique()} prompts with $K = {how.samples}$ rollouts each, {len(table)} rows and {table.tokens.sum():,} completion tokens, "
-         f"sampled at temperature {how.temperature:g}.")
+Markdown(f"The table holds {table.problem_id.nunique()} prompts with $K = "
+         f"{how.samples}$ rollouts each, {len(table)} rows and {table.tokens.sum():,} "
+         f"completion tokens, sampled at temperature {how.temperature:g}.")
 
 # %% [markdown]
 # One row a rollout. The first group, without the columns of token ids and log-probabilities:
 
 # %%
-shown = table.head(how.samples)[["problem_id", "sample_id", "completion", "gold", "answer", "reward", "status", "truncated", "tokens"]]
-shown.style.format({"reward": "{:.0f}"}).hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+shown = table.head(how.samples)[["problem_id", "sample_id", "completion", "gold",
+                                 "answer", "reward", "status", "truncated", "tokens"]]
+shown.style.format({"reward": "{:.0f}"}).hide(axis="index").set_properties(
+    **{"text-align": "left", "white-space": "normal"})
 
 # %% [markdown]
 # The teacher says the same thing in different words, and now and then gets a number wrong and carries it on to the end. The tokens are kept
@@ -76,8 +82,10 @@ shown.style.format({"reward": "{:.0f}"}).hide(axis="index").set_properties(**{"t
 few = problems.problem_sets(study.problems)["train"][:16]
 again = rollouts.sample_rollouts(study, few)
 stored = table.head(len(again))
-same = [list(a) == list(b) for a, b in zip(again.completion_ids, stored.completion_ids, strict=True)]
-Markdown(f"**{sum(same)} of {len(same)}** rollouts sampled live agree with the shipped table in every token.")
+same = [list(a) == list(b) for a, b in zip(again.completion_ids, stored.completion_ids,
+        strict=True)]
+Markdown(f"**{sum(same)} of {len(same)}** rollouts sampled live agree with the shipped "
+         f"table in every token.")
 
 # %% [markdown]
 # Rounding differs a little between processors, and a token whose draw falls within the rounding of a boundary may come out otherwise on
@@ -96,11 +104,15 @@ Markdown(f"**{sum(same)} of {len(same)}** rollouts sampled live agree with the s
 # %%
 groups = rollouts.group_statistics(table)
 composition = groups.correct.value_counts(normalize=True).sort_index()
-expected = pd.Series(binom.pmf(range(how.samples + 1), how.samples, table.reward.mean()))
+expected = pd.Series(binom.pmf(range(how.samples + 1), how.samples,
+                               table.reward.mean()))
 
 # %% mystnb={"image": {"alt": "Bar chart of the share of groups by their number of correct rollouts, with dots for equally hard prompts"}, "figure": {"caption": "Groups by their number of correct rollouts (bars), and what equally hard prompts would give (dots).", "name": "fig-rollouts-groups"}}
-fig = figures.bars(composition.reindex(expected.index, fill_value=0), "correct rollouts in the group", "share of groups", figures.COLOURS["rft"])
-fig.axes[0].plot([str(k) for k in expected.index], expected, "o", color="black", markersize=6);
+fig = figures.bars(composition.reindex(expected.index, fill_value=0),
+                   "correct rollouts in the group", "share of groups",
+                   figures.COLOURS["rft"])
+fig.axes[0].plot([str(k) for k in expected.index], expected, "o", color="black",
+                 markersize=6);
 
 # %% [markdown]
 # The dots in {numref}`fig-rollouts-groups` are the binomial shares that would hold if every prompt had the same pass rate. Groups that
@@ -108,8 +120,13 @@ fig.axes[0].plot([str(k) for k in expected.index], expected, "o", color="black",
 # This matters later: a group with no spread of rewards has zero {term}`advantage` for each of its rows and gives DPO no pair.
 
 # %%
-Markdown(f"Pass rate of the table by equation {{eq}}`eq-rollouts-passrate`: **{table.reward.mean():.1%}**. Groups all right: {(groups.pass_rate == 1).mean():.1%}, all wrong: {(groups.pass_rate == 0).mean():.1%}, "
-         f"mixed: **{groups.pass_rate.between(0, 1, inclusive='neither').mean():.1%}**. Different right texts in a group, on average: {groups.distinct_correct.mean():.2f}.")
+Markdown(f"Pass rate of the table by equation {{eq}}`eq-rollouts-passrate`: "
+         f"**{table.reward.mean():.1%}**. Groups all right: "
+         f"{(groups.pass_rate == 1).mean():.1%}, all wrong: "
+         f"{(groups.pass_rate == 0).mean():.1%}, mixed: "
+         f"**{groups.pass_rate.between(0, 1, inclusive='neither').mean():.1%}**. "
+         f"Different right texts in a group, on average: "
+         f"{groups.distinct_correct.mean():.2f}.")
 
 # %% [markdown]
 # ## How long are they?
@@ -118,15 +135,19 @@ Markdown(f"Pass rate of the table by equation {{eq}}`eq-rollouts-passrate`: **{t
 # anything is trained.
 
 # %% mystnb={"image": {"alt": "Step histograms of completion lengths in tokens for right and wrong rollouts"}, "figure": {"caption": "Length of the completions in tokens, by reward; each curve has the area 1.", "name": "fig-rollouts-lengths"}}
-lengths = {"right": table.tokens[table.reward > 0], "wrong": table.tokens[table.reward == 0]}
+lengths = {"right": table.tokens[table.reward > 0],
+           "wrong": table.tokens[table.reward == 0]}
 fig, axis = figures.plt.subplots()
-for (name, values), colour, style in zip(lengths.items(), (figures.COLOURS["dft"], figures.COLOURS["dpo"]), ("-", "--"), strict=True):
-    axis.hist(values, bins=25, range=(0, table.tokens.max()), density=True, histtype="step", linewidth=2, color=colour, linestyle=style, label=name)
+for (name, values), colour, style in zip(lengths.items(),
+    (figures.COLOURS["dft"], figures.COLOURS["dpo"]), ("-", "--"), strict=True):
+    axis.hist(values, bins=25, range=(0, table.tokens.max()), density=True,
+              histtype="step", linewidth=2, color=colour, linestyle=style, label=name)
 axis.set(xlabel="tokens", ylabel="density")
 axis.legend();
 
 # %%
-Markdown(f"Right rollouts have {lengths['right'].mean():.1f} tokens on average, wrong ones {lengths['wrong'].mean():.1f}.")
+Markdown(f"Right rollouts have {lengths['right'].mean():.1f} tokens on average, wrong "
+         f"ones {lengths['wrong'].mean():.1f}.")
 
 # %% [markdown]
 # Where the dashed curve of {numref}`fig-rollouts-lengths` lies to the right, wrong rollouts are longer, and not because length causes
@@ -138,7 +159,9 @@ Markdown(f"Right rollouts have {lengths['right'].mean():.1f} tokens on average, 
 
 # %%
 audit = table.groupby(["status", "reward"]).size().rename("rollouts").reset_index()
-audit["truncated"] = [int(table.truncated[(table.status == s) & (table.reward == r)].sum()) for s, r in zip(audit.status, audit.reward, strict=True)]
+audit["truncated"] = [
+    int(table.truncated[(table.status == s) & (table.reward == r)].sum()) for s,
+    r in zip(audit.status, audit.reward, strict=True)]
 audit.style.format({"reward": "{:.0f}"}).hide(axis="index")
 
 # %% [markdown]
@@ -147,13 +170,16 @@ audit.style.format({"reward": "{:.0f}"}).hide(axis="index")
 
 # %%
 def all_true(text):
-    return all(eval(left.replace("/", "//")) == int(right) for left, right in (line.split("=") for line in problems.written_equations(text)))
+    return all(eval(left.replace("/", "//")) == int(right) for left,
+               right in (line.split("=") for line in grading.written_equations(text)))
 
 
 sound = table.completion.map(all_true)
 wrong_but_paid = ((table.reward > 0) & ~sound).mean()
 right_but_unpaid = ((table.reward == 0) & sound & (table.status == "boxed")).mean()
-Markdown(f"**{wrong_but_paid:.2%}** of the rows are paid although an equation in them is false; {right_but_unpaid:.2%} are unpaid although every equation in them is true.")
+Markdown(f"**{wrong_but_paid:.2%}** of the rows are paid although an equation in them "
+         f"is false; {right_but_unpaid:.2%} are unpaid although every equation in "
+         f"them is true.")
 
 # %% [markdown]
 # The first number is the reward's noise. The second has its own cause: a solution can be sound arithmetic about another problem than the one that was
@@ -162,7 +188,8 @@ Markdown(f"**{wrong_but_paid:.2%}** of the rows are paid although an equation in
 # %%
 wrong = table[(table.reward == 0)].head(3)
 for row in wrong.itertuples():
-    print(row.prompt, "\n ->", row.completion, f"\n    found {row.answer}, gold {row.gold}\n")
+    print(row.prompt, "\n ->", row.completion, f"\n    found {row.answer}, gold "
+                                               f"{row.gold}\n")
 
 # %% [markdown]
 # ## Which rows each objective takes
@@ -176,8 +203,10 @@ for row in wrong.itertuples():
 # All walk through the prompts in the same order, one permutation a pass; each takes its own rows of the prompt whose turn it is.
 
 # %%
-counts = pd.DataFrame([{"rows": rows, "prompts": len(taken := rollouts.select(table, rows)), "table rows": sum(map(len, taken.values()))}
-                       for rows in ("all", "correct", "correct-distinct", "pairs")])
+counts = pd.DataFrame(
+    [{"rows": rows, "prompts": len(taken := rollouts.select(table, rows)),
+      "table rows": sum(map(len, taken.values()))} for rows in ("all", "correct",
+        "correct-distinct", "pairs")])
 counts["share of the table"] = counts["table rows"] / len(table)
 counts.style.format({"share of the table": "{:.1%}"}).hide(axis="index")
 
@@ -196,13 +225,19 @@ counts.style.format({"share of the table": "{:.1%}"}).hide(axis="index")
 # ```
 
 # %%
-behaviour, base = np.concatenate(list(table.logp_behaviour)), np.concatenate(list(table.logp_base))
-first = table.logp_base.map(lambda values: values[0]).mean() - table.logp_behaviour.map(lambda values: values[0]).mean()
-Markdown(f"A token of the table has a mean log-probability of {behaviour.mean():.3f} under the teacher and **{base.mean():.3f}** under the base: "
-         f"{(behaviour - base).mean():.3f} nats a token by equation {{eq}}`eq-rollouts-kl`. The first token alone costs the base {-first:.2f} nats more than the teacher.")
+behaviour, base = np.concatenate(list(table.logp_behaviour)), np.concatenate(
+    list(table.logp_base))
+first = table.logp_base.map(lambda values: values[0]).mean() - table.logp_behaviour.map(
+    lambda values: values[0]).mean()
+Markdown(f"A token of the table has a mean log-probability of {behaviour.mean():.3f} "
+         f"under the teacher and **{base.mean():.3f}** under the base: "
+         f"{(behaviour - base).mean():.3f} nats a token by equation "
+         f"{{eq}}`eq-rollouts-kl`. The first token alone costs the base {-first:.2f} "
+         f"nats more than the teacher.")
 
 # %% mystnb={"image": {"alt": "Step histograms of the mean log-probability per token of each rollout under teacher and base"}, "figure": {"caption": "Mean log-probability a token of each rollout, under the teacher who wrote it and under the base.", "name": "fig-rollouts-offpolicy"}}
-per_row = {"teacher": table.logp_behaviour.map(np.mean), "base": table.logp_base.map(np.mean)}
+per_row = {"teacher": table.logp_behaviour.map(np.mean),
+           "base": table.logp_base.map(np.mean)}
 figures.histograms(per_row, "mean log-probability a token");
 
 # %% [markdown]
@@ -214,11 +249,14 @@ figures.histograms(per_row, "mean log-probability a token");
 # has something to build on.
 
 # %%
-means = table.assign(logp=per_row["base"]).groupby(["problem_id", "reward"]).logp.mean().unstack()
+means = table.assign(logp=per_row["base"]).groupby(["problem_id",
+        "reward"]).logp.mean().unstack()
 both = means.dropna()
 gap = (both[1.0] - both[0.0])
-Markdown(f"In {len(both)} mixed groups the right rollouts are more probable to the base by {gap.mean():.3f} nats a token on average (standard error {gap.std() / np.sqrt(max(len(gap), 1)):.3f}); "
-         f"the right ones win in {(gap > 0).mean():.0%} of the groups.")
+Markdown(f"In {len(both)} mixed groups the right rollouts are more probable to the "
+         f"base by {gap.mean():.3f} nats a token on average (standard error "
+         f"{gap.std() / np.sqrt(max(len(gap), 1)):.3f}); the right ones win in "
+         f"{(gap > 0).mean():.0%} of the groups.")
 
 # %% [markdown]
 # ## Try it

@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [sft]
 # ---
 
 # %% [markdown]
@@ -29,7 +30,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from helpers import evaluation, figures, objectives, profiles, rollouts, statistics, training
+from helpers import profiles
+from helpers.book import figures
+from helpers.data import rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.training import batches, objectives, trainer
 
 study = profiles.load(profile)
 run = study.runs["sft"]
@@ -76,7 +81,7 @@ print(inspect.getsource(objectives.sft))
 # The next figure draws the weights on two real rollouts of one prompt, one right and one wrong, as automatic differentiation finds them.
 
 # %%
-tokens, weights, headings = training.example_weights(study, "sft")
+tokens, weights, headings = batches.example_weights(study, "sft")
 assert all(np.allclose(values, 1) for values in weights)
 
 # %% mystnb={"image": {"alt": "Tokens of a right and a wrong rollout in boxes, all of the same colour because SFT weighs every token alike"}, "figure": {"caption": "SFT's weight on each token of a right and a wrong rollout of the same prompt.", "name": "fig-sft-weights"}}
@@ -99,7 +104,9 @@ figures.token_weights(tokens, weights, headings);
 # Everything that differs between two runs stands in their specs; this is the one of the run on this page.
 
 # %%
-pd.Series({**run.model_dump(exclude={"name", "options", "rows"}), "rank r": study.lora.rank, "alpha": study.lora.alpha}, name="value").astype(str).to_frame()
+pd.Series({**run.model_dump(exclude={"name", "options", "rows"}),
+           "rank r": study.lora.rank, "alpha": study.lora.alpha},
+          name="value").astype(str).to_frame()
 
 # %% [markdown]
 # ## One learning rate, chosen once
@@ -110,9 +117,11 @@ pd.Series({**run.model_dump(exclude={"name", "options", "rows"}), "rank r": stud
 # choose: as the table shows, it prefers a rate of zero, the base itself. These are all the rates that were tried; `make sweep` trains them again.
 
 # %%
-sweep = pd.read_csv(evaluation.sweep_path(study)) if evaluation.sweep_path(study).exists() else None
+sweep = pd.read_csv(likelihood.sweep_path(study)) if likelihood.sweep_path(
+    study).exists() else None
 if sweep is not None:
-    ends = [statistics.wilson(round(share * n), n) for share, n in zip(sweep.validation_accuracy, sweep.n, strict=True)]
+    ends = [statistics.wilson(round(share * n), n) for share,
+            n in zip(sweep.validation_accuracy, sweep.n, strict=True)]
     sweep["low"], sweep["high"] = zip(*ends, strict=True)
     display(figures.table(sweep))
 
@@ -125,7 +134,7 @@ if sweep is not None:
 # `train` returns at once when the store holds a run of the same spec, data and code; otherwise it trains and resumes where it was stopped.
 
 # %%
-folder = training.train(study, run)
+folder = trainer.train(study, run)
 history = pd.read_parquet(folder / "history.parquet")
 sorted(path.name for path in folder.rglob("*") if path.is_file())
 
@@ -134,8 +143,10 @@ figures.training_curve(history, run);
 
 # %%
 floor = -np.concatenate(list(rollouts.load_table(study).logp_behaviour)).mean()
-Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(10).mean():.3f} nats a token. The teacher's own loss on the same table, "
-         f"its entropy, is **{floor:.3f}**: no student can do better on fresh rollouts.")
+Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to "
+         f"{history.loss.tail(10).mean():.3f} nats a token. The teacher's own loss on "
+         f"the same table, its entropy, is **{floor:.3f}**: no student can do better "
+         f"on fresh rollouts.")
 
 # %% [markdown]
 # The first fall of {numref}`fig-sft-curve` is the change of manner: the first words of a wordy solution stop being a surprise. What remains
@@ -146,7 +157,7 @@ Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(1
 # Three views. First, log-probabilities a token of the same right and wrong rollouts, before and after:
 
 # %%
-effect = evaluation.effect(study, run)
+effect = likelihood.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %% [markdown]
@@ -154,7 +165,7 @@ effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:
 # interval, and the exact paired test of {cite:t}`mcnemar1947` on the problems that only one of the two models solved.
 
 # %%
-records = evaluation.records(study, ["base", run])
+records = answering.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
 figures.table(accuracy)
 
@@ -167,13 +178,14 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 # Third, one problem in the words of both:
 
 # %%
-print(evaluation.answers_side_by_side(study, records))
+print(answering.answers_side_by_side(study, records))
 
 # %%
 change = accuracy.set_index(["split", "run"]).accuracy
 test = pairs.set_index("split").loc["test"]
-Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and SFT **{change['test', 'sft']:.1%}** (McNemar $p$ = {test.p:.2g}); "
-         f"on the hard ones {change['hard', 'base']:.1%} and {change['hard', 'sft']:.1%}.")
+Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and SFT "
+         f"**{change['test', 'sft']:.1%}** (McNemar $p$ = {test.p:.2g}); on the hard "
+         f"ones {change['hard', 'base']:.1%} and {change['hard', 'sft']:.1%}.")
 
 # %% [markdown]
 # The student now writes in the teacher's manner. Whether it reasons better or worse than before is a question of its own, and the answer

@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [rft, sft]
 # ---
 
 # %% [markdown]
@@ -31,7 +32,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, objectives, profiles, rollouts, statistics, training
+from helpers import profiles
+from helpers.book import figures
+from helpers.data import rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.training import batches, objectives, trainer
 
 study = profiles.load(profile)
 run = study.runs["rft"]
@@ -61,8 +66,9 @@ print(inspect.getsource(objectives.sft))
 
 # %%
 everything, correct = (rollouts.select(table, rows) for rows in ("all", "correct"))
-Markdown(f"RFT keeps **{sum(map(len, correct.values()))}** of {len(table)} rows ({table.reward.mean():.1%}, the pass rate of the table) "
-         f"and {len(correct)} of {len(everything)} prompts.")
+Markdown(f"RFT keeps **{sum(map(len, correct.values()))}** of {len(table)} rows "
+         f"({table.reward.mean():.1%}, the pass rate of the table) and {len(correct)} "
+         f"of {len(everything)} prompts.")
 
 # %% [markdown]
 # ## The gradient: a sieve
@@ -79,12 +85,15 @@ Markdown(f"RFT keeps **{sum(map(len, correct.values()))}** of {len(table)} rows 
 # the mask of the wrong one set to zero: exactly what a batch without that row would compute.
 
 # %%
-tokens, unsifted, headings = training.example_weights(study, "rft", **run.options)
-rows = training.collate(table, next(iter(rollouts.select(table, "pairs").values())))["rows"]
+tokens, unsifted, headings = batches.example_weights(study, "rft", **run.options)
+rows = batches.collate(table, next(iter(rollouts.select(table, "pairs").values())))[
+    "rows"]
 sifted = replace(rows, mask=rows.mask * rows.reward[:, None])
-found = objectives.token_weights("rft", rows.reference, sifted, **run.options) * sifted.mask.sum()
+found = objectives.token_weights("rft", rows.reference, sifted,
+                                 **run.options) * sifted.mask.sum()
 assert np.allclose(found, sifted.mask)
-weights = [float(reward) * values for reward, values in zip(rows.reward, unsifted, strict=True)]
+weights = [float(reward) * values for reward, values in zip(rows.reward, unsifted,
+        strict=True)]
 
 # %% mystnb={"image": {"alt": "Tokens of a right rollout in boxes of one strong colour and of a wrong rollout in boxes of the neutral colour of weight zero"}, "figure": {"caption": "RFT's weight on each token of a right and a wrong rollout of the same prompt.", "name": "fig-rft-weights"}}
 figures.token_weights(tokens, weights, headings);
@@ -122,7 +131,9 @@ def cosine(q, c, k=1.0):
 
 
 share = table.tokens[table.reward > 0].sum() / table.tokens.sum()
-predicted = pd.DataFrame({f"q = {q:.2f}": {f"c = {c:g}": cosine(q, c) for c in (-0.5, 0.0, 0.5, 0.9)} for q in (share, 0.5)})
+predicted = pd.DataFrame(
+    {f"q = {q:.2f}": {f"c = {c:g}": cosine(q, c) for c in (-0.5, 0.0, 0.5, 0.9)}
+     for q in (share, 0.5)})
 predicted.style.format("{:.3f}")
 
 # %% [markdown]
@@ -136,10 +147,11 @@ predicted.style.format("{:.3f}")
 
 # %%
 ids, length = list(table.problem_id.unique()), run.steps * run.batch_size
-seen = {name: set(training.row_order(taken, ids, run.seed, length)) for name, taken in (("sft", everything), ("rft", correct))}
+seen = {name: set(batches.row_order(taken, ids, run.seed, length)) for name,
+        taken in (("sft", everything), ("rft", correct))}
 shared = len(seen["sft"] & seen["rft"])
-Markdown(f"In {run.steps} steps RFT draws {length} rows, {len(seen['rft'])} of them different. **{shared / len(seen['rft']):.1%}** of these SFT meets "
-         "as well; "
+Markdown(f"In {run.steps} steps RFT draws {length} rows, {len(seen['rft'])} of them "
+         f"different. **{shared / len(seen['rft']):.1%}** of these SFT meets as well; "
          f"{shared / len(seen['sft']):.1%} of the rows that SFT meets are also RFT's.")
 
 # %% [markdown]
@@ -152,15 +164,20 @@ Markdown(f"In {run.steps} steps RFT draws {length} rows, {len(seen['rft'])} of t
 # and filters by the reward alone. Both selections exist here; this is what they leave.
 
 # %%
-kinds = {"all": "SFT", "correct": "RFT as the paper prints it", "correct-distinct": "RFT as its source describes it"}
-taken = {rows: [number for numbers in rollouts.select(table, rows).values() for number in numbers] for rows in kinds}
-counts = pd.DataFrame([{"rows": rows, "used by": kinds[rows], "kept": len(numbers), "share": len(numbers) / len(table),
-                        "mean tokens": table.tokens.iloc[numbers].mean()} for rows, numbers in taken.items()])
+kinds = {"all": "SFT", "correct": "RFT as the paper prints it",
+         "correct-distinct": "RFT as its source describes it"}
+taken = {rows: [number for numbers in rollouts.select(table, rows).values()
+                for number in numbers] for rows in kinds}
+counts = pd.DataFrame([{"rows": rows, "used by": kinds[rows], "kept": len(numbers),
+                        "share": len(numbers) / len(table),
+                        "mean tokens": table.tokens.iloc[numbers].mean()} for rows,
+                       numbers in taken.items()])
 counts.style.format({"share": "{:.1%}", "mean tokens": "{:.1f}"}).hide(axis="index")
 
 # %%
 repeats = 1 - len(taken["correct-distinct"]) / len(taken["correct"])
-Markdown(f"By the source's rule **{repeats:.1%}** of the right rollouts are repeats: other words around the same equations.")
+Markdown(f"By the source's rule **{repeats:.1%}** of the right rollouts are repeats: "
+         f"other words around the same equations.")
 
 # %% [markdown]
 # How harsh the rule is depends on the problems. Ours fix the chain of operations and leave only its working open, such as how a sum is
@@ -173,7 +190,7 @@ Markdown(f"By the source's rule **{repeats:.1%}** of the right rollouts are repe
 # All settings but the objective are those of SFT. The losses of the two are not comparable: their rows differ.
 
 # %%
-folder = training.train(study, run)
+folder = trainer.train(study, run)
 history = pd.read_parquet(folder / "history.parquet")
 record = json.loads((folder / "run.json").read_text())
 
@@ -183,9 +200,11 @@ figures.training_curve(history, run);
 # %%
 right = table.logp_behaviour[table.reward > 0]
 floor = -np.concatenate(list(right)).mean()
-Markdown(f"The loss of {{numref}}`fig-rft-curve` went from {history.loss.iloc[0]:.3f} to {history.loss.tail(10).mean():.3f} nats a token in "
-         f"{record['passes']:.2f} passes over its rows. "
-         f"The teacher's own loss on right rollouts is **{floor:.3f}**, against {-np.concatenate(list(table.logp_behaviour)).mean():.3f} on all.")
+Markdown(f"The loss of {{numref}}`fig-rft-curve` went from {history.loss.iloc[0]:.3f} "
+         f"to {history.loss.tail(10).mean():.3f} nats a token in "
+         f"{record['passes']:.2f} passes over its rows. The teacher's own loss on "
+         f"right rollouts is **{floor:.3f}**, against "
+         f"{-np.concatenate(list(table.logp_behaviour)).mean():.3f} on all.")
 
 # %% [markdown]
 # Where the first floor is the lower one, slips are the likely reason: a slip is a token that the teacher itself finds improbable, and most
@@ -196,13 +215,14 @@ Markdown(f"The loss of {{numref}}`fig-rft-curve` went from {history.loss.iloc[0]
 # The mean {term}`log-probability` a token of right and wrong rollouts, before and after:
 
 # %%
-effect = evaluation.effect(study, run)
+effect = likelihood.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %%
 share_of_change = effect.change[0] / effect.change[1]
-Markdown(f"The wrong rollouts, which RFT never saw, changed by {effect.change[0]:+.3f} nats a token, the right ones by {effect.change[1]:+.3f}: a "
-         f"ratio of **{share_of_change:.2f}**.")
+Markdown(f"The wrong rollouts, which RFT never saw, changed by {effect.change[0]:+.3f} "
+         f"nats a token, the right ones by {effect.change[1]:+.3f}: a ratio of "
+         f"**{share_of_change:.2f}**.")
 
 # %% [markdown]
 # A ratio near 1 means that what was learned is common to right and wrong rollouts, the manner of the teacher; a ratio near 0 would mean that
@@ -210,7 +230,7 @@ Markdown(f"The wrong rollouts, which RFT never saw, changed by {effect.change[0]
 # with intervals, and the paired test of {cite:t}`mcnemar1947`:
 
 # %%
-records = evaluation.records(study, ["base", run])
+records = answering.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
 figures.table(accuracy)
 
@@ -223,15 +243,16 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 # problem in the words of both:
 
 # %%
-print(evaluation.answers_side_by_side(study, records))
+print(answering.answers_side_by_side(study, records))
 
 # %%
 change = accuracy.set_index(["split", "run"]).accuracy
 test = pairs.set_index("split").loc["test"]
 seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and RFT **{change['test', 'rft']:.1%}** (McNemar $p$ = {test.p:.2g}): "
-         f"{seen_as}. "
-         f"On the hard ones they solve {change['hard', 'base']:.1%} and {change['hard', 'rft']:.1%}.")
+Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and RFT "
+         f"**{change['test', 'rft']:.1%}** (McNemar $p$ = {test.p:.2g}): {seen_as}. "
+         f"On the hard ones they solve {change['hard', 'base']:.1%} and "
+         f"{change['hard', 'rft']:.1%}.")
 
 # %% [markdown]
 # Whether RFT differs from *SFT* is another comparison, and the interesting one. It waits for [the page on evaluation](09_evaluation.ipynb),

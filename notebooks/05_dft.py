@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [dft]
 # ---
 
 # %% [markdown]
@@ -30,7 +31,11 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, objectives, profiles, rollouts, statistics, training
+from helpers import profiles
+from helpers.book import figures
+from helpers.data import rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.training import batches, objectives, trainer
 
 study = profiles.load(profile)
 run = study.runs["dft"]
@@ -91,13 +96,14 @@ print(inspect.getsource(objectives.dft))
 # {eq}`eq-dft-probability` by differentiating $-p$ instead.
 
 # %%
-tokens, weights, headings = training.example_weights(study, "dft", **run.options)
+tokens, weights, headings = batches.example_weights(study, "dft", **run.options)
 pair = next(iter(rollouts.select(table, "pairs").values()))
 for found, logp in zip(weights, table.logp_base.iloc[pair], strict=True):
     assert np.allclose(found, np.exp(logp), rtol=1e-4, atol=1e-7)
 
 # %%
-logp = torch.tensor(np.concatenate(list(table.logp_base.iloc[pair]))).requires_grad_(True)
+logp = torch.tensor(np.concatenate(list(table.logp_base.iloc[pair]))).requires_grad_(
+    True)
 (of_minus_p,) = torch.autograd.grad(-logp.exp().sum(), logp)
 assert np.allclose(-of_minus_p, np.concatenate(weights), rtol=1e-4, atol=1e-7)
 
@@ -129,22 +135,29 @@ figures.token_weights(tokens, weights, headings);
 p = np.exp(np.concatenate(list(table.logp_base)))
 edges = np.linspace(0, 1, 11)
 place = np.clip(np.digitize(p, edges) - 1, 0, 9)
-sums = {name: np.bincount(place, values, minlength=10) for name, values in (("SFT weight", np.ones_like(p)), ("DFT weight", p), ("DFT push", p * (1 - p)))}
-shares = pd.DataFrame({name: values / values.sum() for name, values in sums.items()}, index=edges[:-1])
+sums = {name: np.bincount(place, values, minlength=10) for name,
+        values in (("SFT weight", np.ones_like(p)), ("DFT weight", p),
+                   ("DFT push", p * (1 - p)))}
+shares = pd.DataFrame({name: values / values.sum() for name, values in sums.items()},
+                      index=edges[:-1])
 
 # %% mystnb={"image": {"alt": "Three step curves over ten bins of the base's probability: share of tokens, share of DFT's weight and share of DFT's push on logits"}, "figure": {"caption": "Where the weight lies: share of tokens (SFT), of DFT's weight and of DFT's push on the logits, by the base's probability of the token.", "name": "fig-dft-shares"}}
 fig, axis = figures.plt.subplots()
-for name, colour, style in (("SFT weight", "sft", "--"), ("DFT weight", "dft", "-"), ("DFT push", "base", ":")):
-    axis.stairs(shares[name], edges, color=figures.COLOURS[colour], linestyle=style, linewidth=2, label=name)
+for name, colour, style in (("SFT weight", "sft", "--"), ("DFT weight", "dft", "-"),
+                            ("DFT push", "base", ":")):
+    axis.stairs(shares[name], edges, color=figures.COLOURS[colour], linestyle=style,
+                linewidth=2, label=name)
 axis.set(xlabel="probability of the token under the base", ylabel="share of the sum")
 axis.legend();
 
 # %%
 sure = p > 0.5
 share_of_weight = p[sure].sum() / p.sum()
-Markdown(f"**{share_of_weight:.1%}** of DFT's weight lies on tokens that the base already gives more than one half, which are {sure.mean():.1%} of "
-         "the tokens. "
-         f"The {(p < 0.1).mean():.1%} of tokens below one tenth get {p[p < 0.1].sum() / p.sum():.1%} of it. The mean weight is {p.mean():.3f} of SFT's.")
+Markdown(f"**{share_of_weight:.1%}** of DFT's weight lies on tokens that the base "
+         f"already gives more than one half, which are {sure.mean():.1%} of the "
+         f"tokens. The {(p < 0.1).mean():.1%} of tokens below one tenth get "
+         f"{p[p < 0.1].sum() / p.sum():.1%} of it. The mean weight is {p.mean():.3f} "
+         f"of SFT's.")
 
 # %% [markdown]
 # In {numref}`fig-dft-shares` the last bin has nearly all of DFT's weight and a much smaller share of its push, because little is left to push there. In the first bin are few tokens, but by {eq}`eq-dft-logit`
@@ -167,12 +180,15 @@ typical = 5
 fig, axis = figures.plt.subplots()
 axis.plot(by_position.index, by_position, color=figures.COLOURS["dft"], linewidth=2)
 axis.axhline(1, color=figures.COLOURS["sft"], linestyle="--", linewidth=1)
-axis.set(xlabel="position of the token", ylabel="mean weight (SFT = 1)", ylim=(0, 1.05));
+axis.set(xlabel="position of the token", ylabel="mean weight (SFT = 1)",
+         ylim=(0, 1.05));
 
 # %%
-first, opening, rest = by_position.iloc[0], by_position.iloc[1:typical].mean(), by_position.iloc[typical:].mean()
-Markdown(f"The first token weighs {first:.3f} on average, those from the second to the {typical}th {opening:.3f} and the later ones {rest:.3f}. "
-         "The manner is chosen where {numref}`fig-dft-position` begins.")
+first, opening, rest = by_position.iloc[0], by_position.iloc[
+    1:typical].mean(), by_position.iloc[typical:].mean()
+Markdown(f"The first token weighs {first:.3f} on average, those from the second to the "
+         f"{typical}th {opening:.3f} and the later ones {rest:.3f}. The manner is "
+         f"chosen where {{numref}}`fig-dft-position` begins.")
 
 # %% [markdown]
 # A manner is set by its first words: after a wordy opening even a terse model expects wordy tokens to follow. That is why few tokens can
@@ -181,8 +197,11 @@ Markdown(f"The first token weighs {first:.3f} on average, those from the second 
 
 # %%
 weight_of = table.logp_base.map(np.exp)
-by_reward = pd.DataFrame({"mean weight": weight_of.map(np.mean), "smallest weight": weight_of.map(np.min)}).groupby(table.reward).median()
-by_reward.rename(index={0.0: "wrong rollouts", 1.0: "right rollouts"}).rename_axis("median of").style.format("{:.2g}")
+by_reward = pd.DataFrame({"mean weight": weight_of.map(np.mean),
+                          "smallest weight": weight_of.map(np.min)}).groupby(
+                              table.reward).median()
+by_reward.rename(index={0.0: "wrong rollouts", 1.0: "right rollouts"}).rename_axis(
+    "median of").style.format("{:.2g}")
 
 # %% [markdown]
 # If the second column is smaller for wrong rollouts, DFT filters some of the slips without a reward, by the base's own judgement. Where the
@@ -195,7 +214,7 @@ by_reward.rename(index={0.0: "wrong rollouts", 1.0: "right rollouts"}).rename_ax
 # those of a likelihood. It need not even fall: raising $p$ from 0 to $1/e$ makes $-p \log p$ *larger*.
 
 # %%
-folder = training.train(study, run)
+folder = trainer.train(study, run)
 history = pd.read_parquet(folder / "history.parquet")
 clipped = (history.grad_norm > run.clip).mean()
 
@@ -203,7 +222,8 @@ clipped = (history.grad_norm > run.clip).mean()
 figures.training_curve(history, run);
 
 # %%
-Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(10).mean():.3f}; no value can exceed {np.exp(-1):.3f}. "
+Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to "
+         f"{history.loss.tail(10).mean():.3f}; no value can exceed {np.exp(-1):.3f}. "
          f"The gradient was clipped in {clipped:.0%} of the steps.")
 
 # %% [markdown]
@@ -216,7 +236,7 @@ Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(1
 # The mean log-probability a token of right and wrong rollouts, before and after:
 
 # %%
-effect = evaluation.effect(study, run)
+effect = likelihood.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %% [markdown]
@@ -224,7 +244,7 @@ effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:
 # tokens having become more certain. The accuracies, with intervals, and the paired test of {cite:t}`mcnemar1947`:
 
 # %%
-records = evaluation.records(study, ["base", run])
+records = answering.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
 figures.table(accuracy)
 
@@ -237,16 +257,19 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 # accuracies tells whether the student took on the wordy manner. One problem in the words of both:
 
 # %%
-print(evaluation.answers_side_by_side(study, records))
+print(answering.answers_side_by_side(study, records))
 
 # %%
 summary = accuracy.set_index(["split", "run"])
 test = pairs.set_index("split").loc["test"]
 seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {summary.accuracy['test', 'base']:.1%} and DFT **{summary.accuracy['test', 'dft']:.1%}** (McNemar $p$ "
-         f"= {test.p:.2g}): {seen_as}. "
-         f"On the hard ones they solve {summary.accuracy['hard', 'base']:.1%} and {summary.accuracy['hard', 'dft']:.1%}. "
-         f"A test answer has {summary.mean_tokens['test', 'base']:.1f} tokens before and {summary.mean_tokens['test', 'dft']:.1f} after.")
+Markdown(f"On the test problems the base solves {summary.accuracy['test', 'base']:.1%} "
+         f"and DFT **{summary.accuracy['test', 'dft']:.1%}** (McNemar $p$ = "
+         f"{test.p:.2g}): {seen_as}. On the hard ones they solve "
+         f"{summary.accuracy['hard', 'base']:.1%} and "
+         f"{summary.accuracy['hard', 'dft']:.1%}. A test answer has "
+         f"{summary.mean_tokens['test', 'base']:.1f} tokens before and "
+         f"{summary.mean_tokens['test', 'dft']:.1f} after.")
 
 # %% [markdown]
 # ## Try it

@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [rift]
 # ---
 
 # %% [markdown]
@@ -29,7 +30,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, objectives, profiles, rollouts, statistics, training
+from helpers import profiles
+from helpers.book import figures
+from helpers.data import rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.training import batches, objectives, trainer
 
 study = profiles.load(profile)
 run = study.runs["rift"]
@@ -82,8 +87,10 @@ print(inspect.getsource(objectives.rift))
 # cell compares {eq}`eq-rift-weights` with automatic differentiation.
 
 # %%
-strength = -run.options.get("negative_reward", inspect.signature(objectives.rift).parameters["negative_reward"].default)
-tokens, weights, headings = training.example_weights(study, "rift", **run.options)
+strength = -run.options.get("negative_reward",
+                            inspect.signature(objectives.rift).parameters[
+                                "negative_reward"].default)
+tokens, weights, headings = batches.example_weights(study, "rift", **run.options)
 pair = next(iter(rollouts.select(table, "pairs").values()))
 right, wrong = (np.exp(values) for values in table.logp_base.iloc[pair])
 assert np.allclose(weights[0], 1)
@@ -95,9 +102,10 @@ figures.token_weights(tokens, weights, headings);
 # %%
 p_wrong = np.exp(np.concatenate(list(table.logp_base[table.reward == 0])))
 positive = table.tokens[table.reward > 0].sum()
-Markdown(f"Over the whole table the negative weights add up to **{strength * p_wrong.sum() / positive:.2%}** of the positive ones. No negative weight "
-         f"can exceed {strength:g}; "
-         f"their mean is {strength * p_wrong.mean():.3f}.")
+Markdown(f"Over the whole table the negative weights add up to "
+         f"**{strength * p_wrong.sum() / positive:.2%}** of the positive ones. No "
+         f"negative weight can exceed {strength:g}; their mean is "
+         f"{strength * p_wrong.mean():.3f}.")
 
 # %% [markdown]
 # In {numref}`fig-rift-weights` both rollouts carry colour for the first time, and of different signs. But look *where* the wrong one is
@@ -124,8 +132,10 @@ Markdown(f"Over the whole table the negative weights add up to **{strength * p_w
 # %%
 lost = table[table.reward == 0]
 S = lost.logp_base.map(np.sum)
-decades = {"whole completion": S / np.log(10), "geometric mean a token": S / lost.tokens / np.log(10)}
-pd.DataFrame(decades).quantile([0.05, 0.25, 0.5, 0.75, 0.95]).rename_axis("quantile").style.format("{:.2f}").format_index("{:.0%}")
+decades = {"whole completion": S / np.log(10), "geometric mean a token": S / lost.tokens
+           / np.log(10)}
+pd.DataFrame(decades).quantile([0.05, 0.25, 0.5, 0.75, 0.95]).rename_axis(
+    "quantile").style.format("{:.2f}").format_index("{:.0%}")
 
 # %% mystnb={"image": {"alt": "Step histograms of the decimal logarithm of the probability of wrong rollouts under the base, whole and as a geometric mean a token"}, "figure": {"caption": "Probability of the wrong rollouts under the base, as powers of ten: of the whole completion, and its geometric mean a token.", "name": "fig-rift-underflow"}}
 figures.histograms(decades, "decimal logarithm of the probability", "wrong rollouts");
@@ -133,9 +143,10 @@ figures.histograms(decades, "decimal logarithm of the probability", "wrong rollo
 # %%
 probability = np.exp(S.to_numpy(np.float64))
 tiny, zero = (probability < 1e-6).mean(), (np.exp(S.to_numpy(np.float32)) == 0).mean()
-Markdown(f"**{tiny:.1%}** of the wrong rollouts have a probability below one in a million under the base; {zero:.1%} are exactly 0 in single "
-         "precision. The median is "
-         f"$10^{{{np.median(S) / np.log(10):.0f}}}$, for completions of {lost.tokens.median():.0f} tokens.")
+Markdown(f"**{tiny:.1%}** of the wrong rollouts have a probability below one in a "
+         f"million under the base; {zero:.1%} are exactly 0 in single precision. The "
+         f"median is $10^{{{np.median(S) / np.log(10):.0f}}}$, for completions of "
+         f"{lost.tokens.median():.0f} tokens.")
 
 # %% [markdown]
 # To the left of $-6$ in {numref}`fig-rift-underflow` a negative weight is less than a millionth of a positive one, and its gradient is lost
@@ -144,10 +155,13 @@ Markdown(f"**{tiny:.1%}** of the wrong rollouts have a probability below one in 
 # level, the sum of the negative weights as a share of the sum of the positive ones, over the whole table at the first step.
 
 # %%
-rows = training.collate(table, list(range(len(table))))["rows"]
-levels = {level: objectives.token_weights("rift", rows.reference, rows, negative_reward=-strength, level=level)
-          for level in ("token", "length-normalised", "sequence")}
-balance = pd.DataFrame([{"level": level, "negative / positive": float(w.clamp(max=0).sum().abs() / w.clamp(min=0).sum())} for level, w in levels.items()])
+rows = batches.collate(table, list(range(len(table))))["rows"]
+levels = {level: objectives.token_weights("rift", rows.reference, rows,
+        negative_reward=-strength, level=level) for level in ("token",
+        "length-normalised", "sequence")}
+balance = pd.DataFrame(
+    [{"level": level, "negative / positive": float(w.clamp(max=0).sum().abs()
+        / w.clamp(min=0).sum())} for level, w in levels.items()])
 balance.style.format({"negative / positive": "{:.2e}"}).hide(axis="index")
 
 # %% [markdown]
@@ -170,12 +184,15 @@ balance.style.format({"negative / positive": "{:.2e}"}).hide(axis="index")
 
 # %%
 def printed(penalty):
-    on_right, on_wrong = (values.mean() for values in training.example_weights(study, "rift-paper", penalty=penalty)[1])
+    on_right, on_wrong = (values.mean() for values in batches.example_weights(study,
+            "rift-paper", penalty=penalty)[1])
     assert np.allclose([on_right, on_wrong], [1 - penalty, 1], atol=1e-5)
-    return {"lambda": penalty, "right rollout": on_right, "wrong rollout": on_wrong, "right / wrong": on_right / on_wrong}
+    return {"lambda": penalty, "right rollout": on_right, "wrong rollout": on_wrong,
+            "right / wrong": on_right / on_wrong}
 
 
-pd.DataFrame([printed(penalty) for penalty in (-1.0, 0.5, 0.9)]).style.format("{:+.2f}").hide(axis="index")
+pd.DataFrame([printed(penalty) for penalty in (-1.0, 0.5, 0.9)]).style.format(
+    "{:+.2f}").hide(axis="index")
 
 # %% [markdown]
 # Two things are worth noticing. No value of $\lambda$ makes the weight of a wrong rollout negative: in this form the wrong ones are
@@ -191,7 +208,7 @@ pd.DataFrame([printed(penalty) for penalty in (-1.0, 0.5, 0.9)]).style.format("{
 # The run of this page is the token level of {eq}`eq-rift-loss`, with SFT's learning rate and rows.
 
 # %%
-folder = training.train(study, run)
+folder = trainer.train(study, run)
 history = pd.read_parquet(folder / "history.parquet")
 
 # %% mystnb={"image": {"alt": "Two line plots against optimiser steps: the RIFT loss with its running mean, and the norm of its gradient with the clipping level"}, "figure": {"caption": "RIFT: loss (thin: each step; thick: mean of ten) and norm of the gradient, clipped at the dashed line.", "name": "fig-rift-curve"}}
@@ -199,9 +216,11 @@ figures.training_curve(history, run);
 
 # %%
 share = positive / table.tokens.sum()
-Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(10).mean():.3f}. Its positive branch is averaged over *all* tokens, of "
-         f"which {share:.1%} are on right "
-         f"rollouts, so it is about that share of what RFT would read, and the other branch adds between 0 and {strength * (1 - share):.3f}.")
+Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to "
+         f"{history.loss.tail(10).mean():.3f}. Its positive branch is averaged over "
+         f"*all* tokens, of which {share:.1%} are on right rollouts, so it is about "
+         f"that share of what RFT would read, and the other branch adds between 0 and "
+         f"{strength * (1 - share):.3f}.")
 
 # %% [markdown]
 # In {numref}`fig-rift-curve` the second branch can hardly be seen: it is bounded by a small number, while the first is a mean of
@@ -212,12 +231,14 @@ Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to {history.loss.tail(1
 # The mean log-probability a token of right and wrong rollouts, before and after:
 
 # %%
-effect = evaluation.effect(study, run)
+effect = likelihood.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %%
-direction = "rose although every one of their tokens was pushed down" if effect.change[0] > 0 else "fell, as their weights ask"
-Markdown(f"The wrong rollouts {direction} ({effect.change[0]:+.3f} nats a token, against {effect.change[1]:+.3f} for the right ones).")
+direction = "rose although every one of their tokens was pushed down" if effect.change[
+    0] > 0 else "fell, as their weights ask"
+Markdown(f"The wrong rollouts {direction} ({effect.change[0]:+.3f} nats a token, "
+         f"against {effect.change[1]:+.3f} for the right ones).")
 
 # %% [markdown]
 # If the wrong ones rise, the pull of the shared manner is stronger than the direct push: raising a right rollout raises its relatives. The
@@ -225,7 +246,7 @@ Markdown(f"The wrong rollouts {direction} ({effect.change[0]:+.3f} nats a token,
 # of {cite:t}`mcnemar1947`.
 
 # %%
-records = evaluation.records(study, ["base", run])
+records = answering.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
 figures.table(accuracy)
 
@@ -237,15 +258,16 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 # As before, `b` counts problems that only the base solved and `c` those that only RIFT solved. One problem in the words of both:
 
 # %%
-print(evaluation.answers_side_by_side(study, records))
+print(answering.answers_side_by_side(study, records))
 
 # %%
 change = accuracy.set_index(["split", "run"]).accuracy
 test = pairs.set_index("split").loc["test"]
 seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and RIFT **{change['test', 'rift']:.1%}** (McNemar $p$ = {test.p:.2g}): "
-         f"{seen_as}. "
-         f"On the hard ones they solve {change['hard', 'base']:.1%} and {change['hard', 'rift']:.1%}.")
+Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and RIFT "
+         f"**{change['test', 'rift']:.1%}** (McNemar $p$ = {test.p:.2g}): {seen_as}. "
+         f"On the hard ones they solve {change['hard', 'base']:.1%} and "
+         f"{change['hard', 'rift']:.1%}.")
 
 # %% [markdown]
 # ## Try it

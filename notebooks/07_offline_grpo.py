@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [offline-grpo]
 # ---
 
 # %% [markdown]
@@ -30,7 +31,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, objectives, profiles, rollouts, statistics, training
+from helpers import profiles
+from helpers.book import figures
+from helpers.data import rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.training import batches, objectives, trainer
 
 study = profiles.load(profile)
 run = study.runs["offline-grpo"]
@@ -78,8 +83,10 @@ print(inspect.getsource(objectives.offline_grpo))
 # of {eq}`eq-grpo-weights`:
 
 # %%
-b = run.options.get("bias", inspect.signature(objectives.offline_grpo).parameters["bias"].default)
-tokens, weights, headings = training.example_weights(study, "offline-grpo", **run.options)
+b = run.options.get("bias", inspect.signature(objectives.offline_grpo).parameters[
+    "bias"].default)
+tokens, weights, headings = batches.example_weights(study, "offline-grpo",
+    **run.options)
 pair = next(iter(rollouts.select(table, "pairs").values()))
 for found, advantage in zip(weights, table.advantage.iloc[pair], strict=True):
     assert np.allclose(found, advantage + b, atol=1e-5)
@@ -104,9 +111,10 @@ figures.token_weights(tokens, weights, headings);
 in_group = (table.advantage + b).groupby(table.problem_id).mean()
 assert np.allclose(in_group, b, atol=1e-5)
 over_tokens = ((table.advantage + b) * table.tokens).sum() / table.tokens.sum()
-Markdown(f"The mean weight of each of the {len(in_group)} groups is {b:g}, as {{eq}}`eq-grpo-mean` says. Weighted by tokens the mean of the table is "
-         f"{over_tokens:+.3f}: "
-         "it would leave $b$ only if right and wrong rollouts of the same group differed in length.")
+Markdown(f"The mean weight of each of the {len(in_group)} groups is {b:g}, as "
+         f"{{eq}}`eq-grpo-mean` says. Weighted by tokens the mean of the table is "
+         f"{over_tokens:+.3f}: it would leave $b$ only if right and wrong rollouts of "
+         f"the same group differed in length.")
 
 # %% [markdown]
 # Now let $\hat p$ be the pass rate of the group, $s_i = \nabla \log \pi_\theta(y_i \mid x)$ the summed score of a rollout, and $\bar s_+$,
@@ -127,7 +135,8 @@ Markdown(f"The mean weight of each of the {len(in_group)} groups is {b:g}, as {{
 # %%
 values = (table.advantage + b).round(3)
 counts = values.value_counts().sort_index()
-signs = [figures.COLOURS["offline-grpo"] if value > 0 else figures.COLOURS["base"] for value in counts.index]
+signs = [figures.COLOURS["offline-grpo"] if value > 0 else figures.COLOURS["base"]
+         for value in counts.index]
 counts.index = [f"{value:+.2f}" for value in counts.index]
 
 # %% mystnb={"image": {"alt": "Bar chart of the number of rollouts for each value of the weight, negative values in grey, positive ones in colour"}, "figure": {"caption": "Rollouts of the table by the weight that Offline GRPO gives them (grey: pushed down).", "name": "fig-grpo-advantages"}}
@@ -137,9 +146,11 @@ figures.bars(counts, "weight of the rollout", "rollouts", signs);
 groups = rollouts.group_statistics(table)
 flat = table.spread == 0
 dose = (table.advantage + b).abs()
-Markdown(f"{(groups.pass_rate == 1).mean():.1%} of the groups are all right, {(groups.pass_rate == 0).mean():.1%} all wrong: **{flat.mean():.1%}** of "
-         f"the rows have no contrast and weigh {b:g}. "
-         f"They hold {dose[flat].sum() / dose.sum():.1%} of the total absolute weight. {(values < 0).mean():.1%} of all rows are pushed down.")
+Markdown(f"{(groups.pass_rate == 1).mean():.1%} of the groups are all right, "
+         f"{(groups.pass_rate == 0).mean():.1%} all wrong: **{flat.mean():.1%}** of "
+         f"the rows have no contrast and weigh {b:g}. They hold "
+         f"{dose[flat].sum() / dose.sum():.1%} of the total absolute weight. "
+         f"{(values < 0).mean():.1%} of all rows are pushed down.")
 
 # %% [markdown]
 # The bar at $b$ in {numref}`fig-grpo-advantages` can hold two kinds of groups that could not be more different: those in which everything is right
@@ -194,22 +205,31 @@ print(inspect.getsource(objectives.offline_grpo_clipped))
 # The check, and the picture:
 
 # %%
-epsilon = inspect.signature(objectives.offline_grpo_clipped).parameters["epsilon"].default
-tokens, weights, headings = training.example_weights(study, "offline-grpo-clipped")
+epsilon = inspect.signature(objectives.offline_grpo_clipped).parameters[
+    "epsilon"].default
+tokens, weights, headings = batches.example_weights(study, "offline-grpo-clipped")
 for found, row in zip(weights, table.iloc[pair].itertuples(), strict=True):
     ratio = np.exp(row.logp_base - row.logp_behaviour)
     kept = ratio <= 1 + epsilon if row.advantage > 0 else ratio >= 1 - epsilon
-    assert np.allclose(found, kept * ratio * row.advantage / (row.spread + 1e-4), rtol=1e-3, atol=1e-6)
+    assert np.allclose(found, kept * ratio * row.advantage / (row.spread + 1e-4),
+                       rtol=1e-3, atol=1e-6)
 
 # %% mystnb={"image": {"alt": "Tokens of a right and a wrong rollout in boxes coloured by the weight of the clipped loss, which differs from token to token"}, "figure": {"caption": "The clipped variant's weight on each token of the same two rollouts, at the first step.", "name": "fig-grpo-clipped"}}
 figures.token_weights(tokens, weights, headings);
 
 # %%
 mixed = table[table.spread > 0]
-counted = pd.DataFrame([{"reward": row.reward, "tokens": row.tokens, "above": (ratio > 1 + epsilon).sum(), "below": (ratio < 1 - epsilon).sum()}
-                        for row in mixed.itertuples() for ratio in [np.exp(row.logp_base - row.logp_behaviour)]]).groupby("reward").sum()
-silent = {"right": counted.above[1.0] / counted.tokens[1.0], "wrong": counted.below[0.0] / counted.tokens[0.0]}
-Markdown(f"In mixed groups the clipped loss gives no gradient at the first step to {silent['right']:.1%} of the tokens of right rollouts and to "
+counted = pd.DataFrame([{"reward": row.reward, "tokens": row.tokens,
+                         "above": (ratio > 1 + epsilon).sum(),
+                         "below": (ratio < 1 - epsilon).sum()}
+                        for row in mixed.itertuples()
+                        for ratio in [
+                            np.exp(row.logp_base - row.logp_behaviour)]]).groupby(
+                                "reward").sum()
+silent = {"right": counted.above[1.0] / counted.tokens[1.0], "wrong": counted.below[0.0]
+          / counted.tokens[0.0]}
+Markdown(f"In mixed groups the clipped loss gives no gradient at the first step to "
+         f"{silent['right']:.1%} of the tokens of right rollouts and to "
          f"**{silent['wrong']:.1%}** of the tokens of wrong ones.")
 
 # %% [markdown]
@@ -221,16 +241,18 @@ Markdown(f"In mixed groups the clipped loss gives no gradient at the first step 
 # ## Training
 
 # %%
-folder = training.train(study, run)
+folder = trainer.train(study, run)
 history = pd.read_parquet(folder / "history.parquet")
 
 # %% mystnb={"image": {"alt": "Two line plots against optimiser steps: the Offline GRPO loss with its running mean, and the norm of its gradient with the clipping level"}, "figure": {"caption": "Offline GRPO: loss (thin: each step; thick: mean of ten) and norm of the gradient, clipped at the dashed line.", "name": "fig-grpo-curve"}}
 figures.training_curve(history, run);
 
 # %%
-Markdown(f"The loss went from {history.loss.iloc[0]:+.3f} to {history.loss.tail(10).mean():+.3f}, with a standard deviation from step to step of "
-         f"{history.loss.tail(50).std():.3f}; "
-         f"it was below zero in {(history.loss < 0).mean():.0%} of the steps, and the gradient was clipped in {(history.grad_norm > run.clip).mean():.0%}.")
+Markdown(f"The loss went from {history.loss.iloc[0]:+.3f} to "
+         f"{history.loss.tail(10).mean():+.3f}, with a standard deviation from step "
+         f"to step of {history.loss.tail(50).std():.3f}; it was below zero in "
+         f"{(history.loss < 0).mean():.0%} of the steps, and the gradient was clipped "
+         f"in {(history.grad_norm > run.clip).mean():.0%}.")
 
 # %% [markdown]
 # The loss in {numref}`fig-grpo-curve` is a sum of terms of both signs whose weights cancel but for $b$. Its value depends on which groups
@@ -243,21 +265,22 @@ Markdown(f"The loss went from {history.loss.iloc[0]:+.3f} to {history.loss.tail(
 # The mean log-probability a token of right and wrong rollouts, before and after:
 
 # %%
-effect = evaluation.effect(study, run)
+effect = likelihood.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %%
 gap = effect.change[1] - effect.change[0]
-Markdown(f"Right rollouts changed by {effect.change[1]:+.3f} nats a token and wrong ones by {effect.change[0]:+.3f}. The contrast between them "
-         f"{'grew' if gap > 0 else 'did not grow'} (**{gap:+.3f}**), "
-         f"and their common part is {effect.change.mean():+.3f}.")
+Markdown(f"Right rollouts changed by {effect.change[1]:+.3f} nats a token and wrong "
+         f"ones by {effect.change[0]:+.3f}. The contrast between them "
+         f"{'grew' if gap > 0 else 'did not grow'} (**{gap:+.3f}**), and their common "
+         f"part is {effect.change.mean():+.3f}.")
 
 # %% [markdown]
 # The two numbers answer to the two terms of {eq}`eq-grpo-plane`: the contrast to the first, the common part mostly to the second. Now the
 # accuracies, with intervals, and the paired test of {cite:t}`mcnemar1947`.
 
 # %%
-records = evaluation.records(study, ["base", run])
+records = answering.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
 figures.table(accuracy)
 
@@ -269,15 +292,16 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 # As before, `b` counts problems that only the base solved and `c` those that only the trained model solved. One problem in the words of both:
 
 # %%
-print(evaluation.answers_side_by_side(study, records))
+print(answering.answers_side_by_side(study, records))
 
 # %%
 change = accuracy.set_index(["split", "run"]).accuracy
 test = pairs.set_index("split").loc["test"]
 seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and Offline GRPO **{change['test', 'offline-grpo']:.1%}** (McNemar $p$ = "
-         f"{test.p:.2g}): {seen_as}. "
-         f"On the hard ones they solve {change['hard', 'base']:.1%} and {change['hard', 'offline-grpo']:.1%}.")
+Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and "
+         f"Offline GRPO **{change['test', 'offline-grpo']:.1%}** (McNemar $p$ = "
+         f"{test.p:.2g}): {seen_as}. On the hard ones they solve "
+         f"{change['hard', 'base']:.1%} and {change['hard', 'offline-grpo']:.1%}.")
 
 # %% [markdown]
 # ## Try it

@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [dpo]
 # ---
 
 # %% [markdown]
@@ -32,7 +33,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, interactive, models, objectives, profiles, rollouts, statistics, training
+from helpers import profiles
+from helpers.book import explorers, figures
+from helpers.data import rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.models import loading, logprobs
+from helpers.training import batches, objectives, trainer
 
 study = profiles.load(profile)
 run = study.runs["dpo"]
@@ -115,20 +121,22 @@ print(inspect.getsource(objectives.dpo))
 # ```
 
 # %%
-beta = run.options.get("beta", inspect.signature(objectives.dpo).parameters["beta"].default)
-tokens, weights, headings = training.example_weights(study, "dpo", **run.options)
+beta = run.options.get("beta",
+                       inspect.signature(objectives.dpo).parameters["beta"].default)
+tokens, weights, headings = batches.example_weights(study, "dpo", **run.options)
 size = sum(map(len, tokens))
 assert np.allclose(weights[0], beta / 2 * size)
 assert np.allclose(weights[1], -beta / 2 * size)
 
 # %%
 pair = next(iter(rollouts.select(table, "pairs").values()))
-rows = training.collate(table, pair)["rows"]
+rows = batches.collate(table, pair)["rows"]
 loss, count = objectives.dpo(rows.reference, rows, beta=beta)
 assert np.isclose(float(loss / count), np.log(2))
-Markdown(f"At the first step the loss of the pair is {float(loss / count):.6f}, and $\\log 2$ is {np.log(2):.6f}. The weight is $\\pm${beta / 2:g} in "
-         f"DPO's own units and **$\\pm${beta / 2 * size:.2f}** in SFT's, "
-         f"because the pair has {size} tokens.")
+Markdown(f"At the first step the loss of the pair is {float(loss / count):.6f}, and "
+         f"$\\log 2$ is {np.log(2):.6f}. The weight is $\\pm${beta / 2:g} in DPO's "
+         f"own units and **$\\pm${beta / 2 * size:.2f}** in SFT's, because the pair "
+         f"has {size} tokens.")
 
 # %% mystnb={"image": {"alt": "Tokens of a right rollout in boxes of one strong positive colour and of a wrong rollout in boxes of the equally strong negative colour"}, "figure": {"caption": "DPO's weight on each token of a right (chosen) and a wrong (rejected) rollout of the same prompt, at the first step.", "name": "fig-dpo-weights"}}
 figures.token_weights(tokens, weights, headings);
@@ -151,19 +159,25 @@ figures.token_weights(tokens, weights, headings);
 
 # %%
 def shared_prefix(chosen, rejected):
-    return next((place for place, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    return next((place for place,
+                 (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
+                min(len(chosen), len(rejected)))
 
 
 taken = rollouts.select(table, "pairs")
-chosen, rejected = (table.iloc[[numbers[side] for numbers in taken.values()]] for side in (0, 1))
-prefixes = np.array([shared_prefix(a, b) for a, b in zip(chosen.completion_ids, rejected.completion_ids, strict=True)])
+chosen, rejected = (table.iloc[[numbers[side] for numbers in taken.values()]]
+                    for side in (0, 1))
+prefixes = np.array([shared_prefix(a, b) for a, b in zip(chosen.completion_ids,
+        rejected.completion_ids, strict=True)])
 assert np.allclose(weights[0][:prefixes[0]] + weights[1][:prefixes[0]], 0)
 
 # %%
 share = prefixes.sum() / chosen.tokens.sum()
-Markdown(f"The pair of the figure shares its first **{prefixes[0]}** tokens. Over all {len(taken)} pairs the shared prefix has {prefixes.mean():.1f} "
-         f"tokens on average (at most {prefixes.max()}), "
-         f"which is {share:.1%} of the chosen tokens, and {(prefixes == 0).mean():.0%} of the pairs differ from the first token on.")
+Markdown(f"The pair of the figure shares its first **{prefixes[0]}** tokens. Over all "
+         f"{len(taken)} pairs the shared prefix has {prefixes.mean():.1f} tokens on "
+         f"average (at most {prefixes.max()}), which is {share:.1%} of the chosen "
+         f"tokens, and {(prefixes == 0).mean():.0%} of the pairs differ from the "
+         f"first token on.")
 
 # %% [markdown]
 # By {eq}`eq-dpo-prefix` these tokens teach nothing. Something weaker holds for all that the two have in *common* without being equal, above
@@ -181,9 +195,11 @@ Markdown(f"The pair of the figure shares its first **{prefixes[0]}** tokens. Ove
 # %%
 difference = (chosen.tokens.to_numpy() - rejected.tokens.to_numpy())
 total = (chosen.tokens.to_numpy() + rejected.tokens.to_numpy())
-Markdown(f"In our pairs the chosen rollout is {abs(difference.mean()):.2f} tokens {'longer' if difference.mean() > 0 else 'shorter'} on average, out "
-         f"of {total.mean():.1f} in a pair: by {{eq}}`eq-dpo-manner` "
-         f"**{abs(difference.mean()) / total.mean():.1%}** of the weight that would fall on the manner if both were raised.")
+Markdown(f"In our pairs the chosen rollout is {abs(difference.mean()):.2f} tokens "
+         f"{'longer' if difference.mean() > 0 else 'shorter'} on average, out of "
+         f"{total.mean():.1f} in a pair: by {{eq}}`eq-dpo-manner` "
+         f"**{abs(difference.mean()) / total.mean():.1%}** of the weight that would "
+         f"fall on the manner if both were raised.")
 
 # %% [markdown]
 # That is a prediction about geometry, made before any training: whatever part of an update is manner should be in SFT's and missing in
@@ -194,16 +210,17 @@ Markdown(f"In our pairs the chosen rollout is {abs(difference.mean()):.2f} token
 # Three things besides the loss set DPO apart from the other five runs, in the paper and here.
 
 # %%
-folder = training.train(study, run)
+folder = trainer.train(study, run)
 history = pd.read_parquet(folder / "history.parquet")
 record = json.loads((folder / "run.json").read_text())
 sft = study.runs["sft"]
 sft_passes = sft.steps * sft.batch_size / len(table)
 
 # %%
-facts = pd.DataFrame({"SFT": [len(table), table.problem_id.nunique(), sft_passes, sft.learning_rate],
-                      "DPO": [2 * len(taken), len(taken), record["passes"], run.learning_rate]},
-                     index=["rows of the table", "prompts", "passes over its rows", "learning rate"])
+facts = pd.DataFrame({"SFT": [len(table), table.problem_id.nunique(), sft_passes,
+                              sft.learning_rate], "DPO": [2 * len(taken), len(taken),
+        record["passes"], run.learning_rate]}, index=["rows of the table", "prompts",
+        "passes over its rows", "learning rate"])
 facts.style.format("{:.4g}")
 
 # %% [markdown]
@@ -214,7 +231,8 @@ facts.style.format("{:.4g}")
 
 # %%
 ratio, passes = sft.learning_rate / run.learning_rate, record["passes"] / sft_passes
-Markdown(f"Here DPO makes **{passes:.1f}** times as many passes over its rows as SFT, at a learning rate {ratio:g} times smaller.")
+Markdown(f"Here DPO makes **{passes:.1f}** times as many passes over its rows as SFT, "
+         f"at a learning rate {ratio:g} times smaller.")
 
 # %% [markdown]
 # The smaller rate is the paper's choice, and the reason it gives is that DPO diverges at higher ones. AdamW's steps hardly depend on the
@@ -229,8 +247,9 @@ figures.training_curve(history, run);
 
 # %%
 last = history.loss.tail(10).mean()
-Markdown(f"The loss began at {history.loss.iloc[0]:.4f} and came to {last:.4f}. A loss of {last:.4f} is what a constant margin of "
-         f"{-np.log(np.expm1(last)):.3f} would give.")
+Markdown(f"The loss began at {history.loss.iloc[0]:.4f} and came to {last:.4f}. A loss "
+         f"of {last:.4f} is what a constant margin of {-np.log(np.expm1(last)):.3f} "
+         f"would give.")
 
 # %% [markdown]
 # The curve of {numref}`fig-dpo-curve` starts at $\log 2$ like every DPO run. The gradient's norm is in DPO's units, so by
@@ -247,9 +266,10 @@ Markdown(f"The loss began at {history.loss.iloc[0]:.4f} and came to {last:.4f}. 
 
 # %%
 few = [side.head(300) for side in (chosen, rejected)]
-model = evaluation.load_model_of(study, run)
-gain = [np.array([float(np.sum(new) - np.sum(old)) for new, old in zip(
-    rollouts.score(model, list(side.prompt_ids), list(side.completion_ids)), side.logp_base, strict=True)]) for side in few]
+model = answering.load_model_of(study, run)
+gain = [np.array([float(np.sum(new) - np.sum(old)) for new,
+                  old in zip(logprobs.score(model, list(side.prompt_ids),
+        list(side.completion_ids)), side.logp_base, strict=True)]) for side in few]
 margins = beta * (gain[0] - gain[1])
 
 # %% mystnb={"image": {"alt": "Step histogram of DPO's margin on pairs of the table after training, with a dashed line at zero, its value before training"}, "figure": {"caption": "Margin of the pairs after training; before training all of them are at the dashed line.", "name": "fig-dpo-margins"}}
@@ -257,9 +277,11 @@ fig = figures.histograms({"dpo": margins}, "margin of the pair", "pairs")
 fig.axes[0].axvline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=1);
 
 # %%
-Markdown(f"**{(margins > 0).mean():.1%}** of the first {len(margins)} pairs have a positive margin; the mean is {margins.mean():+.3f} (standard error "
-         f"{margins.std(ddof=1) / np.sqrt(len(margins)):.3f}). "
-         f"The chosen rollout changed by {gain[0].mean():+.2f} nats and the rejected one by {gain[1].mean():+.2f}.")
+Markdown(f"**{(margins > 0).mean():.1%}** of the first {len(margins)} pairs have a "
+         f"positive margin; the mean is {margins.mean():+.3f} (standard error "
+         f"{margins.std(ddof=1) / np.sqrt(len(margins)):.3f}). The chosen rollout "
+         f"changed by {gain[0].mean():+.2f} nats and the rejected one by "
+         f"{gain[1].mean():+.2f}.")
 
 # %% [markdown]
 # The share to the right of the dashed line in {numref}`fig-dpo-margins` is an accuracy on *training* pairs, so it says that the loss did
@@ -268,14 +290,14 @@ Markdown(f"**{(margins > 0).mean():.1%}** of the first {len(margins)} pairs have
 # optimiser, it is allowed by {eq}`eq-dpo-loss`. The same, a token and over all rows of the table's first prompts:
 
 # %%
-effect = evaluation.effect(study, run)
+effect = likelihood.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %% [markdown]
 # Compare the changes with those on the five pages before. Now the accuracies, with intervals, and the paired test of {cite:t}`mcnemar1947`.
 
 # %%
-records = evaluation.records(study, ["base", run])
+records = answering.records(study, ["base", run])
 accuracy = statistics.accuracy_table(records)
 figures.table(accuracy)
 
@@ -287,16 +309,19 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 # As before, `b` counts problems that only the base solved and `c` those that only DPO solved. One problem in the words of both:
 
 # %%
-print(evaluation.answers_side_by_side(study, records))
+print(answering.answers_side_by_side(study, records))
 
 # %%
 change = accuracy.set_index(["split", "run"])
 test = pairs.set_index("split").loc["test"]
 seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {change.accuracy['test', 'base']:.1%} and DPO **{change.accuracy['test', 'dpo']:.1%}** (McNemar $p$ = "
-         f"{test.p:.2g}): {seen_as}. "
-         f"On the hard ones they solve {change.accuracy['hard', 'base']:.1%} and {change.accuracy['hard', 'dpo']:.1%}. A test answer has "
-         f"{change.mean_tokens['test', 'base']:.1f} tokens before and {change.mean_tokens['test', 'dpo']:.1f} after.")
+Markdown(f"On the test problems the base solves {change.accuracy['test', 'base']:.1%} "
+         f"and DPO **{change.accuracy['test', 'dpo']:.1%}** (McNemar $p$ = "
+         f"{test.p:.2g}): {seen_as}. On the hard ones they solve "
+         f"{change.accuracy['hard', 'base']:.1%} and "
+         f"{change.accuracy['hard', 'dpo']:.1%}. A test answer has "
+         f"{change.mean_tokens['test', 'base']:.1f} tokens before and "
+         f"{change.mean_tokens['test', 'dpo']:.1f} after.")
 
 # %% [markdown]
 # DPO loses accuracy too, but far less than the other five. That has two readings, and the table alone cannot decide between them: DPO may spare what the base could do, or
@@ -311,20 +336,27 @@ Markdown(f"On the test problems the base solves {change.accuracy['test', 'base']
 # %%
 def weights_of(method, group):
     """{row: weights of its tokens} for those rows of one prompt that a method takes, at the base."""
-    numbers = [number for taken in rollouts.select(group, objectives.objective(method).rows).values() for number in taken]
-    rows = training.collate(group, numbers)["rows"]
+    numbers = [number for taken in rollouts.select(group,
+            objectives.objective(method).rows).values() for number in taken]
+    rows = batches.collate(group, numbers)["rows"]
     found = objectives.token_weights(method, rows.reference, rows) * rows.mask.sum()
-    return {number: found[place][rows.mask[place].bool()].tolist() for place, number in enumerate(numbers)}
+    return {number: found[place][rows.mask[place].bool()].tolist() for place,
+            number in enumerate(numbers)}
 
 
-tokenizer, browsed = models.load_tokenizer(study), []
+tokenizer, browsed = loading.load_tokenizer(study), []
 for problem_id in list(taken)[:8]:
     group = table[table.problem_id == problem_id].reset_index(drop=True)
     given = {method: weights_of(method, group) for method in study.main_runs}
-    browsed.append({"question": group.prompt[0], "answer": group.gold[0], "completions": [
-        {"reward": float(row.reward), "tokens": [tokenizer.decode([token]) for token in row.completion_ids],
-         "weights": {method: weights[row.Index] for method, weights in given.items() if row.Index in weights}} for row in group.itertuples()]})
-interactive.rollout_browser(browsed, list(study.main_runs), "rollouts-token-by-token")
+    browsed.append({"question": group.prompt[0], "answer": group.gold[0],
+                    "completions":
+                    [{"reward": float(row.reward),
+                      "tokens": [tokenizer.decode([token])
+                                 for token in row.completion_ids],
+                      "weights": {method: weights[row.Index] for method,
+                                  weights in given.items() if row.Index in weights}}
+                     for row in group.itertuples()]})
+explorers.rollout_browser(browsed, list(study.main_runs), "rollouts-token-by-token")
 
 # %% [markdown]
 # Going through the list from SFT to DPO one sees the objectives grow out of each other. SFT has one colour and one strength. RFT has the same and fewer rows. DFT fades where the base is unsure. RIFT and Offline GRPO turn the wrong rollouts orange. DPO keeps one right and one wrong rollout, with the

@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [models, main, seeds]
 # ---
 
 # %% [markdown]
@@ -30,7 +31,15 @@ import pandas as pd
 from IPython.display import Markdown
 from myst_nb import glue
 
-from helpers import controls, evaluation, figures, geometry, models, problems, profiles, rollouts, statistics, store, training, updates
+from adapter_geometry import geometry
+from adapter_geometry.adapters import load_update
+from helpers import profiles, store
+from helpers.analysis import replication
+from helpers.book import figures
+from helpers.data import problems, rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.models import loading
+from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
@@ -44,8 +53,9 @@ figures.use_style()
 # model and problem.
 
 # %%
-records = evaluation.records(study, ["base", *runs.values()])
-records.sample(3, random_state=0)[["run", "completion", "answer", "correct", "tokens"]].style.hide(axis="index")
+records = answering.records(study, ["base", *runs.values()])
+records.sample(3, random_state=0)[["run", "completion", "answer", "correct",
+        "tokens"]].style.hide(axis="index")
 
 # %% [markdown]
 # ## Accuracy, with its interval
@@ -65,14 +75,17 @@ accuracy = store.write_table(profile, "accuracy", statistics.accuracy_table(reco
 figures.table(accuracy)
 
 # %% mystnb={"image": {"alt": "Dot plot of test accuracy with Wilson intervals for base, SFT, RFT, DFT, RIFT, Offline GRPO and DPO, and a dashed line at the base"}, "figure": {"caption": "Share of test problems solved by the base and by each of the six objectives, with 95 % Wilson intervals by {eq}`eq-evaluation-wilson`; dashed: the base.", "name": "fig-evaluation-test"}}
-figures.intervals(accuracy[accuracy.split == "test"], "accuracy", "low", "high", "share of test problems solved", reference="base");
+figures.intervals(accuracy[accuracy.split == "test"], "accuracy", "low", "high",
+                  "share of test problems solved", reference="base");
 
 # %%
 on_test = accuracy[accuracy.split == "test"].set_index("run")
 trained = on_test.drop(index="base").accuracy
 above = int((trained > on_test.accuracy["base"]).sum())
-Markdown(f"On the test problems the base solves **{on_test.accuracy['base']:.1%}**. Of the six objectives, {above} end above it; the highest is "
-         f"{figures.LABELS[trained.idxmax()]} with **{trained.max():.1%}**, the lowest {figures.LABELS[trained.idxmin()]} with **{trained.min():.1%}**.")
+Markdown(f"On the test problems the base solves **{on_test.accuracy['base']:.1%}**. Of "
+         f"the six objectives, {above} end above it; the highest is "
+         f"{figures.LABELS[trained.idxmax()]} with **{trained.max():.1%}**, the "
+         f"lowest {figures.LABELS[trained.idxmin()]} with **{trained.min():.1%}**.")
 
 # %% [markdown]
 # Read {numref}`fig-evaluation-test` from the dashed line outwards, not from the left edge: what a method *did* is its distance from the base. In the
@@ -82,7 +95,8 @@ Markdown(f"On the test problems the base solves **{on_test.accuracy['base']:.1%}
 # The hard problems have longer chains than almost anything in the models' training texts.
 
 # %% mystnb={"image": {"alt": "Dot plot of accuracy on the hard problems with Wilson intervals for base and six objectives"}, "figure": {"caption": "The same for the hard problems of five and six steps.", "name": "fig-evaluation-hard"}}
-figures.intervals(accuracy[accuracy.split == "hard"], "accuracy", "low", "high", "share of hard problems solved", reference="base");
+figures.intervals(accuracy[accuracy.split == "hard"], "accuracy", "low", "high",
+                  "share of hard problems solved", reference="base");
 
 # %% [markdown]
 # Fewer problems make the intervals of {numref}`fig-evaluation-hard` wider. In the paper this set was AIME with 30 problems, where a difference of
@@ -97,13 +111,16 @@ figures.intervals(accuracy[accuracy.split == "hard"], "accuracy", "low", "high",
 # %%
 def asked_often(run):
     """Accuracy over many answers to each hard problem: with the interval over problems, and half of its width as if all answers were independent."""
-    found = evaluation.sampled(study, runs.get(run, run))
+    found = answering.sampled(study, runs.get(run, run))
     mean, low, high = statistics.clustered_mean(found.correct, found.problem_id)
-    return {"run": run, "answers a problem": study.sampled.samples, "accuracy": mean, "low": low, "high": high,
-            "±, over problems": (high - low) / 2, "±, as if independent": 1.96 * np.sqrt(mean * (1 - mean) / len(found))}
+    return {"run": run, "answers a problem": study.sampled.samples, "accuracy": mean,
+            "low": low, "high": high, "±, over problems": (high - low) / 2,
+            "±, as if independent": 1.96 * np.sqrt(mean * (1 - mean) / len(found))}
 
 
-figures.table(pd.DataFrame([asked_often(run) for run in ["base", *runs]])) if study.sampled else Markdown("This profile asks each problem once.")
+figures.table(
+    pd.DataFrame([asked_often(run) for run in ["base",
+        *runs]])) if study.sampled else Markdown("This profile asks each problem once.")
 
 # %% [markdown]
 # By {eq}`eq-evaluation-clustered` the answers beyond the first narrow an interval only as far as the model is undecided about single problems; what is left is the choice of the problems, and no number of answers makes more of those. The accuracies are lower than those of the greedy answers, since at a temperature above zero one unlucky
@@ -116,13 +133,17 @@ figures.table(pd.DataFrame([asked_often(run) for run in ["base", *runs]])) if st
 # behind the second. So the same completions are graded again by a flexible rule: the last number in the text, boxed or not.
 
 # %%
-flexible = records.groupby(["split", "run"], sort=False).correct_flexible.mean().rename("flexible").reset_index()
-audit = accuracy.merge(flexible)[["split", "run", "accuracy", "flexible", "unparsed", "truncated", "mean_tokens"]]
+flexible = records.groupby(["split", "run"], sort=False).correct_flexible.mean().rename(
+    "flexible").reset_index()
+audit = accuracy.merge(flexible)[["split", "run", "accuracy", "flexible", "unparsed",
+                                  "truncated", "mean_tokens"]]
 figures.table(audit)
 
 # %%
 difference = (audit.flexible - audit.accuracy).abs().max()
-Markdown(f"The two rules differ by at most {difference:.1%} for any model; unparsed answers reach {audit.unparsed.max():.1%} and truncated ones {audit.truncated.max():.1%}.")
+Markdown(f"The two rules differ by at most {difference:.1%} for any model; unparsed "
+         f"answers reach {audit.unparsed.max():.1%} and truncated ones "
+         f"{audit.truncated.max():.1%}.")
 
 # %% [markdown]
 # The last column shows who writes in whose manner: a terse solution has about half the tokens of a wordy one. A model whose mean length is
@@ -137,7 +158,7 @@ Markdown(f"The two rules differ by at most {difference:.1%} for any model; unpar
 # %%
 opening = rollouts.load_table(study).completion.str.extract(r"^(.+?[.\n])")[0].mode()[0]
 some = problems.problem_sets(study.problems)["test"][:400]
-forced = evaluation.answer(study, models.load_model(study), some, opening=opening)
+forced = answering.answer(study, loading.load_model(study), some, opening=opening)
 forced["run"] = "forced base"
 compared = pd.concat([records[records.problem_id.isin(forced.problem_id)], forced])
 manner = store.write_table(profile, "manner", statistics.accuracy_table(compared))
@@ -145,10 +166,14 @@ figures.table(manner)
 
 # %%
 share = manner.set_index("run").accuracy
-paired = statistics.mcnemar_table(compared[compared.run.isin(["sft", "forced base"])]).iloc[0]
-Markdown(f"The sentence is: *{opening.strip()}* On the same {len(some)} problems the base solves {share['base']:.1%} in its own manner and **{share['forced base']:.1%}** when it is made "
-         f"to open like the teacher; SFT solves {share['sft']:.1%}. SFT minus the forced base is {paired.difference:+.1%} "
-         f"({paired.low:+.1%} to {paired.high:+.1%}, $p$ = {paired.p:.2g}).")
+paired = statistics.mcnemar_table(
+    compared[compared.run.isin(["sft", "forced base"])]).iloc[0]
+Markdown(f"The sentence is: *{opening.strip()}* On the same {len(some)} problems the "
+         f"base solves {share['base']:.1%} in its own manner and "
+         f"**{share['forced base']:.1%}** when it is made to open like the teacher; "
+         f"SFT solves {share['sft']:.1%}. SFT minus the forced base is "
+         f"{paired.difference:+.1%} ({paired.low:+.1%} to {paired.high:+.1%}, $p$ = "
+         f"{paired.p:.2g}).")
 
 # %% [markdown]
 # The comparison that isolates what *training* did to reasoning is the one between the forced base and the trained models. The distance between
@@ -170,7 +195,9 @@ Markdown(f"The sentence is: *{opening.strip()}* On the same {len(some)} problems
 # An example from the paper: on 30 problems, $b = 7$ and $c = 1$.
 
 # %%
-Markdown(f"Equation {{eq}}`eq-evaluation-mcnemar` gives $p$ = {statistics.mcnemar(7, 1):.4f}: seven against one on thirty problems is not yet evidence.")
+Markdown(f"Equation {{eq}}`eq-evaluation-mcnemar` gives $p$ = "
+         f"{statistics.mcnemar(7, 1):.4f}: seven against one on thirty problems is "
+         f"not yet evidence.")
 
 # %% [markdown]
 # Seven models make 21 pairs. Testing each at 5 % would find a "difference" somewhere in most studies of equal models, so the p-values
@@ -190,12 +217,16 @@ figures.table(shown)
 significant = shown[shown.p_holm < 0.05]
 among = shown[~shown.run_a.isin(["base", "dpo"]) & ~shown.run_b.isin(["base", "dpo"])]
 with_dpo = shown[(shown.run_b == "dpo") & (shown.run_a != "base")]
-Markdown(f"After Holm's correction **{len(significant)} of {len(shown)}** pairs differ at 5 %. Among the five of the SFT family it is {int((among.p_holm < 0.05).sum())} of {len(among)} "
-         f"(largest difference {among.difference.abs().max():.1%}); of DPO against these five, {int((with_dpo.p_holm < 0.05).sum())} of {len(with_dpo)}.")
+Markdown(f"After Holm's correction **{len(significant)} of {len(shown)}** pairs differ "
+         f"at 5 %. Among the five of the SFT family it is "
+         f"{int((among.p_holm < 0.05).sum())} of {len(among)} (largest difference "
+         f"{among.difference.abs().max():.1%}); of DPO against these five, "
+         f"{int((with_dpo.p_holm < 0.05).sum())} of {len(with_dpo)}.")
 
 # %% mystnb={"image": {"alt": "Matrix of differences in test accuracy between base and the six objectives, row minus column"}, "figure": {"caption": "Differences of test accuracy, row minus column, in percentage points.", "name": "fig-evaluation-differences"}}
 names = ["base", *runs]
-points = 100 * (on_test.accuracy[names].to_numpy()[:, None] - on_test.accuracy[names].to_numpy()[None, :])
+points = 100 * (on_test.accuracy[names].to_numpy()[:, None]
+                - on_test.accuracy[names].to_numpy()[None, :])
 limit = max(1.0, np.abs(points).max())
 figures.matrix(points, names, "row minus column, points", -limit, limit);
 
@@ -223,23 +254,32 @@ figures.matrix(points, names, "row minus column, points", -limit, limit);
 # %%
 rows = []
 for name, run in runs.items():
-    for direction, group in evaluation.divergence(study, run).groupby("direction"):
+    for direction, group in likelihood.divergence(study, run).groupby("direction"):
         value, low, high = statistics.bootstrap_ratio(group.nats, group.tokens)
-        rows.append({"run": name, "direction": direction, "value": value, "low": low, "high": high, "n": len(group)})
+        rows.append({"run": name, "direction": direction, "value": value, "low": low,
+                     "high": high, "n": len(group)})
 kl = store.write_table(profile, "kl", pd.DataFrame(rows))
-kl.pivot(index="run", columns="direction", values=["value", "low", "high"]).loc[list(runs)].style.format("{:.4f}")
+kl.pivot(index="run", columns="direction", values=["value", "low", "high"]).loc[
+    list(runs)].style.format("{:.4f}")
 
 # %% mystnb={"image": {"alt": "Scatter plot of change in test accuracy against reverse KL to the base per token, one marker for each objective"}, "figure": {"caption": "Change of test accuracy from the base, in points, against the reverse divergence from the base by {eq}`eq-evaluation-kl`.", "name": "fig-evaluation-kl"}}
 moved = kl[kl.direction == "reverse"].set_index("run").value
-plane = pd.DataFrame({"run": list(runs), "kl": moved[list(runs)].to_numpy(), "gain": 100 * (trained[list(runs)] - on_test.accuracy["base"]).to_numpy()})
-fig = figures.scatter_of_runs(plane, "kl", "gain", "KL(policy || base), nats a token", "change of test accuracy, points")
+plane = pd.DataFrame({"run": list(runs), "kl": moved[list(runs)].to_numpy(),
+                      "gain": 100 * (trained[list(runs)] - on_test.accuracy["base"])
+                      .to_numpy()})
+fig = figures.scatter_of_runs(plane, "kl", "gain", "KL(policy || base), nats a token",
+                              "change of test accuracy, points")
 fig.axes[0].axhline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=1);
 
 # %%
 least = plane.set_index("run").kl.idxmin()
 rank, low, high = statistics.rank_correlation(plane.kl, plane.gain)
-Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at {plane.kl.min():.4f} nats a token; the furthest is {figures.LABELS[plane.set_index('run').kl.idxmax()]}, at {plane.kl.max():.3f}. "
-         f"Over the six methods the rank correlation of distance and gain is {rank:+.2f}; six points in a random order have {low:+.2f} to {high:+.2f} in 95 % of the cases.")
+Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at "
+         f"{plane.kl.min():.4f} nats a token; the furthest is "
+         f"{figures.LABELS[plane.set_index('run').kl.idxmax()]}, at "
+         f"{plane.kl.max():.3f}. Over the six methods the rank correlation of "
+         f"distance and gain is {rank:+.2f}; six points in a random order have "
+         f"{low:+.2f} to {high:+.2f} in 95 % of the cases.")
 
 # %% [markdown]
 # {numref}`fig-evaluation-kl` separates two readings of any "best method": one that moved and gained, and one that gained or lost little because it hardly moved.
@@ -257,34 +297,47 @@ Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at {plane.
 # Few seeds are paid for in the factor of Student's $t$, which is 12.7 for two seeds and 4.3 for three, where it is 1.96 for many. The runs from other seeds answered the first part of the test problems only, so that all lines of this section are about those.
 
 # %%
-replicas = [(method, seed, name) for seed, group in controls.replicas(study).items() for method, name in group.items()]
-again = pd.concat([evaluation.evaluate(study, study.runs[name]).query("split == 'test'").assign(run=method, seed=seed) for method, seed, name in replicas])
-right = again.pivot(index=["run", "seed"], columns="problem_id", values="correct").dropna(axis=1).astype(float)
-of_base = records[(records.run == "base") & (records.split == "test")].set_index("problem_id").correct[right.columns].astype(float)
+replicas = [(method, seed, name) for seed, group in replication.replicas(study).items()
+            for method, name in group.items()]
+again = pd.concat([answering.evaluate(study, study.runs[name]).query("split == 'test'")
+                   .assign(run=method, seed=seed) for method, seed, name in replicas])
+right = again.pivot(index=["run", "seed"], columns="problem_id",
+                    values="correct").dropna(axis=1).astype(float)
+of_base = records[(records.run == "base") & (records.split == "test")].set_index(
+    "problem_id").correct[right.columns].astype(float)
 answers = {**{method: right.loc[method] for method in runs}, "base": of_base}
 
 # %%
-over_seeds = pd.DataFrame([{"run": method, **dict(zip(("accuracy", "low", "high"), controls.interval(answers[method]), strict=True)),
-                            **{f"seed {seed}": value for seed, value in answers[method].mean(axis=1).items()}} for method in runs])
+over_seeds = pd.DataFrame(
+    [{"run": method,
+      **dict(zip(("accuracy", "low", "high"), replication.interval(answers[method]),
+                 strict=True)), **{f"seed {seed}": value for seed,
+        value in answers[method].mean(axis=1).items()}} for method in runs])
 figures.table(over_seeds)
 
 # %% mystnb={"image": {"alt": "Dots with intervals over seeds and problems for the accuracy of each of the six objectives"}, "figure": {"caption": "Accuracy on the test problems, mean over the seeds of each method, with 95 % intervals over seeds and problems by {eq}`eq-evaluation-seeds`.", "name": "fig-evaluation-seeds"}}
-figures.intervals(over_seeds, "accuracy", "low", "high", "share of test problems solved, mean over seeds");
+figures.intervals(over_seeds, "accuracy", "low", "high", "share of test problems "
+                                                         "solved, mean over seeds");
 
 # %%
 rows = []
 for a, b in combinations(answers, 2):
     gap = answers[a] - answers[b]
-    rows.append({"run_a": a, "run_b": b, **dict(zip(("difference", "low", "high"), controls.interval(gap), strict=True)),
-                 "least": gap.mean(axis=1).min(), "most": gap.mean(axis=1).max()})
+    rows.append({"run_a": a, "run_b": b,
+                 **dict(zip(("difference", "low", "high"), replication.interval(gap),
+                            strict=True)), "least": gap.mean(axis=1).min(),
+                 "most": gap.mean(axis=1).max()})
 between = pd.DataFrame(rows)
 store.write_table(profile, "accuracy_seeds", between)
 apart = between[(between.low > 0) | (between.high < 0)]
 family = apart[~apart.run_a.isin(["dpo"]) & ~apart.run_b.isin(["dpo", "base"])]
 with_base = between[between.run_b == "base"].set_index("run_a")
-lines = ", ".join(f"{figures.LABELS[row.Index]} {row.difference:+.1%} ({row.low:+.1%} to {row.high:+.1%})" for row in with_base.itertuples())
-Markdown(f"On {right.shape[1]} problems, minus the base: {lines}. Over seeds, {len(apart)} of {len(between)} differences have an interval that leaves out zero; "
-         f"among the five methods without DPO, {len(family)} of 10. {store.origin(profile, [study.runs[name] for _, _, name in replicas])}")
+lines = ", ".join(f"{figures.LABELS[row.Index]} {row.difference:+.1%} ({row.low:+.1%} "
+                  f"to {row.high:+.1%})" for row in with_base.itertuples())
+Markdown(f"On {right.shape[1]} problems, minus the base: {lines}. Over seeds, "
+         f"{len(apart)} of {len(between)} differences have an interval that leaves "
+         f"out zero; among the five methods without DPO, {len(family)} of 10. "
+         f"{store.origin(profile, [study.runs[name] for _, _, name in replicas])}")
 
 # %% [markdown]
 # The intervals of {numref}`fig-evaluation-seeds` are those that an ordering of *methods*, and not of six particular adapters, has to survive.
@@ -301,7 +354,8 @@ Markdown(f"On {right.shape[1]} problems, minus the base: {lines}. Over seeds, {l
 # ```
 
 # %%
-adapters = {name: updates.load_update(training.train(study, run) / "adapter") for name, run in runs.items()}
+adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
+            run in runs.items()}
 cosine, sd = geometry.stacked_cosine(geometry.compare(adapters))
 
 # %% mystnb={"image": {"alt": "Matrix of cosines between the stacked updates of the six objectives"}, "figure": {"caption": "Cosine between the updates of the six objectives, all modules stacked, by {eq}`eq-evaluation-cosine`.", "name": "fig-evaluation-cosine"}}
@@ -309,16 +363,24 @@ figures.matrix(cosine, list(runs), "cosine");
 
 # %%
 at = {name: place for place, name in enumerate(runs)}
-Markdown(f"SFT and RFT have a cosine of **{cosine[at['sft'], at['rft']]:.3f}** (in the paper .977), SFT and Offline GRPO {cosine[at['sft'], at['offline-grpo']]:.3f} (about .74), "
-         f"SFT and DFT {cosine[at['sft'], at['dft']]:.3f} (.572), SFT and DPO **{cosine[at['sft'], at['dpo']]:.3f}** (.057 to .065). "
-         f"Unrelated updates with the spectra of the last two would have a cosine within ±{1.96 * sd[at['sft'], at['dpo']]:.3f}.")
+Markdown(f"SFT and RFT have a cosine of **{cosine[at['sft'], at['rft']]:.3f}** (in the "
+         f"paper .977), SFT and Offline GRPO "
+         f"{cosine[at['sft'], at['offline-grpo']]:.3f} (about .74), SFT and DFT "
+         f"{cosine[at['sft'], at['dft']]:.3f} (.572), SFT and DPO "
+         f"**{cosine[at['sft'], at['dpo']]:.3f}** (.057 to .065). Unrelated updates "
+         f"with the spectra of the last two would have a cosine within "
+         f"±{1.96 * sd[at['sft'], at['dpo']]:.3f}.")
 
 # %% [markdown]
 # Behaviour and direction in one picture: how far each method turned away from SFT, and what that did to the accuracy.
 
 # %% mystnb={"image": {"alt": "Scatter plot of the change of test accuracy from the base against the cosine of the update with SFT's, one marker for each of six objectives, with a dashed line at the accuracy of the base"}, "figure": {"caption": "Direction and behaviour of the six updates: cosine with the update of SFT, and change of test accuracy from the base, in points; dashed: the base, which has no update and so no direction.", "name": "fig-evaluation-headline"}}
-placed = pd.DataFrame({"run": list(runs), "cosine": cosine[at["sft"]], "gain": 100 * (trained[list(runs)] - on_test.accuracy["base"]).to_numpy()})
-fig = figures.scatter_of_runs(placed, "cosine", "gain", "cosine of the update with SFT's", "change of test accuracy, points")
+placed = pd.DataFrame({"run": list(runs), "cosine": cosine[at["sft"]],
+                       "gain": 100 * (trained[list(runs)] - on_test.accuracy["base"])
+                       .to_numpy()})
+fig = figures.scatter_of_runs(placed, "cosine", "gain", "cosine of the update with "
+                                                        "SFT's",
+                              "change of test accuracy, points")
 fig.axes[0].axhline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=1);
 
 # %% [markdown]
@@ -327,15 +389,24 @@ fig.axes[0].axhline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=
 
 # %%
 best, worst = trained.idxmax(), trained.idxmin()
-glue("headline", f"the base solves {on_test.accuracy['base']:.1%} of the test problems and the six objectives between {trained.min():.1%} and {trained.max():.1%}; "
-     f"made to open its answers like the teacher, without any training, the base itself solves {share['forced base']:.1%} of the first {len(some)}", display=False)
+glue("headline", f"the base solves {on_test.accuracy['base']:.1%} of the test problems "
+                 f"and the six objectives between {trained.min():.1%} and "
+                 f"{trained.max():.1%}; made to open its answers like the teacher, "
+                 f"without any training, the base itself solves "
+                 f"{share['forced base']:.1%} of the first {len(some)}", display=False)
 glue("base-accuracy", f"{on_test.accuracy['base']:.1%}", display=False)
 if "strong-base" in study.models:
-    strong = evaluation.evaluate(study, "strong-base")
-    glue("strong-base-accuracy", f"{strong.correct[strong.split == 'test'].mean():.1%}", display=False)
-for key, value in {"best-run": figures.LABELS[best], "best-accuracy": f"{trained[best]:.1%}", "worst-run": figures.LABELS[worst], "worst-accuracy": f"{trained[worst]:.1%}",
-                   "cosine-sft-rft": f"{cosine[at['sft'], at['rft']]:.3f}", "cosine-sft-dpo": f"{cosine[at['sft'], at['dpo']]:.3f}",
-                   "significant-pairs": str(len(significant)), "pairs": str(len(shown))}.items():
+    strong = answering.evaluate(study, "strong-base")
+    glue("strong-base-accuracy", f"{strong.correct[strong.split == 'test'].mean():.1%}",
+         display=False)
+for key, value in {"best-run": figures.LABELS[best],
+                   "best-accuracy": f"{trained[best]:.1%}",
+                   "worst-run": figures.LABELS[worst],
+                   "worst-accuracy": f"{trained[worst]:.1%}",
+                   "cosine-sft-rft": f"{cosine[at['sft'], at['rft']]:.3f}",
+                   "cosine-sft-dpo": f"{cosine[at['sft'], at['dpo']]:.3f}",
+                   "significant-pairs": str(len(significant)),
+                   "pairs": str(len(shown))}.items():
     glue(key, value, display=False)
 
 # %% [markdown]

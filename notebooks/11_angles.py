@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [adapters, 10_norms]
 # ---
 
 # %% [markdown]
@@ -33,16 +34,26 @@ from IPython.display import Markdown
 from scipy.linalg import subspace_angles
 from scipy.stats import beta
 
-from helpers import controls, figures, geometry, interactive, models, profiles, statistics, store, training, updates
+from adapter_geometry import geometry, updates
+from adapter_geometry.adapters import load_update
+from adapter_geometry.chance import compare_by_chance, expected_overlap, random_angles
+from adapter_geometry.updates import Factors
+from helpers import profiles, store
+from helpers.analysis import replication
+from helpers.book import explorers, figures
+from helpers.evaluation import statistics
+from helpers.models import loading
+from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: updates.load_update(training.train(study, run) / "adapter") for name, run in runs.items()}
+adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
+            run in runs.items()}
 figures.use_style()
 
 # %%
 compared = geometry.compare(adapters)
-nulls = geometry.compare_by_chance(adapters, 16)
+nulls = compare_by_chance(adapters, 16)
 modules, others = compared.modules, list(runs)[1:]
 at = {name: place for place, name in enumerate(compared.runs)}
 k = compared.angles["left"].shape[-1]
@@ -76,10 +87,14 @@ k = compared.angles["left"].shape[-1]
 example = modules.module.iloc[-1]
 pair = [adapters[name][example] for name in ("sft", "rft")]
 dense = [part.scale * part.B.double() @ part.A.double() for part in pair]
-U, U_other = (torch.linalg.svd(matrix, full_matrices=False).U[:, :k] for matrix in dense)
+U, U_other = (torch.linalg.svd(matrix, full_matrices=False).U[:, :k]
+              for matrix in dense)
 degrees = np.degrees(torch.arccos(torch.linalg.svdvals(U.T @ U_other)).numpy())
-assert np.allclose(degrees, np.degrees(compared.angles["left"][-1, at["sft"], at["rft"]]), atol=1e-4)
-Markdown(f"SFT and RFT in `{example}`, left, $k$ = {k}: " + ", ".join(f"{angle:.1f}" for angle in degrees) + " degrees.")
+assert np.allclose(degrees,
+                   np.degrees(compared.angles["left"][-1, at["sft"], at["rft"]]),
+                   atol=1e-4)
+Markdown(f"SFT and RFT in `{example}`, left, $k$ = {k}: " + ", ".join(f"{angle:.1f}"
+        for angle in degrees) + " degrees.")
 
 # %% [markdown]
 # The helper (`geometry.compare`) gets the same numbers without the dense matrices. $k$ is a third of the adapter's rank $r$, the paper's
@@ -108,31 +123,38 @@ def plant(angle):
     """Two bases of five vectors that span the same space up to one direction, turned by `angle` radians."""
     turned = basis[:, :5].copy()
     turned[:, 0] = np.cos(angle) * basis[:, 0] + np.sin(angle) * basis[:, 5]
-    return basis[:, :5], turned @ np.linalg.qr(np.random.default_rng(1).standard_normal((5, 5)))[0]
+    return basis[:, :5], turned @ np.linalg.qr(np.random.default_rng(1).standard_normal(
+        (5, 5)))[0]
 
 
 def by_cosine(first, second):
-    return np.arccos(np.clip(np.linalg.svd(first.T @ second, compute_uv=False), 0, 1)).max()
+    return np.arccos(np.clip(np.linalg.svd(first.T @ second, compute_uv=False), 0,
+                             1)).max()
 
 
 def by_sine(first, second):
-    return np.arcsin(np.linalg.svd(second - first @ (first.T @ second), compute_uv=False).max())
+    return np.arcsin(np.linalg.svd(second - first @ (first.T @ second),
+                                   compute_uv=False).max())
 
 
 # %%
 planted = 10.0 ** np.arange(-13, 0)
-found = pd.concat([pd.DataFrame({"run": name, "planted": planted, "measured": [of(*plant(angle)) or np.nan for angle in planted]})
-                   for name, of in (("arccos", by_cosine), ("sine form", by_sine))])
+found = pd.concat(
+    [pd.DataFrame({"run": name, "planted": planted,
+                   "measured": [of(*plant(angle)) or np.nan for angle in planted]})
+     for name, of in (("arccos", by_cosine), ("sine form", by_sine))])
 
 # %% mystnb={"image": {"alt": "Measured against planted angle on logarithmic axes: the sine form follows the diagonal down to the smallest angle, the arccosine stops following near ten to the minus eight"}, "figure": {"caption": "Angle measured against angle planted, by the arccosine of {eq}`eq-angles-svd` and by the sine form {eq}`eq-angles-sine`.", "name": "fig-angles-precision"}}
-figures.lines_of_runs({"": found}, "planted", "measured", "planted angle, radians", "measured angle, radians", log=True);
+figures.lines_of_runs({"": found}, "planted", "measured", "planted angle, radians",
+                      "measured angle, radians", log=True);
 
 # %%
 one = plant(1e-9)
-Markdown(f"Planted: 1e-9 radians. The arccosine says {by_cosine(*one):.2e}, the sine form **{by_sine(*one):.4e}**, "
-         f"scipy's `subspace_angles` {subspace_angles(*one).max():.4e}. "
-         f"The smallest angle above zero that an arccosine can return is {np.arccos(1 - 2.0 ** -53):.1e} in float64 "
-         f"and {np.degrees(np.arccos(1 - 2.0 ** -24)):.3f} degrees in float32.")
+Markdown(f"Planted: 1e-9 radians. The arccosine says {by_cosine(*one):.2e}, the sine "
+         f"form **{by_sine(*one):.4e}**, scipy's `subspace_angles` "
+         f"{subspace_angles(*one).max():.4e}. The smallest angle above zero that an "
+         f"arccosine can return is {np.arccos(1 - 2.0 ** -53):.1e} in float64 and "
+         f"{np.degrees(np.arccos(1 - 2.0 ** -24)):.3f} degrees in float32.")
 
 # %% [markdown]
 # The line of the arccosine in {numref}`fig-angles-precision` leaves the diagonal where the theory says. For angles of several degrees the
@@ -155,9 +177,10 @@ Markdown(f"Planted: 1e-9 radians. The arccosine says {by_cosine(*one):.2e}, the 
 
 # %%
 def chance_of(d, size, name):
-    drawn = np.degrees(geometry.random_angles(d, size))
+    drawn = np.degrees(random_angles(d, size))
     low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975], axis=0)
-    return pd.DataFrame({"run": name, "index": np.arange(1, size + 1), "degrees": middle, "low": low, "high": high})
+    return pd.DataFrame({"run": name, "index": np.arange(1, size + 1),
+                         "degrees": middle, "low": low, "high": high})
 
 
 ours_d = int(modules.d_out.median())
@@ -165,12 +188,16 @@ cases = [(ours_d, k), (1024, 10), (2560, 10), (4096, 10)]
 by_chance = [chance_of(d, size, f"d = {d}, k = {size}") for d, size in cases]
 
 # %% mystnb={"image": {"alt": "Principal angles of random subspaces against their index for our dimension and for 1024, 2560 and 4096, all rising to almost 90 degrees"}, "figure": {"caption": "Principal angles between two random subspaces: median and 95 % of the draws. First line: our modules; the others: the shapes of the paper.", "name": "fig-angles-chance"}}
-figures.lines_of_runs({"": pd.concat(by_chance)}, "index", "degrees", "index of the principal angle", "degrees");
+figures.lines_of_runs({"": pd.concat(by_chance)}, "index", "degrees",
+                      "index of the principal angle", "degrees");
 
 # %%
-pd.DataFrame([{"subspaces": table.run[0], "smallest, median": table.degrees[0], "2.5 %": table.low[0], "97.5 %": table.high[0],
-               "largest, median": table.degrees.iloc[-1], "smallest, by 2√(k/d)": np.degrees(np.arccos(min(1, 2 * np.sqrt(size / d))))}
-              for (d, size), table in zip(cases, by_chance, strict=True)]).style.format(precision=1).hide()
+pd.DataFrame([{"subspaces": table.run[0], "smallest, median": table.degrees[0],
+               "2.5 %": table.low[0], "97.5 %": table.high[0],
+               "largest, median": table.degrees.iloc[-1], "smallest, by 2√(k/d)":
+               np.degrees(np.arccos(min(1, 2 * np.sqrt(size / d))))} for (d, size),
+              table in zip(cases, by_chance, strict=True)]).style.format(
+                  precision=1).hide()
 
 # %% [markdown]
 # Two conclusions from {numref}`fig-angles-chance` for reading the paper {cite:p}`nikolich2026geometry`. Between SFT and DPO its median
@@ -181,10 +208,11 @@ pd.DataFrame([{"subspaces": table.run[0], "smallest, median": table.degrees[0], 
 
 # %%
 exponent = beta.logsf(np.cos(np.radians(54.6)) ** 2, 5, (2560 - 10) / 2) / np.log(10)
-lowest = min(np.degrees(geometry.random_angles(d, 10)).min() for d in (1024, 2560, 4096))
-Markdown(f"A random direction of $\\mathbb{{R}}^{{2560}}$ is within 54.6 degrees of a given 10-dimensional subspace "
-         f"with probability $10^{{{exponent:.0f}}}$. "
-         f"In 2,000 draws for each of the three shapes, the smallest angle of all was {lowest:.1f} degrees.")
+lowest = min(np.degrees(random_angles(d, 10)).min() for d in (1024, 2560, 4096))
+Markdown(f"A random direction of $\\mathbb{{R}}^{{2560}}$ is within 54.6 degrees of a "
+         f"given 10-dimensional subspace with probability $10^{{{exponent:.0f}}}$. In "
+         f"2,000 draws for each of the three shapes, the smallest angle of all was "
+         f"{lowest:.1f} degrees.")
 
 # %% [markdown]
 # In three dimensions 54 degrees is a loose agreement. In 2,560, where nearly all directions are perpendicular to everything one has fixed,
@@ -206,10 +234,13 @@ Markdown(f"A random direction of $\\mathbb{{R}}^{{2560}}$ is within 54.6 degrees
 # known {cite:p}`zhu2024asymmetry`. How much of each update still lies in the initial row space, after training?
 
 # %%
-fresh = models.attach_adapter(models.load_model(study), study.lora, runs["sft"].init_seed)
-layer = {module: fresh.base_model.model.get_submodule(module) for module in modules.module}
+fresh = loading.attach_adapter(loading.load_model(study), study.lora,
+                               runs["sft"].init_seed)
+layer = {module: fresh.base_model.model.get_submodule(module)
+         for module in modules.module}
 assert all(not part.lora_B["default"].weight.any() for part in layer.values())
-A_0 = {module: part.lora_A["default"].weight.detach().cpu().double() for module, part in layer.items()}
+A_0 = {module: part.lora_A["default"].weight.detach().cpu().double() for module,
+       part in layer.items()}
 frame = {module: torch.linalg.qr(A.T).Q for module, A in A_0.items()}
 
 # %%
@@ -217,17 +248,22 @@ def inside(update, module):
     """Share of |dW|^2 in the row space of the initial A."""
     part = update[module]
     whole = updates.inner(part, part)
-    return updates.inner(*[updates.Factors(part.B, part.A.double() @ frame[module], part.scale)] * 2) / whole
+    return updates.inner(*[Factors(part.B, part.A.double() @ frame[module], part.scale)]
+                         * 2) / whole
 
 
-share = pd.DataFrame({name: [inside(update, module) for module in modules.module] for name, update in adapters.items()})
-moved = [np.mean([float((update[m].A.double() - A_0[m]).norm() / A_0[m].norm()) for m in A_0]) for update in adapters.values()]
+share = pd.DataFrame({name: [inside(update, module) for module in modules.module]
+                      for name, update in adapters.items()})
+moved = [np.mean([float((update[m].A.double() - A_0[m]).norm() / A_0[m].norm())
+                  for m in A_0]) for update in adapters.values()]
 chance_share = (study.lora.rank / modules.d_in).mean()
 
 # %%
-table = pd.DataFrame({"mean": share.mean(), "lowest module": share.min(), "highest module": share.max(),
-                      "by chance (r / d_in)": chance_share, "change of A / A": moved})
-table.rename(index=figures.LABELS).rename_axis("run").reset_index().style.format(precision=3).hide()
+table = pd.DataFrame({"mean": share.mean(), "lowest module": share.min(),
+                      "highest module": share.max(), "by chance (r / d_in)":
+                      chance_share, "change of A / A": moved})
+table.rename(index=figures.LABELS).rename_axis("run").reset_index().style.format(
+    precision=3).hide()
 
 # %% [markdown]
 # The first three columns are shares of the update's squared norm, the last is the relative length by which $A$ moved. A row space drawn at
@@ -240,21 +276,24 @@ table.rename(index=figures.LABELS).rename_axis("run").reset_index().style.format
 # the initial $A$ in its place:
 
 # %%
-at_start = {name: {module: updates.Factors(part.B, A_0[module], part.scale) for module, part in update.items()}
-            for name, update in adapters.items()}
-start_nulls = geometry.compare_by_chance(at_start, 16)
+at_start = {name: {module: Factors(part.B, A_0[module], part.scale) for module,
+                   part in update.items()} for name, update in adapters.items()}
+start_nulls = compare_by_chance(at_start, 16)
 
 
 def smallest_and_largest(comparisons):
     """Median over modules and draws of SFT's angles with RFT, both sides."""
-    return {f"{side}, {name}": np.degrees(np.median([null.angles[side][:, at["sft"], at["rft"], index] for null in comparisons]))
-            for side in ("left", "right") for name, index in (("smallest", 0), ("largest", -1))}
+    return {f"{side}, {name}":
+            np.degrees(np.median([null.angles[side][:, at["sft"], at["rft"], index]
+                                  for null in comparisons])) for side in ("left",
+            "right") for name, index in (("smallest", 0), ("largest", -1))}
 
 
 # %%
 table = pd.DataFrame({f"matched null, {which} A": smallest_and_largest(drawn)
                       for which, drawn in (("own", nulls), ("initial", start_nulls))}).T
-uniform = [np.degrees(np.median(geometry.random_angles(int(modules[d].median()), k), axis=0)) for d in ("d_out", "d_in")]
+uniform = [np.degrees(np.median(random_angles(int(modules[d].median()), k), axis=0))
+           for d in ("d_out", "d_in")]
 table.loc["uniform"] = [angles[place] for angles in uniform for place in (0, -1)]
 table.rename_axis("subspaces").reset_index().style.format(precision=1).hide()
 
@@ -274,27 +313,33 @@ with_sft = angles[angles.run_a == "sft"].rename(columns={"run_b": "run"})
 
 def over_modules(rows):
     low, middle, high = rows.degrees.quantile([0.25, 0.5, 0.75])
-    return pd.Series({"degrees": middle, "low": low, "high": high, **rows[["chance_low", "chance_high"]].median()})
+    return pd.Series({"degrees": middle, "low": low, "high": high,
+                      **rows[["chance_low", "chance_high"]].median()})
 
 
-lines = with_sft.groupby(["side", "run", "index"], sort=False).apply(over_modules, include_groups=False).reset_index()
+lines = with_sft.groupby(["side", "run", "index"], sort=False).apply(over_modules,
+    include_groups=False).reset_index()
 
 # %% mystnb={"image": {"alt": "Two panels of principal angles with SFT against their index, left and right, for five objectives with grey chance bands; the right bands start much lower"}, "figure": {"caption": "Principal angles with SFT: median over modules, shaded from the first to the third quartile. Grey: 95 % of the matched null, the five bands one over the other.", "name": "fig-angles-with-sft"}}
 sides = {side: lines[lines.side == side] for side in ("left", "right")}
 figures.lines_of_runs(sides, "index", "degrees", "index of the angle", "degrees");
 
 # %%
-drawn = {side: np.degrees(np.concatenate([null.angles[side] for null in nulls])) for side in ("left", "right")}
+drawn = {side: np.degrees(np.concatenate([null.angles[side] for null in nulls]))
+         for side in ("left", "right")}
 real = {side: np.degrees(compared.angles[side]) for side in ("left", "right")}
-picks = {"smallest": lambda values: values[..., 0], "median": lambda values: np.median(values, axis=-1),
-         "largest": lambda values: values[..., -1]}
+picks = {"smallest": lambda values: values[..., 0], "median": lambda values:
+         np.median(values, axis=-1), "largest": lambda values: values[..., -1]}
 rows = []
 for other in others:
     for side in ("left", "right"):
         pair = (slice(None), at["sft"], at[other])
-        middles = {name: (np.median(of(real[side][pair])), np.median(of(drawn[side][pair]))) for name, of in picks.items()}
+        middles = {name: (np.median(of(real[side][pair])),
+                          np.median(of(drawn[side][pair]))) for name,
+                   of in picks.items()}
         rows.append({"SFT with": figures.LABELS[other], "side": side,
-                     **{name: "{:.1f} ({:.1f})".format(*both) for name, both in middles.items()}})
+                     **{name: "{:.1f} ({:.1f})".format(*both) for name,
+                        both in middles.items()}})
 pd.DataFrame(rows).style.hide()
 
 # %% [markdown]
@@ -304,19 +349,38 @@ pd.DataFrame(rows).style.hide()
 def spectrum_of(other, side):
     """Angles of SFT with another method, of the matched null and of uniform subspaces: medians over modules, by index."""
     values = {"measured": real[side], "matched null": drawn[side]}
-    middle = {kind: np.median(found[:, at["sft"], at[other]], axis=0) for kind, found in values.items()}
+    middle = {kind: np.median(found[:, at["sft"], at[other]], axis=0) for kind,
+              found in values.items()}
     middle["uniform subspaces"] = uniform[("left", "right").index(side)]
-    return pd.concat([pd.DataFrame({"run": kind, "index": np.arange(1, k + 1), "degrees": degrees}) for kind, degrees in middle.items()])
+    return pd.concat(
+        [pd.DataFrame({"run": kind, "index": np.arange(1, k + 1), "degrees": degrees})
+         for kind, degrees in middle.items()])
 
 
-spectra = {other: {side: spectrum_of(other, side) for side in ("left", "right")} for other in others}
-told = {other: {side: part.set_index(["run", "index"]).degrees for side, part in sides_.items()} for other, sides_ in spectra.items()}
-pictures = ((f"SFT with {figures.LABELS[other]}", figures.lines_of_runs(spectra[other], "index", "degrees", "index of the angle", "degrees"),
-            f"Principal angles of SFT and {figures.LABELS[other]}, left and right: the smallest are {told[other]['left']['measured', 1]:.0f} and {told[other]['right']['measured', 1]:.0f} degrees, "
-            f"by the matched null {told[other]['left']['matched null', 1]:.0f} and {told[other]['right']['matched null', 1]:.0f}") for other in others)
-rows = [{"SFT with": figures.LABELS[other], "side": side, "index": int(index), **{kind: float(part[kind, index]) for kind in ("measured", "matched null", "uniform subspaces")}}
-        for other in others for side, part in told[other].items() for index in range(1, k + 1)]
-interactive.frames(pictures, "pair", rows, "angles-and-chance", is_ordered=False)
+spectra = {other: {side: spectrum_of(other, side) for side in ("left", "right")}
+           for other in others}
+told = {other: {side: part.set_index(["run", "index"]).degrees for side,
+                part in sides_.items()} for other, sides_ in spectra.items()}
+pictures = ((f"SFT with {figures.LABELS[other]}", figures.lines_of_runs(spectra[other],
+        "index", "degrees", "index of the angle", "degrees"), f"Principal angles of "
+                                                              f"SFT and "
+                                                              f"{figures.LABELS[other]}, "
+                                                              f"left and right: the "
+                                                              f"smallest are "
+                                                              f"{told[other]['left']['measured', 1]:.0f} "
+                                                              f"and "
+                                                              f"{told[other]['right']['measured', 1]:.0f} "
+                                                              f"degrees, by the "
+                                                              f"matched null "
+                                                              f"{told[other]['left']['matched null', 1]:.0f} "
+                                                              f"and "
+                                                              f"{told[other]['right']['matched null', 1]:.0f}")
+            for other in others)
+rows = [{"SFT with": figures.LABELS[other], "side": side, "index": int(index),
+         **{kind: float(part[kind, index]) for kind in ("measured", "matched null",
+        "uniform subspaces")}} for other in others for side, part in told[other].items()
+        for index in range(1, k + 1)]
+explorers.frames(pictures, "pair", rows, "angles-and-chance", is_ordered=False)
 
 # %% [markdown]
 # The table before the explorer gives degrees, median over modules, with the median of the matched null in brackets. In {numref}`fig-angles-with-sft`, a line
@@ -330,9 +394,10 @@ interactive.frames(pictures, "pair", rows, "angles-and-chance", is_ordered=False
 
 # %%
 def strip(side):
-    dots = {name: {other: of(real[side][:, at["sft"], at[other]]) for other in others} for name, of in picks.items()}
-    bands = {name: {other: np.nanquantile(of(drawn[side][:, at["sft"], at[other]]), [0.025, 0.975]) for other in others}
-             for name, of in picks.items()}
+    dots = {name: {other: of(real[side][:, at["sft"], at[other]]) for other in others}
+            for name, of in picks.items()}
+    bands = {name: {other: np.nanquantile(of(drawn[side][:, at["sft"], at[other]]),
+            [0.025, 0.975]) for other in others} for name, of in picks.items()}
     return dots, bands
 
 
@@ -346,13 +411,15 @@ figures.strips(dots, "degrees", bands);
 
 # %%
 def below(other, side):
-    rows = with_sft[(with_sft.run == other) & (with_sft.side == side) & (with_sft["index"] == 1)]
+    rows = with_sft[(with_sft.run == other) & (with_sft.side == side)
+                    & (with_sft["index"] == 1)]
     return f"{int((rows.degrees < rows.chance_low).sum())} of {len(rows)}"
 
 
-Markdown("Modules in which the *smallest* angle with SFT is below its band, left and right: " + "; ".join(
-    f"{figures.LABELS[other]} {below(other, 'left')} and {below(other, 'right')}" for other in others)
-    + ". Chance would put 2.5 % of the modules there.")
+Markdown("Modules in which the *smallest* angle with SFT is below its band, left and "
+         "right: " + "; ".join(f"{figures.LABELS[other]} {below(other, 'left')} and "
+                               f"{below(other, 'right')}" for other in others)
+         + ". Chance would put 2.5 % of the modules there.")
 
 # %% [markdown]
 # Compare {numref}`fig-angles-left` and {numref}`fig-angles-right` for DPO. The left angles are larger than the right ones, and an eye that
@@ -362,21 +429,24 @@ Markdown("Modules in which the *smallest* angle with SFT is below its band, left
 # All pairs, not only those with SFT, by their smallest left angle:
 
 # %%
-nearest = angles[(angles.side == "left") & (angles["index"] == 1)].groupby(["run_a", "run_b"], sort=False)
+nearest = angles[(angles.side == "left") & (angles["index"] == 1)].groupby(["run_a",
+        "run_b"], sort=False)
 nearest = nearest[["degrees", "chance_low", "chance_high"]].median().reset_index()
 
 # %% mystnb={"image": {"alt": "Dot plot of the median smallest left principal angle for all fifteen pairs of objectives, with grey chance bands at large angles"}, "figure": {"caption": "Smallest left angle of each pair, median over modules. Grey: 95 % of the matched null for a single module.", "name": "fig-angles-pairs"}}
 figures.pairs(nearest, "degrees", "smallest left angle, degrees");
 
 # %%
-closest, furthest = (nearest.loc[at_] for at_ in (nearest.degrees.idxmin(), nearest.degrees.idxmax()))
+closest, furthest = (nearest.loc[at_] for at_ in (nearest.degrees.idxmin(),
+        nearest.degrees.idxmax()))
 cosine, sd = geometry.stacked_cosine(compared)
-Markdown(f"In {{numref}}`fig-angles-pairs`, the closest pair is {figures.LABELS[closest.run_a]} and "
-         f"{figures.LABELS[closest.run_b]} with **{closest.degrees:.1f}** degrees, the furthest "
-         f"{figures.LABELS[furthest.run_a]} and {figures.LABELS[furthest.run_b]} with **{furthest.degrees:.1f}**. "
-         f"SFT and DPO, whose stacked cosine is {cosine[0, at['dpo']]:+.3f} (chance ±{1.96 * sd[0, at['dpo']]:.3f}), "
-         "have a "
-         f"smallest left angle below its band in {below('dpo', 'left')} modules.")
+Markdown(f"In {{numref}}`fig-angles-pairs`, the closest pair is "
+         f"{figures.LABELS[closest.run_a]} and {figures.LABELS[closest.run_b]} with "
+         f"**{closest.degrees:.1f}** degrees, the furthest "
+         f"{figures.LABELS[furthest.run_a]} and {figures.LABELS[furthest.run_b]} with "
+         f"**{furthest.degrees:.1f}**. SFT and DPO, whose stacked cosine is "
+         f"{cosine[0, at['dpo']]:+.3f} (chance ±{1.96 * sd[0, at['dpo']]:.3f}), have "
+         f"a smallest left angle below its band in {below('dpo', 'left')} modules.")
 
 # %% [markdown]
 # Angles and cosines ask different questions. To have a small angle, two updates must write into a common direction; to have a cosine, they
@@ -396,10 +466,12 @@ Markdown(f"In {{numref}}`fig-angles-pairs`, the closest pair is {figures.LABELS[
 # long as $A$'s rows are of similar length and nearly perpendicular. The matched null needs no such assumption.
 
 # %% mystnb={"image": {"alt": "Two panels of strips of dots, one for each module: overlap of the first left and of the first right singular vector with SFT's for five objectives, with grey chance bands"}, "figure": {"caption": "Overlap of the first singular vector with SFT's, one dot a module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-first"}}
-null_first = {side: np.concatenate([null.first[side] for null in nulls]) for side in ("left", "right")}
-dots = {side: {other: compared.first[side][:, at["sft"], at[other]] for other in others} for side in ("left", "right")}
-bands = {side: {other: np.nanquantile(null_first[side][:, at["sft"], at[other]], [0.025, 0.975]) for other in others}
-         for side in ("left", "right")}
+null_first = {side: np.concatenate([null.first[side] for null in nulls])
+              for side in ("left", "right")}
+dots = {side: {other: compared.first[side][:, at["sft"], at[other]] for other in others}
+        for side in ("left", "right")}
+bands = {side: {other: np.nanquantile(null_first[side][:, at["sft"], at[other]],
+        [0.025, 0.975]) for other in others} for side in ("left", "right")}
 figures.strips(dots, "overlap of the first vectors", bands);
 
 # %%
@@ -409,9 +481,11 @@ def mean_first(other, side, source):
 
 kinds = [(f"{side}{what}", side, source) for side in ("left", "right")
          for what, source in (("", compared.first), (", matched null", null_first))]
-first = pd.DataFrame([{"SFT with": figures.LABELS[other], **{name: mean_first(other, side, source) for name, side, source in kinds}}
-                      for other in others])
-first["left, formula"], first["right, formula with r"] = geometry.expected_overlap(ours_d), geometry.expected_overlap(study.lora.rank)
+first = pd.DataFrame([{"SFT with": figures.LABELS[other],
+                       **{name: mean_first(other, side, source) for name, side,
+                          source in kinds}} for other in others])
+first["left, formula"], first["right, formula with r"] = expected_overlap(
+    ours_d), expected_overlap(study.lora.rank)
 first.style.format(precision=3).hide()
 
 # %% [markdown]
@@ -420,11 +494,16 @@ first.style.format(precision=3).hide()
 
 # %%
 lead = compared.singular_values[:, :, 0] / compared.singular_values[:, :, 1]
-low = {other: int(np.nanargmin(compared.first["left"][:, at["sft"], at[other]])) for other in others}
-Markdown("Lowest left overlap with SFT, and in that module the smaller of the two runs' $\\sigma_1 / \\sigma_2$: " + "; ".join(
-    f"{figures.LABELS[other]} {compared.first['left'][place, at['sft'], at[other]]:.2f} at "
-    f"{min(lead[place, at['sft']], lead[place, at[other]]):.2f}" for other, place in low.items())
-    + f". The median of $\\sigma_1 / \\sigma_2$ over all runs and modules is {np.median(lead):.2f}.")
+low = {other: int(np.nanargmin(compared.first["left"][:, at["sft"], at[other]]))
+       for other in others}
+Markdown("Lowest left overlap with SFT, and in that module the smaller of the two "
+         "runs' $\\sigma_1 / \\sigma_2$: " + "; ".join(f"{figures.LABELS[other]} "
+                                                       f"{compared.first['left'][place, at['sft'], at[other]]:.2f} "
+                                                       f"at "
+                                                       f"{min(lead[place, at['sft']], lead[place, at[other]]):.2f}"
+        for other, place in low.items()) + f". The median of $\\sigma_1 / \\sigma_2$ "
+                                           f"over all runs and modules is "
+                                           f"{np.median(lead):.2f}.")
 
 # %% [markdown]
 # Where the ratio is close to 1, a low overlap says little, which is a reason to prefer angles between subspaces. The mean over modules is
@@ -436,19 +515,26 @@ Markdown("Lowest left overlap with SFT, and in that module the smaller of the tw
 # {eq}`eq-angles-overlap` within the 32 dimensions of a shared $A$, taken as unmoved. The last two columns are controls: the same number at every seed, and that of SFT with SFT trained from another seed.
 
 # %%
-pooled = np.degrees(np.concatenate([geometry.random_angles(d, 10) for d in (4096, 1024, 1024, 2560)]))
+pooled = np.degrees(
+    np.concatenate([random_angles(d, 10) for d in (4096, 1024, 1024, 2560)]))
 theirs = {"smallest": np.median(pooled[:, 0]), "largest": np.median(pooled[:, -1]),
-          "left": np.mean([geometry.expected_overlap(d) for d in (4096, 1024, 1024, 2560)]), "right": geometry.expected_overlap(32)}
-paper = {"smallest": {"rft": "6.7", "rift": "8.2", "offline-grpo": "18.5", "dft": "26.7", "dpo": "54.6"},
-         "largest": {"rft": "36", "rift": "40", "offline-grpo": "76", "dft": "85", "dpo": "90"},
-         "left": {"rft": "0.97 to 0.98", "rift": "0.97 to 0.98", "offline-grpo": "0.78 to 0.80", "dft": "0.64 to 0.67", "dpo": "0.11"},
-         "right": {"rft": "0.99 to 1.00", "rift": "0.99 to 1.00", "dft": "0.94", "dpo": "0.66 to 0.70"}}
+          "left": np.mean([expected_overlap(d) for d in (4096, 1024, 1024, 2560)]),
+          "right": expected_overlap(32)}
+paper = {"smallest": {"rft": "6.7", "rift": "8.2", "offline-grpo": "18.5",
+                      "dft": "26.7", "dpo": "54.6"},
+         "largest": {"rft": "36", "rift": "40", "offline-grpo": "76", "dft": "85",
+                     "dpo": "90"}, "left": {"rft": "0.97 to 0.98",
+        "rift": "0.97 to 0.98", "offline-grpo": "0.78 to 0.80", "dft": "0.64 to 0.67",
+        "dpo": "0.11"}, "right": {"rft": "0.99 to 1.00", "rift": "0.99 to 1.00",
+                                  "dft": "0.94", "dpo": "0.66 to 0.70"}}
 
 # %%
 replicas = store.read_table(profile, "replicas")
-names = {"smallest": "smallest angle left", "largest": "largest angle left", "left": "first vector left", "right": "first vector right"}
-controlled = {quantity: controls.beside(replicas, name, [("sft", other) for other in others], "{:.1f}" if quantity in picks else "{:.2f}").set_index("run_b")
-              for quantity, name in names.items()}
+names = {"smallest": "smallest angle left", "largest": "largest angle left",
+         "left": "first vector left", "right": "first vector right"}
+controlled = {quantity: replication.side_by_side(replicas, name,
+        [("sft", other) for other in others], "{:.1f}" if quantity in picks
+        else "{:.2f}").set_index("run_b") for quantity, name in names.items()}
 
 # %%
 lines = []
@@ -456,28 +542,38 @@ for quantity, printed_for in paper.items():
     for other, printed in printed_for.items():
         if quantity in picks:
             label, form = f"{quantity} left angle, degrees", "{:.1f}"
-            values = [np.median(picks[quantity](angle["left"][:, at["sft"], at[other]])) for angle in (real, drawn)]
+            values = [np.median(picks[quantity](angle["left"][:, at["sft"], at[other]]))
+                      for angle in (real, drawn)]
         else:
             label, form = f"first {quantity} vector", "{:.2f}"
-            values = [mean_first(other, quantity, source) for source in (compared.first, null_first)]
-        printed_values = [printed, *(form.format(value) for value in (theirs[quantity], *values)), *controlled[quantity].loc[other].drop("run_a")]
+            values = [mean_first(other, quantity, source) for source in (compared.first,
+                    null_first)]
+        printed_values = [printed,
+                          *(form.format(value) for value in (theirs[quantity],
+                *values)), *controlled[quantity].loc[other].drop("run_a")]
         lines.append([label, figures.LABELS[other], *printed_values])
-pd.DataFrame(lines, columns=["quantity", "SFT with", "paper", "paper's chance level", "ours", "our chance level", "over seeds",
+pd.DataFrame(lines, columns=["quantity", "SFT with", "paper", "paper's chance level",
+                             "ours", "our chance level", "over seeds",
                              "SFT, another seed"]).style.hide()
 
 # %%
-order_ours = pd.Series({other: np.median(real["left"][:, at["sft"], at[other], 0]) for other in others})
+order_ours = pd.Series({other: np.median(real["left"][:, at["sft"], at[other], 0])
+                        for other in others})
 order_paper = pd.Series(paper["smallest"]).astype(float)[list(others)]
-agreement, low, high = statistics.rank_correlation(order_ours[list(others)], order_paper)
-gap = {other: 1 - order_ours[other] / np.median(drawn["left"][:, at["sft"], at[other], 0]) for other in ("dpo", "rift")}
-Markdown("Ordered by the smallest left angle with SFT, from near to far: "
-         f"{', '.join(figures.LABELS[other] for other in order_ours.sort_values().index)}; the paper has RFT, RIFT, "
-         "Offline GRPO, DFT, DPO "
-         f"(rank correlation **{agreement:.2f}**; five methods in a random order, {low:+.2f} to {high:+.2f} in 95 % of the cases). DPO's smallest angle is {gap['dpo']:.0%} below its chance level "
-         f"here and {1 - 54.6 / theirs['smallest']:.0%} in the paper. On the right, DPO's first vector has "
-         f"{mean_first('dpo', 'right', compared.first):.2f} where chance gives "
-         f"{mean_first('dpo', 'right', null_first):.2f}; in the paper 0.66 to 0.70 stands against about "
-         f"{theirs['right']:.2f}.")
+agreement, low, high = statistics.rank_correlation(order_ours[list(others)],
+    order_paper)
+gap = {other: 1 - order_ours[other] / np.median(drawn["left"][:, at["sft"], at[other],
+        0]) for other in ("dpo", "rift")}
+Markdown(f"Ordered by the smallest left angle with SFT, from near to far: "
+         f"{', '.join(figures.LABELS[other] for other in order_ours.sort_values().index)}; "
+         f"the paper has RFT, RIFT, Offline GRPO, DFT, DPO (rank correlation "
+         f"**{agreement:.2f}**; five methods in a random order, {low:+.2f} to "
+         f"{high:+.2f} in 95 % of the cases). DPO's smallest angle is "
+         f"{gap['dpo']:.0%} below its chance level here and "
+         f"{1 - 54.6 / theirs['smallest']:.0%} in the paper. On the right, DPO's "
+         f"first vector has {mean_first('dpo', 'right', compared.first):.2f} where "
+         f"chance gives {mean_first('dpo', 'right', null_first):.2f}; in the paper "
+         f"0.66 to 0.70 stands against about {theirs['right']:.2f}.")
 
 # %% [markdown]
 # The last column is the measure for "the same direction". Where another method at the same seed is closer to SFT than SFT's own replicas are, what runs of one seed share, the initial adapter and the order of the prompts, is part of the likeness, and on the right side a larger
@@ -488,25 +584,48 @@ Markdown("Ordered by the smallest left angle with SFT, from near to far: "
 #
 # ## On a pretrained model
 #
-# The smallest angles once more, for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](24_pretrained.ipynb)): each of its modules has more outputs than ours, so its bands on the left lie nearer to 90 degrees; those on the right are set by the rank of the adapter, which is the same.
+# The smallest angles once more, for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](22_pretrained.ipynb)): each of its modules has more outputs than ours, so its bands on the left lie nearer to 90 degrees; those on the right are set by the rank of the adapter, which is the same.
 
 # %%
 second = profiles.load(pretrained)
-adapters_second = updates.of_study(pretrained, second.main_runs)
-smallest_second = {"ours": geometry.compare(adapters_second).angles, "by chance": {side: np.concatenate([null.angles[side] for null in geometry.compare_by_chance(adapters_second, 4)]) for side in ("left", "right")}}
-smallest_second = {what: {side: np.degrees(values) for side, values in found.items()} for what, found in smallest_second.items()}
+adapters_second = trainer.updates_of_study(pretrained, second.main_runs)
+smallest_second = {"ours": geometry.compare(adapters_second).angles,
+                   "by chance":
+                   {side:
+                    np.concatenate(
+                        [null.angles[side]
+                         for null in compare_by_chance(adapters_second, 4)])
+                    for side in ("left", "right")}}
+smallest_second = {what: {side: np.degrees(values) for side, values in found.items()}
+                   for what, found in smallest_second.items()}
 
 # %% mystnb={"image": {"alt": "Two panels of strips of dots, one for each of 120 modules: smallest left and smallest right angle with SFT for five objectives in the pretrained model, with grey chance bands"}, "figure": {"caption": "Smallest left and right angles with SFT in the pretrained model, one dot a module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-pretrained"}}
-dots = {side: {other: smallest_second["ours"][side][:, at["sft"], at[other], 0] for other in others} for side in ("left", "right")}
-bands = {side: {other: np.quantile(smallest_second["by chance"][side][:, at["sft"], at[other], 0], [0.025, 0.975]) for other in others} for side in ("left", "right")}
+dots = {side: {other: smallest_second["ours"][side][:, at["sft"], at[other], 0]
+               for other in others} for side in ("left", "right")}
+bands = {side: {other: np.quantile(smallest_second["by chance"][side][:, at["sft"],
+        at[other], 0], [0.025, 0.975]) for other in others} for side in ("left",
+        "right")}
 figures.strips(dots, "smallest angle with SFT, degrees", bands);
 
 # %%
-under = {side: {other: int((values < bands[side][other][0]).sum()) for other, values in groups.items()} for side, groups in dots.items()}
-order_second = pd.Series({other: np.median(values) for other, values in dots["left"].items()})
-Markdown(f"Below the bands of {{numref}}`fig-angles-pretrained`, left and right, of {len(dots['left']['dpo'])} modules: " + "; ".join(f"{figures.LABELS[other]} {under['left'][other]} and {under['right'][other]}" for other in others)
-         + f". By the smallest left angle its order, from near to far, is {', '.join(figures.LABELS[other] for other in order_second.sort_values().index)}; the rank correlation with ours is **{statistics.rank_correlation(order_second[list(others)], order_ours[list(others)])[0]:+.2f}**, "
-         f"with the paper's {statistics.rank_correlation(order_second[list(others)], order_paper)[0]:+.2f}, with the same chance level. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+under = {side: {other: int((values < bands[side][other][0]).sum()) for other,
+                values in groups.items()} for side, groups in dots.items()}
+order_second = pd.Series({other: np.median(values) for other,
+                          values in dots["left"].items()})
+Markdown(f"Below the bands of {{numref}}`fig-angles-pretrained`, left and right, of "
+         f"{len(dots['left']['dpo'])} modules: " + "; ".join(f"{figures.LABELS[other]} "
+                                                             f"{under['left'][other]} "
+                                                             f"and "
+                                                             f"{under['right'][other]}"
+        for other in others) + f". By the smallest left angle its order, from near to "
+                               f"far, is "
+                               f"{', '.join(figures.LABELS[other] for other in order_second.sort_values().index)}; "
+                               f"the rank correlation with ours is "
+                               f"**{statistics.rank_correlation(order_second[list(others)], order_ours[list(others)])[0]:+.2f}**, "
+                               f"with the paper's "
+                               f"{statistics.rank_correlation(order_second[list(others)], order_paper)[0]:+.2f}, "
+                               f"with the same chance level. "
+                               f"{store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
 
 # %% [markdown]
 # ## Try it

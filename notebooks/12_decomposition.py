@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [adapters, 10_norms]
 # ---
 
 # %% [markdown]
@@ -31,11 +32,18 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import controls, figures, geometry, paper, profiles, store, training, updates
+from adapter_geometry import geometry
+from adapter_geometry.adapters import load_update
+from adapter_geometry.chance import compare_by_chance
+from helpers import profiles, store
+from helpers.analysis import paper, replication
+from helpers.book import figures
+from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: updates.load_update(training.train(study, run) / "adapter") for name, run in runs.items()}
+adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
+            run in runs.items()}
 compared = geometry.compare(adapters)
 figures.use_style()
 
@@ -56,7 +64,8 @@ figures.use_style()
 
 # %%
 module = compared.modules.module[0]
-R, update = (part.scale * (part.B.double() @ part.A.double()).numpy() for part in (adapters[run][module] for run in ("sft", "offline-grpo")))
+R, update = (part.scale * (part.B.double() @ part.A.double()).numpy()
+             for part in (adapters[run][module] for run in ("sft", "offline-grpo")))
 norm = np.linalg.norm
 coefficient = (update * R).sum() / (R * R).sum()
 parallel = coefficient * R
@@ -65,8 +74,10 @@ rest = update - parallel
 # %%
 assert abs((rest * R).sum()) < 1e-9 * norm(update) * norm(R)
 assert np.isclose(norm(parallel) ** 2 + norm(rest) ** 2, norm(update) ** 2)
-Markdown(f"In `{module}` the update of Offline GRPO has the norm {norm(update):.4f}. Its part along SFT is {coefficient:.3f} times SFT's update and has the norm "
-         f"{norm(parallel):.4f}; the rest has the norm {norm(rest):.4f}, which is **{norm(rest) / norm(update):.3f}** of the whole.")
+Markdown(f"In `{module}` the update of Offline GRPO has the norm {norm(update):.4f}. "
+         f"Its part along SFT is {coefficient:.3f} times SFT's update and has the "
+         f"norm {norm(parallel):.4f}; the rest has the norm {norm(rest):.4f}, which "
+         f"is **{norm(rest) / norm(update):.3f}** of the whole.")
 
 # %% [markdown]
 # ## The same number in another unit
@@ -88,8 +99,10 @@ Markdown(f"In `{module}` the update of Offline GRPO has the norm {norm(update):.
 # %%
 cosine = (update * R).sum() / (norm(update) * norm(R))
 assert np.isclose(norm(rest) / norm(update), np.sqrt(1 - cosine ** 2))
-Markdown(f"In the module above the cosine is {cosine:.4f}, and $\\sqrt{{1 - {cosine:.4f}^2}}$ = **{np.sqrt(1 - cosine ** 2):.4f}**: the number found by cutting the "
-         f"matrix, {norm(rest) / norm(update):.4f}, without cutting anything.")
+Markdown(f"In the module above the cosine is {cosine:.4f}, and $\\sqrt{{1 - "
+         f"{cosine:.4f}^2}}$ = **{np.sqrt(1 - cosine ** 2):.4f}**: the number found "
+         f"by cutting the matrix, {norm(rest) / norm(update):.4f}, without cutting "
+         f"anything.")
 
 # %% [markdown]
 # The paper reports both numbers as separate findings: a cosine of about .74 between Offline GRPO and the SFT cluster, and an orthogonal part of .67 of
@@ -97,14 +110,19 @@ Markdown(f"In the module above the cosine is {cosine:.4f}, and $\\sqrt{{1 - {cos
 # paper's cosines with SFT go through the equation (for DPO, the middle of the range that it gives for the whole cluster).
 
 # %%
-with_sft = pd.Series({b: value for (a, b), value in paper.COSINES.items() if a == "sft"})
-implied = pd.DataFrame({"run": with_sft.index, "cosine": with_sft.values, "by_norm": np.sqrt(1 - with_sft.values ** 2), "by_energy": 1 - with_sft.values ** 2})
+with_sft = pd.Series({b: value for (a, b), value in paper.COSINES.items()
+                      if a == "sft"})
+implied = pd.DataFrame({"run": with_sft.index, "cosine": with_sft.values,
+                        "by_norm": np.sqrt(1 - with_sft.values ** 2),
+                        "by_energy": 1 - with_sft.values ** 2})
 figures.table(implied)
 
 # %%
 at = implied.set_index("run")
-Markdown(f"A cosine of .74 gives **{at.by_norm['offline-grpo']:.3f}** by norm and **{at.by_energy['offline-grpo']:.0%}** by energy. Even RFT, with a cosine of .977, is "
-         f"{at.by_norm['rft']:.0%} orthogonal by norm, and {at.by_energy['rft']:.1%} by energy.")
+Markdown(f"A cosine of .74 gives **{at.by_norm['offline-grpo']:.3f}** by norm and "
+         f"**{at.by_energy['offline-grpo']:.0%}** by energy. Even RFT, with a cosine "
+         f"of .977, is {at.by_norm['rft']:.0%} orthogonal by norm, and "
+         f"{at.by_energy['rft']:.1%} by energy.")
 
 # %% [markdown]
 # Which unit should one use? Energies add up: parallel plus orthogonal is one. Norms do not: the parallel part of Offline GRPO is .74 of its norm and the
@@ -121,25 +139,34 @@ Markdown(f"A cosine of .74 gives **{at.by_norm['offline-grpo']:.3f}** by norm an
 # %%
 def against(cosines, reference):
     """Cosines with one reference, with the orthogonal part by both measures and the lower end of its chance band by norm."""
-    first, second = cosines[cosines.run_a == reference], cosines[cosines.run_b == reference]
-    rows = pd.concat([first.rename(columns={"run_b": "run"}), second.rename(columns={"run_a": "run"})])
+    first, second = cosines[cosines.run_a == reference], cosines[cosines.run_b
+        == reference]
+    rows = pd.concat([first.rename(columns={"run_b": "run"}),
+                      second.rename(columns={"run_a": "run"})])
     low = np.sqrt(1 - rows.chance_high ** 2)
     return rows[["scope", "layer", "projection", "run", "cosine"]].assign(
-        by_norm=np.sqrt(1 - rows.cosine ** 2), by_energy=1 - rows.cosine ** 2, chance_low=low, chance_high=1.0).reset_index(drop=True)
+        by_norm=np.sqrt(1 - rows.cosine ** 2), by_energy=1 - rows.cosine ** 2,
+        chance_low=low, chance_high=1.0).reset_index(drop=True)
 
 
 parts = against(geometry.cosine_table(compared), "sft")
-overall = parts[parts.scope == "global"].drop(columns=["scope", "layer", "projection", "chance_high"])
+overall = parts[parts.scope == "global"].drop(columns=["scope", "layer", "projection",
+        "chance_high"])
 overall.style.format(precision=4).hide(axis="index")
 
 # %%
 table = store.write_table(profile, "orthogonal", geometry.orthogonal_table(compared))
-stored = table[(table.reference == "sft") & (table.scope == "global")].set_index("run").by_norm
+stored = table[(table.reference == "sft") & (table.scope == "global")].set_index(
+    "run").by_norm
 assert np.allclose(stored[overall.run], overall.by_norm)
 inside = overall[overall.by_norm >= overall.chance_low].run.map(figures.LABELS).tolist()
-Markdown(f"Offline GRPO is orthogonal to SFT by **{stored['offline-grpo']:.3f}** of its norm, {stored['offline-grpo'] ** 2:.0%} of its energy. An unrelated update of the same spectrum "
-         f"would be at or above {overall.set_index('run').chance_low['offline-grpo']:.4f} in 95 cases of a hundred. "
-         + (f"Within that band of their own: {', '.join(inside)}." if inside else "None of the five methods is within that band of its own."))
+Markdown(f"Offline GRPO is orthogonal to SFT by **{stored['offline-grpo']:.3f}** of "
+         f"its norm, {stored['offline-grpo'] ** 2:.0%} of its energy. An unrelated "
+         f"update of the same spectrum would be at or above "
+         f"{overall.set_index('run').chance_low['offline-grpo']:.4f} in 95 cases of a "
+         f"hundred. " + (f"Within that band of their own: {', '.join(inside)}."
+                         if inside else "None of the five methods is within that band "
+                                        "of its own."))
 
 # %% [markdown]
 # The base has no row: its update is zero, and a share of zero is not defined. All other rows are read against the band, not against
@@ -151,9 +178,12 @@ Markdown(f"Offline GRPO is orthogonal to SFT by **{stored['offline-grpo']:.3f}**
 # %% mystnb={"image": {"alt": "A quarter circle and a parabola of the orthogonal part against the cosine, with a marker on both curves for each method and open diamonds for the paper's values"}, "figure": {"caption": "Orthogonal part of an update against its cosine with SFT, by norm (solid) and by energy (dashed), the two forms of {eq}`eq-decomposition-fractions`. Filled markers: our runs; open diamonds: the paper's values in the same colours.", "name": "fig-decomposition-curves"}}
 grid = np.linspace(0, 1, 200)
 curves = {"by norm": (grid, np.sqrt(1 - grid ** 2)), "by energy": (grid, 1 - grid ** 2)}
-points = {row.run: (abs(row.cosine), (row.by_norm, row.by_energy)) for row in overall.itertuples()}
-theirs = {row.run: (row.cosine, (row.by_norm, row.by_energy)) for row in implied.itertuples()}
-figures.curves_with_runs(curves, points, theirs, "absolute cosine with SFT", "orthogonal part of the update");
+points = {row.run: (abs(row.cosine), (row.by_norm, row.by_energy))
+          for row in overall.itertuples()}
+theirs = {row.run: (row.cosine, (row.by_norm, row.by_energy))
+          for row in implied.itertuples()}
+figures.curves_with_runs(curves, points, theirs, "absolute cosine with SFT",
+                         "orthogonal part of the update");
 
 # %% [markdown]
 # All markers of {numref}`fig-decomposition-curves` lie on the curves, ours and the paper's, because they cannot lie anywhere else. What can differ
@@ -163,16 +193,23 @@ figures.curves_with_runs(curves, points, theirs, "absolute cosine with SFT", "or
 # The coefficient $c$ is not: by {eq}`eq-decomposition-split` it is the cosine times the ratio of the two norms.
 
 # %% mystnb={"image": {"alt": "Symmetric matrix of the orthogonal part by norm between the six objectives, zero on the diagonal"}, "figure": {"caption": "Orthogonal part, by norm, of the row's update against the column's, all modules stacked.", "name": "fig-decomposition-matrix"}}
-every = table[table.scope == "global"].pivot(index="run", columns="reference", values="by_norm").loc[list(runs), list(runs)]
-figures.matrix(every.fillna(0).to_numpy(), list(runs), "orthogonal part, by norm", 0, 1);
+every = table[table.scope == "global"].pivot(index="run", columns="reference",
+    values="by_norm").loc[list(runs), list(runs)]
+figures.matrix(every.fillna(0).to_numpy(), list(runs), "orthogonal part, by norm", 0,
+               1);
 
 # %%
 cosines, sd = geometry.stacked_cosine(compared)
 norms = np.sqrt(np.einsum("mii->i", compared.inner))
-coefficients = pd.DataFrame(cosines * norms[:, None] / norms[None, :], index=list(runs), columns=list(runs))
+coefficients = pd.DataFrame(cosines * norms[:, None] / norms[None, :], index=list(runs),
+                            columns=list(runs))
 lowest = every.where(~np.eye(len(runs), dtype=bool)).stack().idxmin()
-Markdown(f"The two closest in {{numref}}`fig-decomposition-matrix` are {figures.LABELS[lowest[0]]} and {figures.LABELS[lowest[1]]}, with {every.loc[lowest]:.3f}. For SFT and DPO the "
-         f"fraction is {every.loc['sft', 'dpo']:.4f} either way, but $c$ is {coefficients.loc['dpo', 'sft']:+.4f} for DPO along SFT and {coefficients.loc['sft', 'dpo']:+.3f} for SFT along DPO.")
+Markdown(f"The two closest in {{numref}}`fig-decomposition-matrix` are "
+         f"{figures.LABELS[lowest[0]]} and {figures.LABELS[lowest[1]]}, with "
+         f"{every.loc[lowest]:.3f}. For SFT and DPO the fraction is "
+         f"{every.loc['sft', 'dpo']:.4f} either way, but $c$ is "
+         f"{coefficients.loc['dpo', 'sft']:+.4f} for DPO along SFT and "
+         f"{coefficients.loc['sft', 'dpo']:+.3f} for SFT along DPO.")
 
 # %% [markdown]
 # ## Layers and modules are other questions
@@ -195,20 +232,27 @@ place = compared.runs.index("sft")
 squares, own = compared.inner[:, place, place], np.einsum("mii->mi", compared.inner)
 by_module = compared.inner[:, place] / squares[:, None]
 single = squares @ by_module / squares.sum()
-energies = pd.DataFrame({"run": list(runs), "one coefficient": 1 - single ** 2 * squares.sum() / own.sum(0),
+energies = pd.DataFrame({"run": list(runs), "one coefficient": 1 - single ** 2
+                         * squares.sum() / own.sum(0),
                          "one a module": 1 - squares @ by_module ** 2 / own.sum(0),
-                         "spread of coefficients": squares @ (by_module - single) ** 2 / own.sum(0)}).set_index("run").drop(index="sft")
+                         "spread of coefficients": squares @ (by_module - single) ** 2
+                         / own.sum(0)}).set_index("run").drop(index="sft")
 
 # %%
-assert np.allclose(energies["one coefficient"] - energies["one a module"], energies["spread of coefficients"])
+assert np.allclose(energies["one coefficient"] - energies["one a module"],
+                   energies["spread of coefficients"])
 assert np.allclose(energies["one coefficient"], stored[energies.index] ** 2)
 energies.style.format("{:.4f}")
 
 # %%
 widest = energies["spread of coefficients"].idxmax()
-Markdown(f"The orthogonal energy of {figures.LABELS[widest]} is {energies['one coefficient'][widest]:.1%} with one coefficient and **{energies['one a module'][widest]:.1%}** with one a module, "
-         f"the widest gap of the five. Its coefficients run from {by_module[:, list(runs).index(widest)].min():.2f} to {by_module[:, list(runs).index(widest)].max():.2f} "
-         f"around the common {single[list(runs).index(widest)]:.2f}.")
+Markdown(f"The orthogonal energy of {figures.LABELS[widest]} is "
+         f"{energies['one coefficient'][widest]:.1%} with one coefficient and "
+         f"**{energies['one a module'][widest]:.1%}** with one a module, the widest "
+         f"gap of the five. Its coefficients run from "
+         f"{by_module[:, list(runs).index(widest)].min():.2f} to "
+         f"{by_module[:, list(runs).index(widest)].max():.2f} around the common "
+         f"{single[list(runs).index(widest)]:.2f}.")
 
 # %% [markdown]
 # The last column of the table is the right-hand side of {eq}`eq-decomposition-pooled`, computed on its own, and the assertion in the cell checks that it is the difference
@@ -222,14 +266,19 @@ Markdown(f"The orthogonal energy of {figures.LABELS[widest]} is {energies['one c
 # %% mystnb={"image": {"alt": "Two line plots of the orthogonal part against the layer, by norm and by energy, one line for each of five methods, with a chance band at one that is hardly thicker than a line"}, "figure": {"caption": "Orthogonal part of each layer's update against SFT's update of that layer, by norm (left) and by energy (right). Unrelated updates with the same spectra would lie at the upper edge: the grey band that holds 95 % of them is hardly thicker than a line.", "name": "fig-decomposition-layers"}}
 layers = parts[parts.scope == "layer"]
 energy = layers.assign(by_norm=layers.by_energy, chance_low=layers.chance_low ** 2)
-figures.lines_of_runs({"by norm": layers, "by energy": energy}, "layer", "by_norm", "layer", "orthogonal part");
+figures.lines_of_runs({"by norm": layers, "by energy": energy}, "layer", "by_norm",
+                      "layer", "orthogonal part");
 
 # %%
 shape = layers.pivot(index="layer", columns="run", values="by_norm")
 grpo = shape["offline-grpo"]
-outside = layers[layers.by_norm < layers.chance_low].groupby("run").size().reindex(shape.columns, fill_value=0)
-Markdown(f"Offline GRPO runs from {grpo.min():.3f} (layer {grpo.idxmin()}) to {grpo.max():.3f} (layer {grpo.idxmax()}); in the last layer it is {grpo.iloc[-1]:.3f}. "
-         f"Below the chance band are {outside['offline-grpo']} of {len(shape)} layers for Offline GRPO, {outside['dft']} for DFT and {outside['dpo']} for DPO.")
+outside = layers[layers.by_norm < layers.chance_low].groupby("run").size().reindex(
+    shape.columns, fill_value=0)
+Markdown(f"Offline GRPO runs from {grpo.min():.3f} (layer {grpo.idxmin()}) to "
+         f"{grpo.max():.3f} (layer {grpo.idxmax()}); in the last layer it is "
+         f"{grpo.iloc[-1]:.3f}. Below the chance band are {outside['offline-grpo']} "
+         f"of {len(shape)} layers for Offline GRPO, {outside['dft']} for DFT and "
+         f"{outside['dpo']} for DPO.")
 
 # %% [markdown]
 # In the paper Offline GRPO is the less orthogonal to SFT in the middle layers, with .55, and the more so at the end, with .79 to .86 in the last five of 36
@@ -239,14 +288,18 @@ Markdown(f"Offline GRPO runs from {grpo.min():.3f} (layer {grpo.idxmin()}) to {g
 # By projection, with all layers stacked:
 
 # %%
-projections = parts[parts.scope == "projection"].pivot(index="run", columns="projection", values="by_norm").loc[[run for run in runs if run != "sft"]]
+projections = parts[parts.scope == "projection"].pivot(index="run",
+    columns="projection", values="by_norm").loc[[run for run in runs if run != "sft"]]
 chance = parts[parts.scope == "projection"].groupby("projection").chance_low.min()
-pd.concat([projections, chance.to_frame("lowest chance level").T]).style.format("{:.3f}")
+pd.concat([projections, chance.to_frame("lowest chance level").T]).style.format(
+    "{:.3f}")
 
 # %%
 span = projections.max(axis=1) - projections.min(axis=1)
-Markdown(f"The projections of a method differ by at most {span.max():.3f} ({figures.LABELS[span.idxmax()]}). For Offline GRPO the most orthogonal one is `{projections.loc['offline-grpo'].idxmax()}`, "
-         f"the least `{projections.loc['offline-grpo'].idxmin()}`.")
+Markdown(f"The projections of a method differ by at most {span.max():.3f} "
+         f"({figures.LABELS[span.idxmax()]}). For Offline GRPO the most orthogonal "
+         f"one is `{projections.loc['offline-grpo'].idxmax()}`, the least "
+         f"`{projections.loc['offline-grpo'].idxmin()}`.")
 
 # %% [markdown]
 # ## What orthogonal does not mean
@@ -260,8 +313,9 @@ Markdown(f"The projections of a method differ by at most {span.max():.3f} ({figu
 
 # %%
 seeds = np.sqrt(1 - np.array([0.36, 0.07]) ** 2)
-Markdown(f"By {{eq}}`eq-decomposition-fractions` the second seed is orthogonal to the first by **{seeds[0]:.2f} to {seeds[1]:.3f}** of its norm, "
-         "more than Offline GRPO is to SFT with the same seed.")
+Markdown(f"By {{eq}}`eq-decomposition-fractions` the second seed is orthogonal to the "
+         f"first by **{seeds[0]:.2f} to {seeds[1]:.3f}** of its norm, more than "
+         f"Offline GRPO is to SFT with the same seed.")
 
 # %% [markdown]
 # The seed also draws the initial $A$, so two seeds read from different input directions from the first step on. Still nobody would say that the second seed
@@ -287,12 +341,15 @@ Markdown(f"By {{eq}}`eq-decomposition-fractions` the second seed is orthogonal t
 k = compared.angles["left"].shape[-1]
 U, sigma, _ = np.linalg.svd(R)
 ratio = norm(U[:, :k].T @ update) / norm(update)
-assert np.isclose(ratio, compared.alignment[0, list(runs).index("sft"), list(runs).index("offline-grpo")])
+assert np.isclose(ratio, compared.alignment[0, list(runs).index("sft"),
+        list(runs).index("offline-grpo")])
 
 # %%
 d_out, ceiling = len(R), np.sqrt((sigma[:k] ** 2).sum() / (sigma ** 2).sum())
-Markdown(f"In `{module}` the first {k} of {d_out} output directions of SFT hold **{ratio:.3f}** of Offline GRPO's update. Two levels belong to it: "
-         f"{np.sqrt(k / d_out):.3f} by chance, and {ceiling:.3f} for SFT's update itself.")
+Markdown(f"In `{module}` the first {k} of {d_out} output directions of SFT hold "
+         f"**{ratio:.3f}** of Offline GRPO's update. Two levels belong to it: "
+         f"{np.sqrt(k / d_out):.3f} by chance, and {ceiling:.3f} for SFT's update "
+         f"itself.")
 
 # %% [markdown]
 # The *chance level*: if the columns of $\Delta W$ have nothing to do with $U_k$, each has on average the share $k / d_\text{out}$ of its squared length in any
@@ -301,34 +358,46 @@ Markdown(f"In `{module}` the first {k} of {d_out} output directions of SFT hold 
 # first $k$ directions, only by $\sqrt{\sum_{i \le k} \sigma_i^2 / \sum_i \sigma_i^2}$. A method with SFT's own update would stand there.
 
 # %%
-nulls = geometry.compare_by_chance(adapters, 10, k=k)
+nulls = compare_by_chance(adapters, 10, k=k)
 
 
 def bands(reference):
     """{run: (low, high)}: the middle 95 % of the alignment with a reference by chance, over modules and draws."""
     drawn = np.stack([null.alignment[:, list(runs).index(reference)] for null in nulls])
-    return {run: tuple(np.quantile(drawn[:, :, number], [0.025, 0.975])) for number, run in enumerate(runs) if run != reference}
+    return {run: tuple(np.quantile(drawn[:, :, number], [0.025, 0.975])) for number,
+            run in enumerate(runs) if run != reference}
 
 # %% mystnb={"image": {"alt": "Two strip plots with one dot a module: alignment of each method's update with the leading output directions of SFT and of DPO, grey chance bands, and the reference itself at the edge as ceiling"}, "figure": {"caption": "Share of each module's update, by norm, within the first $k$ output directions of the reference, by {eq}`eq-decomposition-alignment`; black bars: medians; grey: 95 % of what chance gives. The reference's own column is its ceiling.", "name": "fig-decomposition-alignment"}}
 panels, chance = {}, {}
 for reference in ("sft", "dpo"):
-    values = dict(zip(runs, compared.alignment[:, list(runs).index(reference)].T, strict=True))
+    values = dict(zip(runs, compared.alignment[:, list(runs).index(reference)].T,
+                      strict=True))
     heading = f"first {k} directions of {figures.LABELS[reference]}"
-    panels[heading], chance[heading] = values, bands(reference) | {reference: (np.nan, np.nan)}
+    panels[heading], chance[heading] = values, bands(reference) | {reference: (np.nan,
+            np.nan)}
 figures.strips(panels, "alignment ratio", chance);
 
 # %%
 alignment = pd.DataFrame(compared.alignment[:, place], columns=list(runs))
-aligned = pd.DataFrame([{"run": run, "orthogonal part": stored[run], "alignment, median": alignment[run].median(), "chance, low": low, "chance, high": high,
-                         "modules above chance": f"{(alignment[run] > high).mean():.0%}"} for run, (low, high) in bands("sft").items()])
+aligned = pd.DataFrame([{"run": run, "orthogonal part": stored[run],
+                         "alignment, median": alignment[run].median(),
+                         "chance, low": low, "chance, high": high,
+                         "modules above chance":
+                         f"{(alignment[run] > high).mean():.0%}"} for run,
+                        (low, high) in bands("sft").items()])
 figures.table(aligned)
 
 # %%
 line = aligned.set_index("run").loc["dpo"]
-verdict = "above" if line["alignment, median"] > line["chance, high"] else "within" if line["alignment, median"] >= line["chance, low"] else "below"
-Markdown(f"SFT itself has a median of {alignment.sft.median():.3f}, the ceiling. DPO's update is orthogonal to SFT's by {line['orthogonal part']:.4f}, yet the median of its alignment is "
-         f"**{line['alignment, median']:.3f}**, {verdict} the band of chance ({line['chance, low']:.3f} to {line['chance, high']:.3f}); {line['modules above chance']} of its modules are above that band, "
-         "where chance would put about 2.5 %.")
+verdict = "above" if line["alignment, median"] > line[
+    "chance, high"] else "within" if line["alignment, median"] >= line[
+        "chance, low"] else "below"
+Markdown(f"SFT itself has a median of {alignment.sft.median():.3f}, the ceiling. DPO's "
+         f"update is orthogonal to SFT's by {line['orthogonal part']:.4f}, yet the "
+         f"median of its alignment is **{line['alignment, median']:.3f}**, {verdict} "
+         f"the band of chance ({line['chance, low']:.3f} to "
+         f"{line['chance, high']:.3f}); {line['modules above chance']} of its modules "
+         f"are above that band, where chance would put about 2.5 %.")
 
 # %% [markdown]
 # Where a method stands above its band in {numref}`fig-decomposition-alignment`, it writes into SFT's directions more than an unrelated update would, even if
@@ -343,27 +412,42 @@ Markdown(f"SFT itself has a median of {alignment.sft.median():.3f}, the ceiling.
 
 # %%
 replicas, depth = store.read_table(profile, "replicas"), compared.modules.layer
-groups = {"whole update": (depth >= 0, ".67"), **{f"{name} layers": (chosen, theirs) for (name, chosen), theirs
-                                                  in zip(controls.thirds(depth).items(), (".55", ".79–.86"), strict=True)}}
-over_seeds = {"whole update": np.sqrt(1 - controls.at_seeds(replicas, "cosine", "sft", "offline-grpo") ** 2),
-              **{f"{name} layers": controls.at_seeds(replicas, f"by norm, {name}", "sft", "offline-grpo") for name in ("middle", "last")}}
-own = {"whole update": np.sqrt(1 - controls.between_seeds(replicas, "cosine", "sft") ** 2),
-       **{f"{name} layers": controls.between_seeds(replicas, f"by norm, {name}", "sft") for name in ("middle", "last")}}
+groups = {"whole update": (depth >= 0, ".67"),
+          **{f"{name} layers": (chosen, theirs) for (name, chosen),
+             theirs in zip(replication.thirds(depth).items(), (".55", ".79–.86"),
+                           strict=True)}}
+over_seeds = {"whole update": np.sqrt(1 - replication.at_seeds(replicas, "cosine",
+        "sft", "offline-grpo") ** 2),
+              **{f"{name} layers": replication.at_seeds(replicas, f"by norm, {name}",
+        "sft", "offline-grpo") for name in ("middle", "last")}}
+own = {"whole update": np.sqrt(1 - replication.between_seeds(replicas, "cosine",
+        "sft") ** 2),
+       **{f"{name} layers": replication.between_seeds(replicas, f"by norm, {name}",
+        "sft") for name in ("middle", "last")}}
 
 # %%
 rows = []
 for name, (chosen, theirs) in groups.items():
-    value, spread = (part[place, list(runs).index("offline-grpo")] for part in geometry.stacked_cosine(compared, np.flatnonzero(chosen)))
-    rows.append({"Offline GRPO against SFT": name, "paper, by norm": theirs, "ours, by norm": np.sqrt(1 - value ** 2), "ours, by energy": 1 - value ** 2,
-                 "ours, cosine": value, "by chance at least": np.sqrt(1 - (1.96 * spread) ** 2),
-                 "over seeds": f"{over_seeds[name].min():.3f} to {over_seeds[name].max():.3f}", "SFT against SFT of another seed": own[name].mean()})
+    value, spread = (part[place, list(runs).index("offline-grpo")]
+                     for part in geometry.stacked_cosine(compared,
+            np.flatnonzero(chosen)))
+    rows.append({"Offline GRPO against SFT": name, "paper, by norm": theirs,
+                 "ours, by norm": np.sqrt(1 - value ** 2),
+                 "ours, by energy": 1 - value ** 2, "ours, cosine": value,
+                 "by chance at least": np.sqrt(1 - (1.96 * spread) ** 2),
+                 "over seeds": f"{over_seeds[name].min():.3f} to "
+                               f"{over_seeds[name].max():.3f}", "SFT against SFT of "
+                                                                "another seed":
+                 own[name].mean()})
 figures.table(pd.DataFrame(rows))
 
 # %%
 whole, middle, late = (row["ours, by norm"] for row in rows)
 order = "more" if late > middle else "less"
-Markdown(f"By norm, Offline GRPO is **{whole:.2f}** orthogonal to SFT here and .67 in the paper. In our last layers it is *{order}* orthogonal than in the middle ones "
-         f"({late:.2f} against {middle:.2f}); in the paper it is more so (.79 to .86 against .55).")
+Markdown(f"By norm, Offline GRPO is **{whole:.2f}** orthogonal to SFT here and .67 in "
+         f"the paper. In our last layers it is *{order}* orthogonal than in the "
+         f"middle ones ({late:.2f} against {middle:.2f}); in the paper it is more so "
+         f"(.79 to .86 against .55).")
 
 # %% [markdown]
 # The last column is the control: two runs of *one* method are orthogonal to each other to this degree. An orthogonal part that is not larger than that is less than another initial adapter and another order of the prompts bring about with no change of loss, so its size alone is no sign of something new. It does come from the loss: at one seed, the same loss would give zero up to rounding.
@@ -373,27 +457,42 @@ Markdown(f"By norm, Offline GRPO is **{whole:.2f}** orthogonal to SFT here and .
 #
 # ## On a pretrained model
 #
-# Both questions for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](24_pretrained.ipynb)): how much of each update is orthogonal to SFT's at each of thirty layers, and how much of it lies in SFT's leading output directions.
+# Both questions for SmolLM2-135M-Instruct, from weights rounded to four bits and adapted to the problems ([how](22_pretrained.ipynb)): how much of each update is orthogonal to SFT's at each of thirty layers, and how much of it lies in SFT's leading output directions.
 
 # %% mystnb={"image": {"alt": "Line plot of the orthogonal part by norm against the layer, thirty layers, for five methods in the pretrained model, with a chance band at one"}, "figure": {"caption": "Orthogonal part with respect to SFT, by norm, of each layer of the pretrained model. Grey: chance.", "name": "fig-decomposition-pretrained"}}
 second = profiles.load(pretrained)
-adapters_second = updates.of_study(pretrained, second.main_runs)
+adapters_second = trainer.updates_of_study(pretrained, second.main_runs)
 compared_second = geometry.compare(adapters_second, k=k)
 parts_second = against(geometry.cosine_table(compared_second), "sft")
-figures.lines_of_runs({"": parts_second[parts_second.scope == "layer"]}, "layer", "by_norm", "layer", "orthogonal part, by norm");
+figures.lines_of_runs({"": parts_second[parts_second.scope == "layer"]}, "layer",
+                      "by_norm", "layer", "orthogonal part, by norm");
 
 # %%
-late_second = {name: controls.at_seeds(store.read_table(pretrained, "replicas"), f"by norm, {name}", "sft", "offline-grpo") for name in ("middle", "last")}
-nulls_second = np.concatenate([null.alignment[:, 0] for null in geometry.compare_by_chance(adapters_second, 3, k=k)])
-aligned_second = pd.DataFrame([{"run": run, "orthogonal part": parts_second[(parts_second.scope == "global") & (parts_second.run == run)].by_norm.item(), "alignment, median": np.median(values),
-                                "chance, high": high, "modules above chance": f"{(values > high).mean():.0%}"}
-                               for place, run in enumerate(second.main_runs) if run != "sft" for values, high in [(compared_second.alignment[:, 0, place], np.quantile(nulls_second[:, place], 0.975))]])
+late_second = {name: replication.at_seeds(store.read_table(pretrained, "replicas"),
+        f"by norm, {name}", "sft", "offline-grpo") for name in ("middle", "last")}
+nulls_second = np.concatenate([null.alignment[:, 0]
+                               for null in compare_by_chance(adapters_second, 3, k=k)])
+aligned_second = pd.DataFrame(
+    [{"run": run, "orthogonal part": parts_second[(parts_second.scope == "global")
+        & (parts_second.run == run)].by_norm.item(),
+      "alignment, median": np.median(values), "chance, high": high,
+      "modules above chance": f"{(values > high).mean():.0%}"} for place,
+     run in enumerate(second.main_runs) if run != "sft" for values,
+     high in [(compared_second.alignment[:, 0, place],
+               np.quantile(nulls_second[:, place], 0.975))]])
 figures.table(aligned_second)
 
 # %%
 above = aligned_second.set_index("run")["modules above chance"]
-Markdown(f"In the pretrained model Offline GRPO is orthogonal to SFT by {late_second['middle'].min():.3f} to {late_second['middle'].max():.3f} in the middle layers over its seeds, and by **{late_second['last'].min():.3f} to {late_second['last'].max():.3f}** in the last ones; here by {middle:.3f} and {late:.3f} at the main seed; in the paper by .55 and .79 to .86. "
-         f"Above their bands of chance in the alignment with SFT's first {k} output directions are {above['dpo']} of DPO's modules there, and {line['modules above chance']} here. {store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+Markdown(f"In the pretrained model Offline GRPO is orthogonal to SFT by "
+         f"{late_second['middle'].min():.3f} to {late_second['middle'].max():.3f} in "
+         f"the middle layers over its seeds, and by **{late_second['last'].min():.3f} "
+         f"to {late_second['last'].max():.3f}** in the last ones; here by "
+         f"{middle:.3f} and {late:.3f} at the main seed; in the paper by .55 and .79 "
+         f"to .86. Above their bands of chance in the alignment with SFT's first {k} "
+         f"output directions are {above['dpo']} of DPO's modules there, and "
+         f"{line['modules above chance']} here. "
+         f"{store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
 
 # %% [markdown]
 # In {numref}`fig-decomposition-pretrained` a rise of Offline GRPO's line towards the right end would be the paper's finding; the sentence above puts numbers on it.

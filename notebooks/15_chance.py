@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [adapters, seeds, all methods]
 # ---
 
 # %% [markdown]
@@ -34,7 +35,18 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from helpers import figures, geometry, profiles, representations, store, training, updates
+from adapter_geometry import geometry, representations
+from adapter_geometry.adapters import load_update
+from adapter_geometry.chance import (
+    compare_by_chance,
+    expected_overlap,
+    gaussian_null,
+    permuted,
+    random_angles,
+)
+from helpers import profiles, store
+from helpers.book import figures
+from helpers.training import trainer
 
 study = profiles.load(profile)
 main = list(study.main_runs)
@@ -42,7 +54,7 @@ figures.use_style()
 
 
 def load(name):
-    return updates.load_update(training.train(study, study.runs[name]) / "adapter")
+    return load_update(trainer.train(study, study.runs[name]) / "adapter")
 
 
 adapters = {name: load(name) for name in main}
@@ -101,34 +113,41 @@ r, d_out, d_in = study.lora.rank, modules.d_out.to_numpy(), modules.d_in.to_nump
 
 # %%
 draws = 40
-gaussian = [geometry.compare(geometry.gaussian_null(adapters, seed, keeps_A=False)) for seed in range(draws)]
-gaussian_B = [geometry.compare(geometry.gaussian_null(adapters, seed, keeps_A=True)) for seed in range(draws)]
-matched = geometry.compare_by_chance(adapters, draws)
+gaussian = [geometry.compare(gaussian_null(adapters, seed, keeps_A=False))
+            for seed in range(draws)]
+gaussian_B = [geometry.compare(gaussian_null(adapters, seed, keeps_A=True))
+              for seed in range(draws)]
+matched = compare_by_chance(adapters, draws)
 pair = np.triu_indices(n, 1)
 
 
 def spread(comparisons):
     """Root mean square of the stacked cosine over draws and pairs of runs."""
-    return np.sqrt(np.mean([geometry.stacked_cosine(one)[0][pair] ** 2 for one in comparisons]))
+    return np.sqrt(np.mean([geometry.stacked_cosine(one)[0][pair] ** 2
+                            for one in comparisons]))
 
 
 # %%
 def on_own_A(first, second):
     """sd of the stacked cosine of two runs for standard normal B; all modules have one scale."""
-    A = {m: (first[m].A.double().numpy(), second[m].A.double().numpy(), len(first[m].B)) for m in first}
+    A = {m: (first[m].A.double().numpy(), second[m].A.double().numpy(), len(first[m].B))
+         for m in first}
     variance = sum(d * np.sum((one @ two.T) ** 2) for one, two, d in A.values())
-    squares = [sum(parts[2] * np.sum(parts[side] ** 2) for parts in A.values()) for side in (0, 1)]
+    squares = [sum(parts[2] * np.sum(parts[side] ** 2) for parts in A.values())
+               for side in (0, 1)]
     return np.sqrt(variance / squares[0] / squares[1])
 
 
-kept = np.sqrt(np.mean([on_own_A(adapters[a], adapters[b]) ** 2 for a, b in combinations(main, 2)]))
+kept = np.sqrt(np.mean([on_own_A(adapters[a], adapters[b]) ** 2 for a,
+                        b in combinations(main, 2)]))
 pure, shared = 1 / np.sqrt(np.sum(d_out * d_in)), 1 / np.sqrt(r * np.sum(d_out))
 
 # %%
 pd.DataFrame([{"null": "Gaussian", "closed form": pure, "drawn": spread(gaussian)},
-              {"null": "Gaussian B, one A, equal rows", "closed form": shared, "drawn": np.nan},
-              {"null": "Gaussian B, the trained A's", "closed form": kept, "drawn": spread(gaussian_B)},
-              ]).style.format(precision=5, na_rep="–").hide()
+              {"null": "Gaussian B, one A, equal rows", "closed form": shared,
+               "drawn": np.nan}, {"null": "Gaussian B, the trained A's",
+                                  "closed form": kept, "drawn": spread(gaussian_B)},
+             ]).style.format(precision=5, na_rep="–").hide()
 
 # %% [markdown]
 # The table has standard deviations of the cosine with all modules stacked. For one $A$ the third line can only be
@@ -162,19 +181,22 @@ def by_module(found):
 
 
 matched_sd = np.std([by_module(one) for one in matched], axis=0).mean(0)[pair]
-turned_sd = np.mean([geometry.stacked_cosine(compared, [m])[1][pair] for m in range(len(modules))], 0)
+turned_sd = np.mean([geometry.stacked_cosine(compared, [m])[1][pair]
+                     for m in range(len(modules))], 0)
 names = [f"{figures.LABELS[a]} – {figures.LABELS[b]}" for a, b in combinations(main, 2)]
 ladder = pd.DataFrame({"pair": names, "Gaussian": np.mean(1 / np.sqrt(d_out * d_in)),
-                       "shared A": np.mean(1 / np.sqrt(r * d_out)), "matched": matched_sd,
-                       "outputs turned": turned_sd})
+                       "shared A": np.mean(1 / np.sqrt(r * d_out)),
+                       "matched": matched_sd, "outputs turned": turned_sd})
 ladder.style.format(precision=4).hide()
 
 # %%
 wider = (ladder["outputs turned"] / ladder.matched).to_numpy()
-Markdown("Standard deviation of the cosine of *one module*, mean over modules. Turning outputs gives a band that is "
-         f"**{wider.min():.1f} to {wider.max():.1f}** times as wide as the matched one, most for "
-         f"{names[wider.argmax()]}. The two columns to the left are {{eq}}`eq-chance-gaussian` and the right-hand "
-         "side of {eq}`eq-chance-shared`.")
+Markdown(f"Standard deviation of the cosine of *one module*, mean over modules. "
+         f"Turning outputs gives a band that is **{wider.min():.1f} to "
+         f"{wider.max():.1f}** times as wide as the matched one, most for "
+         f"{names[wider.argmax()]}. The two columns to the left are "
+         f"{{eq}}`eq-chance-gaussian` and the right-hand side of "
+         f"{{eq}}`eq-chance-shared`.")
 
 # %% [markdown]
 # ## Modules permuted
@@ -195,16 +217,21 @@ Markdown("Standard deviation of the cosine of *one module*, mean over modules. T
 
 # %%
 others = study.controls["seeds"].runs
-groups = {name: [name, *(run for run in others if study.runs[run].objective == study.runs[name].objective)]
-          for name in main}
-everything = geometry.compare({run: load(run) for group in groups.values() for run in group})
-place = np.array([[everything.runs.index(run) for run in group] for group in groups.values()])  # (methods, seeds)
+groups = {name: [name, *(run for run in others if study.runs[run].objective
+                         == study.runs[name].objective)] for name in main}
+everything = geometry.compare({run: load(run) for group in groups.values()
+                               for run in group})
+# (methods, seeds)
+place = np.array([[everything.runs.index(run) for run in group]
+                  for group in groups.values()])
 first, second = np.triu_indices(place.shape[1], 1)
 values = 2 * len(first)
-Markdown(f"{place.shape[1]} seeds a method, {len(first)} pairs of seeds: for two methods together, {values} values. "
-         "That is too few for a 95 % band, so the whole range from the lowest to the highest is taken; one more value of "
-         f"the same kind, if independent, would fall outside it with probability {2 / (values + 1):.0%}."
-         f" {store.origin(profile, [study.runs[name] for name in (*main, *others)])}")
+Markdown(f"{place.shape[1]} seeds a method, {len(first)} pairs of seeds: for two "
+         f"methods together, {values} values. That is too few for a 95 % band, so the "
+         f"whole range from the lowest to the highest is taken; one more value of the "
+         f"same kind, if independent, would fall outside it with probability "
+         f"{2 / (values + 1):.0%}. "
+         f"{store.origin(profile, [study.runs[name] for name in (*main, *others)])}")
 
 # %% [markdown]
 # ## Every statistic under every null
@@ -221,7 +248,8 @@ def summary(found):
               "alignment": np.nanmedian(found.alignment, 0)}
     for side in ("left", "right"):
         angles = np.degrees(np.nanmedian(found.angles[side], 0))
-        values |= {f"smallest {side} angle": angles[..., 0], f"largest {side} angle": angles[..., -1]}
+        values |= {f"smallest {side} angle": angles[..., 0], f"largest {side} angle":
+                   angles[..., -1]}
         values[f"first {side} vectors"] = np.nanmean(found.first[side], 0)
     ranks = geometry.effective_rank(found.singular_values).mean(0)
     return values | {"effective rank": np.tile(ranks, (len(ranks), 1))}
@@ -230,20 +258,22 @@ def summary(found):
 # %%
 def displaced(seed):
     """The runs and, after them, the same runs with their modules permuted."""
-    moved = {f"{name}, moved": update for name, update in geometry.permuted(adapters, seed).items()}
+    moved = {f"{name}, moved": update for name,
+             update in permuted(adapters, seed).items()}
     return geometry.compare({**adapters, **moved})
 
 
 def bands_of(comparisons, rows=slice(None), columns=slice(None)):
     """{statistic: (2, runs, runs)}: the middle 95 % over comparisons."""
     found = [summary(one) for one in comparisons]
-    return {statistic: np.nanquantile([one[statistic][rows, columns] for one in found], [0.025, 0.975], axis=0)
-            for statistic in found[0]}
+    return {statistic: np.nanquantile([one[statistic][rows, columns] for one in found],
+                                      [0.025, 0.975], axis=0) for statistic in found[0]}
 
 
 moved = [displaced(seed) for seed in range(draws)]
 _, sd = geometry.stacked_cosine(compared)
-bands = {"Gaussian": bands_of(gaussian), "Gaussian B": bands_of(gaussian_B), "matched": bands_of(matched),
+bands = {"Gaussian": bands_of(gaussian), "Gaussian B": bands_of(gaussian_B),
+         "matched": bands_of(matched),
          "outputs turned": {"cosine": 1.96 * np.array([-sd, sd])},
          "modules permuted": bands_of(moved, slice(n), slice(n, None))}
 
@@ -256,17 +286,21 @@ for statistic, values in summary(everything).items():
     alone = statistic == "effective rank"
     own = values[place, place] if alone else values[place[:, first], place[:, second]]
     low, high = own.min(1), own.max(1)
-    bands["another seed"][statistic] = np.array([np.minimum.outer(low, low), np.maximum.outer(high, high)])
+    bands["another seed"][statistic] = np.array([np.minimum.outer(low, low),
+            np.maximum.outer(high, high)])
 
 # %%
 measured, rows = summary(compared), []
 for statistic, values in measured.items():
-    for i, j in [(i, i) for i in range(n)] if statistic == "effective rank" else combinations(range(n), 2):
+    for i, j in [(i, i)
+                 for i in range(n)] if statistic == "effective rank" else combinations(
+                     range(n), 2):
         for null, band in bands.items():
             if statistic in band:
                 low, high = band[statistic][:, i, j]
-                rows.append({"statistic": statistic, "run_a": main[i], "run_b": main[j], "null": null,
-                             "value": values[i, j], "low": low, "high": high})
+                rows.append({"statistic": statistic, "run_a": main[i], "run_b": main[j],
+                             "null": null, "value": values[i, j], "low": low,
+                             "high": high})
 table = store.write_table(profile, "chance", pd.DataFrame(rows))
 
 # %% [markdown]
@@ -276,10 +310,12 @@ table = store.write_table(profile, "chance", pd.DataFrame(rows))
 def in_full(a, b):
     """Measured value and every band of one pair."""
     rows = table[table.run_a.isin([a, b]) & (table.run_b == b)]
-    shown = rows.assign(band=[f"{row.low:.3g} to {row.high:.3g}" for row in rows.itertuples()])
+    shown = rows.assign(band=[f"{row.low:.3g} to {row.high:.3g}"
+                              for row in rows.itertuples()])
     wide = shown.pivot(index="statistic", columns="null", values="band").fillna("–")
     wide = wide.loc[list(measured), list(bands)]
-    wide.insert(0, "measured", rows.groupby("statistic").value.first().map("{:.3g}".format))
+    wide.insert(0, "measured",
+                rows.groupby("statistic").value.first().map("{:.3g}".format))
     return wide.rename_axis(None, axis=1).reset_index().style.hide()
 
 
@@ -294,7 +330,8 @@ in_full("sft", "dpo")
 # null keeps in addition plays no part in this statistic.
 
 # %% mystnb={"image": {"alt": "Fifteen pairs of objectives with a dot for the cosine on each and six coloured bars: four narrow ones around zero, one for permuted modules, and a distant one for other seeds"}, "figure": {"caption": "Cosine of the updates of each pair, all modules stacked (dot), on 95 % of each null; green: from the least to the most alike two seeds of one of the two methods. The axis is logarithmic beyond .01 on both sides.", "name": "fig-chance-cosine"}}
-figures.null_bands({"": table[table.statistic == "cosine"]}, "cosine of the updates", 0.01);
+figures.null_bands({"": table[table.statistic == "cosine"]}, "cosine of the updates",
+                   0.01);
 
 # %%
 def beats(statistic):
@@ -308,17 +345,23 @@ def beats(statistic):
 of_pairs = [statistic for statistic in measured if statistic != "effective rank"]
 counts = pd.DataFrame({statistic: beats(statistic) for statistic in of_pairs}).T
 counts = counts.astype("Int64").reindex(columns=list(bands))
-counts.rename_axis("pairs more alike than").reset_index().style.format(na_rep="–").hide()
+counts.rename_axis("pairs more alike than").reset_index().style.format(
+    na_rep="–").hide()
 
 # %%
 outside, total = counts.loc["cosine"], n * (n - 1) // 2
-weak, strong = ([low <= value <= high for value, low, high in zip(measured["cosine"][pair], *band[:, *pair], strict=True)]
-                for band in (bands["Gaussian B"]["cosine"], bands["outputs turned"]["cosine"]))
-split = [name for name, *is_inside in zip(names, weak, strong, strict=True) if is_inside == [False, True]]
-Markdown(f"By the cosine, {outside['Gaussian']} of {total} pairs are more alike than pure noise, "
-         f"{outside['outputs turned']} than with outputs turned, {outside['modules permuted']} than with modules "
-         f"permuted, and **{outside['another seed']}** than any two seeds of their methods. Pairs that Gaussian B calls "
-         f"related or opposed and turned outputs call unrelated: {', '.join(split) or 'none'}.")
+weak, strong = ([low <= value <= high for value, low,
+                 high in zip(measured["cosine"][pair], *band[:, *pair], strict=True)]
+                for band in (bands["Gaussian B"]["cosine"],
+                             bands["outputs turned"]["cosine"]))
+split = [name for name, *is_inside in zip(names, weak, strong, strict=True) if is_inside
+         == [False, True]]
+Markdown(f"By the cosine, {outside['Gaussian']} of {total} pairs are more alike than "
+         f"pure noise, {outside['outputs turned']} than with outputs turned, "
+         f"{outside['modules permuted']} than with modules permuted, and "
+         f"**{outside['another seed']}** than any two seeds of their methods. Pairs "
+         f"that Gaussian B calls related or opposed and turned outputs call "
+         f"unrelated: {', '.join(split) or 'none'}.")
 
 # %% [markdown]
 # In {numref}`fig-chance-cosine` and the table of counts, the first five columns ask for little. About one pair in forty would pass each of them by chance, and a pair that passes is *related*. The last column
@@ -329,23 +372,30 @@ Markdown(f"By the cosine, {outside['Gaussian']} of {total} pairs are more alike 
 
 # %% mystnb={"image": {"alt": "Four panels of smallest and largest left and right angles for the five pairs with SFT: dots at measured values on bars of the nulls, the largest left angles of all nulls at about ninety degrees"}, "figure": {"caption": "Principal angles with SFT, median over modules (dot), on 95 % of each null for that median; green: range over seeds of the two methods. Far to the left means alike.", "name": "fig-chance-angles"}}
 with_sft = table[table.run_a == "sft"]
-panels = [f"{size} {side} angle" for side in ("left", "right") for size in ("smallest", "largest")]
-figures.null_bands({name: with_sft[with_sft.statistic == name] for name in panels}, "degrees");
+panels = [f"{size} {side} angle" for side in ("left", "right") for size in ("smallest",
+        "largest")]
+figures.null_bands({name: with_sft[with_sft.statistic == name] for name in panels},
+                   "degrees");
 
 # %%
-middle = with_sft.groupby(["statistic", "null"])[["low", "high"]].median().mean(axis=1).unstack()
+middle = with_sft.groupby(["statistic", "null"])[["low", "high"]].median().mean(
+    axis=1).unstack()
 middle = middle.loc[panels, [null for null in bands if null in middle]]
 middle.insert(0, "measured", with_sft.groupby("statistic").value.median())
-middle.rename_axis(None, axis=1).rename_axis("median over the five pairs").reset_index().style.format(
-    precision=1, na_rep="–").hide()
+middle.rename_axis(None,
+                   axis=1).rename_axis(
+                       "median over the five pairs").reset_index().style.format(
+                           precision=1, na_rep="–").hide()
 
 # %%
 smallest, right = middle.loc["smallest left angle"], middle.loc["smallest right angle"]
-Markdown(f"In degrees, the middle of each band. The smallest left angle is {smallest['matched']:.1f} for the matched null "
-         f"and {smallest['modules permuted']:.1f} for permuted modules: the difference is what a module meets of itself "
-         f"in other layers. The smallest right angle is {right['Gaussian']:.1f} for pure noise and "
-         f"**{right['Gaussian B']:.1f}** as soon as $A$ is kept (matched: {right['matched']:.1f}); for two seeds it is "
-         f"{right['another seed']:.1f}.")
+Markdown(f"In degrees, the middle of each band. The smallest left angle is "
+         f"{smallest['matched']:.1f} for the matched null and "
+         f"{smallest['modules permuted']:.1f} for permuted modules: the difference is "
+         f"what a module meets of itself in other layers. The smallest right angle is "
+         f"{right['Gaussian']:.1f} for pure noise and **{right['Gaussian B']:.1f}** "
+         f"as soon as $A$ is kept (matched: {right['matched']:.1f}); for two seeds it "
+         f"is {right['another seed']:.1f}.")
 
 # %% [markdown]
 # In the two panels on the right of {numref}`fig-chance-angles` the nulls fall into two groups: those that keep each run's own $A$, and those in which the two $A$ had nothing to do with each other at the start (pure noise, permuted modules, another seed).
@@ -362,14 +412,16 @@ Markdown(f"In degrees, the middle of each band. The smallest left angle is {smal
 def elsewhere(projection, side):
     """Smallest angle in degrees of a run's modules with those of another run in other layers."""
     those = modules.projection.to_numpy() == projection
-    return np.degrees(np.median([one.angles[side][those][:, :n, n:][:, *pair, 0] for one in moved]))
+    return np.degrees(np.median([one.angles[side][those][:, :n, n:][:, *pair, 0]
+                                 for one in moved]))
 
 
 rows = []
 for projection, part in modules.groupby("projection", sort=False):
     for side, d in (("left", part.d_out.iloc[0]), ("right", part.d_in.iloc[0])):
-        uniform_angle = np.degrees(np.median(geometry.random_angles(d, k)[:, 0]))
-        rows.append({"projection": projection, "side": side, "modules permuted": elsewhere(projection, side),
+        uniform_angle = np.degrees(np.median(random_angles(d, k)[:, 0]))
+        rows.append({"projection": projection, "side": side,
+                     "modules permuted": elsewhere(projection, side),
                      "uniform": uniform_angle})
 stream = pd.DataFrame(rows)
 stream["gap"] = stream["uniform"] - stream["modules permuted"]
@@ -387,13 +439,15 @@ stream.style.format(precision=1).hide()
 # %%
 sizes = 2 ** np.arange(6, 14)
 ours = int(np.median(d_out))
-marks = {64: "64", ours: f"{ours}\nours", 1024: "1024\nk, v", 2560: "2560\no", 4096: "4096\nq", 8192: "8192"}
+marks = {64: "64", ours: f"{ours}\nours", 1024: "1024\nk, v", 2560: "2560\no",
+         4096: "4096\nq", 8192: "8192"}
 
 
 def uniform(size, which, index):
-    drawn = [np.degrees(geometry.random_angles(int(d), size, 600)[:, index]) for d in sizes]
+    drawn = [np.degrees(random_angles(int(d), size, 600)[:, index]) for d in sizes]
     middle, low, high = np.quantile(drawn, [0.5, 0.025, 0.975], axis=1)
-    return pd.DataFrame({"run": f"{which}, k = {size}", "d": sizes, "degrees": middle, "low": low, "high": high})
+    return pd.DataFrame({"run": f"{which}, k = {size}", "d": sizes, "degrees": middle,
+                         "low": low, "high": high})
 
 
 lines = pd.concat([uniform(size, which, index) for size in (k, 10)
@@ -414,14 +468,14 @@ def line(name, values):
     return pd.DataFrame({"run": name, "d": sizes, "value": values})
 
 
-overlaps = pd.concat([line("first vectors", [geometry.expected_overlap(int(d)) for d in sizes]),
+overlaps = pd.concat([line("first vectors", [expected_overlap(int(d)) for d in sizes]),
                       line(f"cosine, one A, r = {r}", 1 / np.sqrt(r * sizes)),
                       line("cosine, one A, r = 32", 1 / np.sqrt(32 * sizes)),
                       line("cosine, nothing shared", 1 / sizes)])
 
 # %% mystnb={"image": {"alt": "Straight falling lines on logarithmic axes of chance overlap and of the standard deviation of the cosine against the dimension, the line for nothing shared falling twice as steeply"}, "figure": {"caption": "Chance level of one module against its dimension ($d_\\text{out} = d_\\text{in} = d$): mean overlap of first singular vectors, and standard deviation of the cosine by {eq}`eq-chance-gaussian` and {eq}`eq-chance-shared`.", "name": "fig-chance-overlap"}}
-fig = figures.lines_of_runs({"": overlaps}, "d", "value", "dimension d", "mean overlap, or sd of the cosine",
-                            log=True)
+fig = figures.lines_of_runs({"": overlaps}, "d", "value", "dimension d",
+                            "mean overlap, or sd of the cosine", log=True)
 fig.axes[0].set_xticks(list(marks), list(marks.values()), fontsize=8)
 fig.axes[0].minorticks_off()
 
@@ -436,16 +490,19 @@ rng = np.random.default_rng(0)
 def drawn_cosine(d):
     """sd over draws of the cosine of two Gaussian B (d, 32) on one A with perpendicular rows."""
     pairs_of_B = rng.standard_normal((60, 2, d * 32))
-    return np.std(np.prod(pairs_of_B, 1).sum(1) / np.prod(np.linalg.norm(pairs_of_B, axis=2), 1))
+    return np.std(np.prod(pairs_of_B, 1).sum(1)
+                  / np.prod(np.linalg.norm(pairs_of_B, axis=2), 1))
 
 
 rows = []
 for d in (1024, 2560, 4096):
-    angles, vectors = np.degrees(geometry.random_angles(d, 10)), rng.standard_normal((2000, d))
+    angles, vectors = np.degrees(random_angles(d, 10)), rng.standard_normal((2000, d))
     overlap = np.mean(np.abs(vectors[:, 0]) / np.linalg.norm(vectors, axis=1))
-    rows.append({"d_out": d, "smallest angle": angles[:, 0].mean(), "largest angle": angles[:, -1].mean(),
+    rows.append({"d_out": d, "smallest angle": angles[:, 0].mean(),
+                 "largest angle": angles[:, -1].mean(),
                  "overlap, √(2/πd)": np.sqrt(2 / np.pi / d), "overlap, drawn": overlap,
-                 "sd of the cosine, 1/√(r d)": 1 / np.sqrt(32 * d), "sd, drawn": drawn_cosine(d)})
+                 "sd of the cosine, 1/√(r d)": 1 / np.sqrt(32 * d),
+                 "sd, drawn": drawn_cosine(d)})
 qwen = pd.DataFrame(rows).set_index("d_out")
 degrees = dict.fromkeys(["smallest angle", "largest angle"], "{:.1f}")
 qwen.reset_index().style.format(degrees, precision=4).hide()
@@ -454,9 +511,11 @@ qwen.reset_index().style.format(degrees, precision=4).hide()
 assert np.allclose(qwen["smallest angle"], [79.9, 83.6, 85.0], atol=0.3)
 assert qwen["largest angle"].between(89.5, 89.9).all()
 outputs, inputs = np.array([4096, 1024, 1024, 2560]), np.array([2560, 2560, 2560, 4096])
-all_shared, all_free = 1 / np.sqrt(36 * 32 * outputs.sum()), 1 / np.sqrt(36 * (outputs * inputs).sum())
-Markdown("All 144 modules stacked, the standard deviation of the cosine by chance is "
-         f"**{all_shared:.5f}** with a shared $A$ and {all_free:.6f} with nothing shared.")
+all_shared, all_free = 1 / np.sqrt(36 * 32 * outputs.sum()), 1 / np.sqrt(36
+    * (outputs * inputs).sum())
+Markdown(f"All 144 modules stacked, the standard deviation of the cosine by chance is "
+         f"**{all_shared:.5f}** with a shared $A$ and {all_free:.6f} with nothing "
+         f"shared.")
 
 # %% [markdown]
 # ## Representations, barriers, ranks
@@ -480,16 +539,19 @@ for texts in (100, 1000):
     X, Y = rng.standard_normal((2, texts, 2560))
     rows.append({"n": texts, "d": 2560, "plain, d/(d+n)": 2560 / (2560 + texts),
                  "plain, drawn": representations.cka(X, Y, debiased=False),
-                 "debiased": 0.0, "its standard deviation": np.sqrt(2 / texts / (texts - 1))})
+                 "debiased": 0.0, "its standard deviation":
+                 np.sqrt(2 / texts / (texts - 1))})
 kernels = pd.DataFrame(rows)
-debiased = np.array([representations.cka(*rng.standard_normal((2, 100, 2560))) for _ in range(5)])
+debiased = np.array([representations.cka(*rng.standard_normal((2, 100, 2560)))
+                     for _ in range(5)])
 kernels.style.format(precision=3).hide()
 
 # %%
 assert np.allclose(kernels["plain, drawn"], [0.963, 0.718], atol=0.003)
-Markdown(f"A plain CKA of **{kernels['plain, drawn'][0]:.2f}** at a hundred texts, as many as the paper takes, is "
-         "noise by {eq}`eq-chance-cka`. Five draws of the debiased form at a hundred texts lie between "
-         f"{debiased.min():+.3f} and {debiased.max():+.3f}.")
+Markdown(f"A plain CKA of **{kernels['plain, drawn'][0]:.2f}** at a hundred texts, as "
+         f"many as the paper takes, is noise by {{eq}}`eq-chance-cka`. Five draws of "
+         f"the debiased form at a hundred texts lie between {debiased.min():+.3f} and "
+         f"{debiased.max():+.3f}.")
 
 # %% [markdown]
 # Real hidden states are far from isotropic, which lowers that level; the [page on representations](14_representations.ipynb) has the debiased form with intervals.
@@ -502,17 +564,21 @@ Markdown(f"A plain CKA of **{kernels['plain, drawn'][0]:.2f}** at a hundred text
 # %%
 rank = table[table.statistic == "effective rank"]
 rank = rank.assign(run=rank.run_a.map(figures.LABELS.get),
-                   band=[f"{row.low:.2f} to {row.high:.2f}" for row in rank.itertuples()])
+                   band=[f"{row.low:.2f} to {row.high:.2f}"
+                         for row in rank.itertuples()])
 ranks = rank.pivot(index=["run", "value"], columns="null", values="band")
-ranks = ranks[["Gaussian", "Gaussian B", "matched", "another seed"]].rename_axis(None, axis=1).reset_index("value")
+ranks = ranks[["Gaussian", "Gaussian B", "matched", "another seed"]].rename_axis(None,
+    axis=1).reset_index("value")
 ranks = ranks.loc[[figures.LABELS[name] for name in main]].reset_index()
 figures.table(ranks.rename(columns={"value": "effective rank"}))
 
 # %%
 low, high = (np.diag(end) for end in bands["another seed"]["effective rank"])
-separate, count = sum(low[i] > high[j] or low[j] > high[i] for i, j in combinations(range(n), 2)), place.shape[1]
-Markdown(f"In **{separate}** of {total} pairs of methods the ranges over seeds do not overlap. With {count} seeds a "
-         f"method this happens by luck in {2 / comb(2 * count, count):.0%} of pairs that do not differ.")
+separate, count = sum(low[i] > high[j] or low[j] > high[i] for i,
+                      j in combinations(range(n), 2)), place.shape[1]
+Markdown(f"In **{separate}** of {total} pairs of methods the ranges over seeds do not "
+         f"overlap. With {count} seeds a method this happens by luck in "
+         f"{2 / comb(2 * count, count):.0%} of pairs that do not differ.")
 
 # %% [markdown]
 # ## What two methods have in common, whatever the seed
@@ -530,7 +596,8 @@ def by_method(values):
     return values[place[:, None, :, None], place[None, :, None, :]]
 
 
-same_seed, other_seed = (by_method(cosine)[:, :, where].mean(-1) for where in (~away, away))
+same_seed, other_seed = (by_method(cosine)[:, :, where].mean(-1) for where in (~away,
+        away))
 
 # %% [markdown]
 # (Cosines of one seed are means over the seeds as well, and so differ a little from those of the main runs.) Cosines of different seeds are low in part because each run is one noisy draw. Let $\Delta W_a^i$ be method $a$ with seed $i$, and $\mathbb{E}\,\Delta W_a$ its mean over
@@ -558,16 +625,19 @@ def of_means(seeds):
 
 seeds = np.arange(place.shape[1])
 expected = of_means(seeds)
-without_one = np.array([of_means(np.array(some)) for some in combinations(seeds, max(2, len(seeds) - 1))])
+without_one = np.array([of_means(np.array(some)) for some in combinations(seeds,
+        max(2, len(seeds) - 1))])
 own = np.maximum(np.diag(other_seed), 1e-9)
-band = 1.96 * np.sqrt((by_method(sd_of_all ** 2)[:, :, away]).mean(-1) / away.sum() / np.outer(own, own))
+band = 1.96 * np.sqrt((by_method(sd_of_all ** 2)[:, :, away]).mean(-1) / away.sum()
+                      / np.outer(own, own))
 
 # %%
-fair = pd.DataFrame([{"pair": name, "same seed": same_seed[i, j], "other seed": other_seed[i, j],
-                      "first with itself": other_seed[i, i], "second with itself": other_seed[j, j],
-                      "of the means": expected[i, j], "chance, ±": band[i, j],
-                      "leaving one seed out": "{:.3f} to {:.3f}".format(*np.sort(without_one[:, i, j])[[0, -1]])}
-                     for name, i, j in zip(names, *pair, strict=True)])
+fair = pd.DataFrame([{"pair": name, "same seed": same_seed[i, j],
+                      "other seed": other_seed[i, j], "first with itself": other_seed[i,
+        i], "second with itself": other_seed[j, j], "of the means": expected[i, j],
+                      "chance, ±": band[i, j], "leaving one seed out":
+                      "{:.3f} to {:.3f}".format(*np.sort(without_one[:, i, j])[
+                          [0, -1]])} for name, i, j in zip(names, *pair, strict=True)])
 figures.table(fair)
 
 # %%
@@ -576,8 +646,9 @@ at = {name: number for number, name in enumerate(main)}
 
 def sentence(a, b):
     i, j = at[a], at[b]
-    return (f"{figures.LABELS[a]} and {figures.LABELS[b]}: **{same_seed[i, j]:.3f}** with one seed, "
-            f"{other_seed[i, j]:.3f} with two; the methods with themselves under two seeds {other_seed[i, i]:.3f} and "
+    return (f"{figures.LABELS[a]} and {figures.LABELS[b]}: **{same_seed[i, j]:.3f}** "
+            f"with one seed, {other_seed[i, j]:.3f} with two; the methods with "
+            f"themselves under two seeds {other_seed[i, i]:.3f} and "
             f"{other_seed[j, j]:.3f}. Of the means, **{expected[i, j]:.3f}**.")
 
 
@@ -589,8 +660,9 @@ figures.matrix(expected, main, "cosine of the expected updates", -1, 1);
 # %%
 change = fair["of the means"] - fair["same seed"]
 up, down = fair.loc[change.idxmax()], fair.loc[change.idxmin()]
-Markdown(f"From one seed to the means, the cosine changes by {change.mean():+.3f} on average; most upwards for {up.pair} "
-         f"({up['same seed']:.3f} to {up['of the means']:.3f}), least or downwards for {down.pair} "
+Markdown(f"From one seed to the means, the cosine changes by {change.mean():+.3f} on "
+         f"average; most upwards for {up.pair} ({up['same seed']:.3f} to "
+         f"{up['of the means']:.3f}), least or downwards for {down.pair} "
          f"({down['same seed']:.3f} to {down['of the means']:.3f}).")
 
 # %% [markdown]
@@ -606,21 +678,25 @@ Markdown(f"From one seed to the means, the cosine changes by {change.mean():+.3f
 
 # %%
 band = f"± {1.96 * all_shared:.4f}"
-ends = {size: "{:.1f}° to {:.1f}°".format(*qwen[f"{size} angle"].agg(["min", "max"])) for size in ("smallest", "largest")}
-first_left = f"{np.mean([geometry.expected_overlap(d) for d in outputs.tolist()]):.3f}"
-first_right = f"{geometry.expected_overlap(32):.2f} with one A, {geometry.expected_overlap(2560):.3f} without"
-pd.DataFrame([["cosine, SFT – RFT", ".977", band, ".07 to .36"], ["cosine, SFT – DPO", ".057 to .065", band, ".07 to .36"],
+ends = {size: "{:.1f}° to {:.1f}°".format(*qwen[f"{size} angle"].agg(["min", "max"]))
+        for size in ("smallest", "largest")}
+first_left = f"{np.mean([expected_overlap(d) for d in outputs.tolist()]):.3f}"
+first_right = f"{expected_overlap(32):.2f} with one A, {expected_overlap(2560):.3f} without"
+pd.DataFrame([["cosine, SFT – RFT", ".977", band, ".07 to .36"],
+              ["cosine, SFT – DPO", ".057 to .065", band, ".07 to .36"],
               ["cosine, SFT – online GRPO", ".025", band, ".07 to .36"],
               ["first left vector, SFT – DPO", ".11", first_left, ".99"],
               ["first right vector, SFT – DPO", ".66 to .70", first_right, ".07"],
               ["smallest left angle, SFT – DPO", "54.6°", ends["smallest"], "–"],
               ["largest left angle, SFT – DPO", "90°", ends["largest"], "–"]],
-             columns=["statistic", "paper", "noise, Gaussian B", "paper, two seeds of one loss"]).style.hide()
+             columns=["statistic", "paper", "noise, Gaussian B",
+                      "paper, two seeds of one loss"]).style.hide()
 
 # %%
-Markdown(f"A cosine of .06 is {0.061 / all_shared:.0f} standard deviations of Gaussian B, and .025 is "
-         f"{0.025 / all_shared:.0f}. Neither is orthogonal in the sense of chance; but one loss with two seeds, at the "
-         "smallest rate, has no more than .07.")
+Markdown(f"A cosine of .06 is {0.061 / all_shared:.0f} standard deviations of Gaussian "
+         f"B, and .025 is {0.025 / all_shared:.0f}. Neither is orthogonal in the "
+         f"sense of chance; but one loss with two seeds, at the smallest rate, has no "
+         f"more than .07.")
 
 # %% [markdown]
 # So the near-orthogonality of SFT and DPO in the paper is at the same time far from noise and about as large as the likeness of *one* loss trained twice at DPO's rate. Its .977 for SFT and RFT lies far above what one loss reaches with two seeds, so that the

@@ -4,6 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   reads: [main, own, online, grid-sft, 18_gradient_plane]
 # ---
 
 # %% [markdown]
@@ -34,14 +35,23 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from helpers import evaluation, figures, geometry, gradients, interventions, predictions, profiles, rollouts, statistics, store, training, updates
+from adapter_geometry import geometry
+from adapter_geometry.adapters import load_update
+from adapter_geometry.chance import compare_by_chance
+from helpers import profiles, store
+from helpers.analysis import gradients, interventions, predictions
+from helpers.book import figures
+from helpers.data import rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.training import trainer
 
 study = profiles.load(profile)
 methods = list(study.main_runs)
 own = {method: f"{method}-own" for method in methods}
 counterpart = {name: method for method, name in own.items()}
 online = list(study.controls["online"].runs)
-writers = {**dict.fromkeys(methods, "teacher"), **dict.fromkeys(own.values(), "base"), **dict.fromkeys(online, "the run itself")}
+writers = {**dict.fromkeys(methods, "teacher"), **dict.fromkeys(own.values(), "base"),
+           **dict.fromkeys(online, "the run itself")}
 figures.use_style()
 
 # %% [markdown]
@@ -51,7 +61,8 @@ figures.use_style()
 # writer: the base, at temperature 1, nothing cut off. One rollout of each, to the same question:
 
 # %%
-tables = {writer: rollouts.with_group_columns(rollouts.load_table(study, writer)) for writer in ("teacher", "base")}
+tables = {writer: rollouts.with_group_columns(rollouts.load_table(study, writer))
+          for writer in ("teacher", "base")}
 question = tables["teacher"].problem_id.iloc[0]
 for writer, table in tables.items():
     print(f"[{writer}]\n{table[table.problem_id == question].completion.iloc[1]}\n")
@@ -66,17 +77,25 @@ def in_sentences(completions):
     return completions.str.match(r"\s*[A-Z]")
 
 
-counts = [{"writer": writer, "rows": len(table), "right": table.reward.mean(), "mixed groups": (table.groupby("problem_id").spread.first() > 0).mean(),
-           "begins with a sentence": in_sentences(table.completion).mean(), "tokens": table.tokens.mean(),
-           "log-probability a token, base": np.concatenate(list(table.logp_base)).mean()} for writer, table in tables.items()]
+counts = [{"writer": writer, "rows": len(table), "right": table.reward.mean(),
+           "mixed groups": (table.groupby("problem_id").spread.first() > 0).mean(),
+           "begins with a sentence": in_sentences(table.completion).mean(),
+           "tokens": table.tokens.mean(), "log-probability a token, base":
+           np.concatenate(list(table.logp_base)).mean()} for writer,
+          table in tables.items()]
 figures.table(pd.DataFrame(counts))
 
 # %%
 first, second = counts
-Markdown(f"The teacher begins with a sentence in **{first['begins with a sentence']:.0%}** of its texts, the base in **{second['begins with a sentence']:.0%}**, and the teacher's texts are "
-         f"{first['tokens'] / second['tokens']:.1f} times as long. The teacher is right in {first['right']:.0%} of its rollouts and the base in {second['right']:.0%}, so that "
-         f"the base's table has {second['mixed groups']:.0%} mixed groups, against {first['mixed groups']:.0%}."
-         f" {store.origin(profile, [study.runs[name] for name in writers])}")
+Markdown(f"The teacher begins with a sentence in "
+         f"**{first['begins with a sentence']:.0%}** of its texts, the base in "
+         f"**{second['begins with a sentence']:.0%}**, and the teacher's texts are "
+         f"{first['tokens'] / second['tokens']:.1f} times as long. The teacher is "
+         f"right in {first['right']:.0%} of its rollouts and the base in "
+         f"{second['right']:.0%}, so that the base's table has "
+         f"{second['mixed groups']:.0%} mixed groups, against "
+         f"{first['mixed groups']:.0%}. "
+         f"{store.origin(profile, [study.runs[name] for name in writers])}")
 
 # %% [markdown]
 # Two things change at once, then: the manner, and how often the writer is right. A difference between runs on the two tables may come from either. What
@@ -160,13 +179,16 @@ Markdown(f"The teacher begins with a sentence in **{first['begins with a sentenc
 sums = gradients.measure(study, {name: study.runs[name] for name in methods}).blocks
 scores = {"teacher": sums, "base": gradients.own_scores(study, study.runs["sft"])}
 kinds = [(writer, objective) for writer in scores for objective in ("sft", "rft")]
-vectors = torch.stack([parts["right"] + (parts["wrong"] if objective == "sft" else 0) for parts in scores.values() for objective in ("sft", "rft")])
+vectors = torch.stack([parts["right"] + (parts["wrong"] if objective == "sft" else 0)
+                       for parts in scores.values() for objective in ("sft", "rft")])
 _, start = gradients.initial(study, study.runs["sft"])
 blocks = vectors.shape[1]
-inner = gradients.inner_products(start, vectors).reshape(len(kinds), blocks, len(kinds), blocks)
+inner = gradients.inner_products(start, vectors).reshape(len(kinds), blocks, len(kinds),
+    blocks)
 
 # %%
-signs = 1.0 - 2 * (np.arange(2 ** (blocks - 1))[:, None] >> np.arange(blocks) & 1)  # (ways, blocks), first no sign is turned
+# (ways, blocks), first no sign is turned
+signs = 1.0 - 2 * (np.arange(2 ** (blocks - 1))[:, None] >> np.arange(blocks) & 1)
 
 
 def product(weights_a, a, weights_b, b):
@@ -178,7 +200,8 @@ rows = []
 for number, (writer, objective) in enumerate(kinds):
     values = product(signs, number, signs, number) / np.trace(inner[number, :, number])
     low, high = np.quantile(values, [0.025, 0.975])
-    rows.append({"writer": writer, "objective": figures.LABELS[objective], "coherence": values[0], "chance, low": low, "chance, high": high,
+    rows.append({"writer": writer, "objective": figures.LABELS[objective],
+                 "coherence": values[0], "chance, low": low, "chance, high": high,
                  "p": (values >= values[0] - 1e-12).mean()})
 figures.table(coherence := pd.DataFrame(rows))
 
@@ -186,9 +209,12 @@ figures.table(coherence := pd.DataFrame(rows))
 at = coherence.set_index(["writer", "objective"])
 sft_own = at.loc["base", "SFT"]
 is_within = sft_own["chance, low"] <= sft_own.coherence <= sft_own["chance, high"]
-Markdown(f"On the teacher's rollouts the coherence of SFT's {blocks} blocks is **{at.coherence['teacher', 'SFT']:.2f}**; on the base's own it is "
-         f"**{sft_own.coherence:.2f}**, {'within' if is_within else 'outside'} the band of chance ({sft_own['chance, low']:.2f} to "
-         f"{sft_own['chance, high']:.2f}). RFT's is {at.coherence['teacher', 'RFT']:.2f} and {at.coherence['base', 'RFT']:.2f}.")
+Markdown(f"On the teacher's rollouts the coherence of SFT's {blocks} blocks is "
+         f"**{at.coherence['teacher', 'SFT']:.2f}**; on the base's own it is "
+         f"**{sft_own.coherence:.2f}**, {'within' if is_within else 'outside'} the "
+         f"band of chance ({sft_own['chance, low']:.2f} to "
+         f"{sft_own['chance, high']:.2f}). RFT's is "
+         f"{at.coherence['teacher', 'RFT']:.2f} and {at.coherence['base', 'RFT']:.2f}.")
 
 # %% [markdown]
 # A coherence within chance on own rollouts is what {eq}`eq-onpolicy-zero` demands, for a base that was sampled as the equation asks. It is also a test of the
@@ -203,15 +229,18 @@ Markdown(f"On the teacher's rollouts the coherence of SFT's {blocks} blocks is *
 
 # %%
 def cosine_of(one, a, other, b):
-    return product(one, a, other, b) / np.sqrt(product(one, a, one, a) * product(other, b, other, b))
+    return product(one, a, other, b) / np.sqrt(product(one, a, one, a) * product(other,
+            b, other, b))
 
 
 even = np.arange(blocks) % 2 == 0
 rows = []
 for a, b in ((0, 1), (2, 3), (0, 2), (1, 3)):
-    line = {"first": f"{figures.LABELS[kinds[a][1]]}, {kinds[a][0]}", "second": f"{figures.LABELS[kinds[b][1]]}, {kinds[b][0]}"}
+    line = {"first": f"{figures.LABELS[kinds[a][1]]}, {kinds[a][0]}",
+            "second": f"{figures.LABELS[kinds[b][1]]}, {kinds[b][0]}"}
     ways = {"same blocks": (1, 1), "other blocks": (even, ~even)}
-    for name, (one, other) in list(ways.items())[kinds[a][0] != kinds[b][0]:]:  # two writers have no rows in common
+    # two writers have no rows in common
+    for name, (one, other) in list(ways.items())[kinds[a][0] != kinds[b][0]:]:
         values = cosine_of(signs * one, a, signs * other, b)
         low, high = np.nanquantile(values, [0.025, 0.975])
         line |= {name: values[0], f"{name}, chance": f"{low:+.2f} to {high:+.2f}"}
@@ -221,9 +250,11 @@ pairs.style.format(precision=2, na_rep="").hide(axis="index")
 
 # %%
 line = pairs.iloc[1]
-Markdown(f"On the base's own rollouts the gradients of SFT and RFT have a cosine of **{line['same blocks']:.2f}** on the same blocks, where noise alone "
-         f"gives {line['same blocks, chance']}, and of **{line['other blocks']:.2f}** on different ones. On the teacher's they have "
-         f"{pairs['same blocks'][0]:.2f} and {pairs['other blocks'][0]:.2f}.")
+Markdown(f"On the base's own rollouts the gradients of SFT and RFT have a cosine of "
+         f"**{line['same blocks']:.2f}** on the same blocks, where noise alone gives "
+         f"{line['same blocks, chance']}, and of **{line['other blocks']:.2f}** on "
+         f"different ones. On the teacher's they have {pairs['same blocks'][0]:.2f} "
+         f"and {pairs['other blocks'][0]:.2f}.")
 
 # %% [markdown]
 # The comparison on different blocks is the fair one: it asks whether two objectives *want* the same thing. The cosines of trained updates, to which we
@@ -236,9 +267,10 @@ Markdown(f"On the base's own rollouts the gradients of SFT and RFT have a cosine
 
 # %%
 names = [*methods, *own.values(), *online]
-folders = {name: training.train(study, study.runs[name]) for name in names}
-adapters = {name: updates.load_update(folder / "adapter") for name, folder in folders.items()}
-histories = {name: pd.read_parquet(folder / "history.parquet") for name, folder in folders.items()}
+folders = {name: trainer.train(study, study.runs[name]) for name in names}
+adapters = {name: load_update(folder / "adapter") for name, folder in folders.items()}
+histories = {name: pd.read_parquet(folder / "history.parquet") for name,
+             folder in folders.items()}
 compared = geometry.compare(adapters)
 place = {name: number for number, name in enumerate(compared.runs)}
 
@@ -246,24 +278,34 @@ place = {name: number for number, name in enumerate(compared.runs)}
 def walk(name):
     """Norm that steps of the run's learning rates without any memory would reach."""
     scale = study.lora.alpha / study.lora.rank
-    return scale * np.sqrt(study.lora.rank / 3 * compared.modules.d_out.sum() * (histories[name].learning_rate ** 2).sum())
+    return scale * np.sqrt(study.lora.rank / 3 * compared.modules.d_out.sum()
+                           * (histories[name].learning_rate ** 2).sum())
 
 
 overall = geometry.updates_table(compared).query("layer == -1").set_index("run")
-lengths = pd.DataFrame({"run": names, "writer": [writers[name] for name in names], "norm": overall.norm[names].to_numpy(), "effective rank": overall.effective_rank[names].to_numpy()})
+lengths = pd.DataFrame({"run": names, "writer": [writers[name] for name in names],
+                        "norm": overall.norm[names].to_numpy(),
+                        "effective rank": overall.effective_rank[names].to_numpy()})
 lengths["peak rate"] = [study.runs[name].learning_rate for name in names]
 lengths["norm / walk"] = lengths.norm / [walk(name) for name in names]
-lengths["over the teacher's"] = [row.norm / overall.norm[method] if (method := counterpart.get(row.run)) else np.nan for row in lengths.itertuples()]
-lengths = pd.concat([pd.DataFrame([{"run": "base", "writer": "", "norm": 0.0}]), lengths])
-lengths.assign(run=lengths.run.map(figures.LABELS)).style.format({"peak rate": "{:.0e}"}, precision=3, na_rep="").hide(axis="index")
+lengths["over the teacher's"] = [row.norm / overall.norm[method]
+                                 if (method := counterpart.get(row.run)) else np.nan
+                                 for row in lengths.itertuples()]
+lengths = pd.concat([pd.DataFrame([{"run": "base", "writer": "", "norm": 0.0}]),
+                     lengths])
+lengths.assign(run=lengths.run.map(figures.LABELS)).style.format(
+    {"peak rate": "{:.0e}"}, precision=3, na_rep="").hide(axis="index")
 
 # %%
 ratio = overall.norm["sft-own"] / overall.norm["sft"]
 norms = np.sqrt(np.einsum("mii->mi", compared.inner))
-quartiles = np.quantile(norms[:, place["sft-own"]] / norms[:, place["sft"]], [0.25, 0.75])
+quartiles = np.quantile(norms[:, place["sft-own"]] / norms[:, place["sft"]],
+                        [0.25, 0.75])
 by_walk = lengths.set_index("run")["norm / walk"]
-Markdown(f"SFT on the base's own rollouts has **{ratio:.2f}** of the norm that it has on the teacher's (quartiles over modules {quartiles[0]:.2f} to {quartiles[1]:.2f}). That is {by_walk['sft-own']:.1f} walks, "
-         f"against {by_walk['sft']:.1f} on the teacher's.")
+Markdown(f"SFT on the base's own rollouts has **{ratio:.2f}** of the norm that it has "
+         f"on the teacher's (quartiles over modules {quartiles[0]:.2f} to "
+         f"{quartiles[1]:.2f}). That is {by_walk['sft-own']:.1f} walks, against "
+         f"{by_walk['sft']:.1f} on the teacher's.")
 
 # %% [markdown]
 # Read the column `norm / walk` for what the length of an update is worth. At one, an update is as long as steps without memory make it, of whatever origin.
@@ -281,23 +323,34 @@ band = 1.96 * sd
 
 
 def block(rows, columns, values=cosine):
-    return values[np.ix_([place[name] for name in rows], [place[name] for name in columns])]
+    return values[np.ix_([place[name] for name in rows],
+                         [place[name] for name in columns])]
 
 
-squares = {"on the teacher's rollouts": (methods, methods), "on own rollouts": (list(own.values()), list(own.values()))}
+squares = {"on the teacher's rollouts": (methods, methods),
+           "on own rollouts": (list(own.values()), list(own.values()))}
 panels = {heading: block(*pair) for heading, pair in squares.items()}
-insides = {heading: np.abs(block(*pair)) <= block(*pair, band) for heading, pair in squares.items()}
+insides = {heading: np.abs(block(*pair)) <= block(*pair, band) for heading,
+           pair in squares.items()}
 figures.matrices(panels, methods, methods, "cosine", insides);
 
 # %%
 upper = np.triu_indices(len(methods), 1)
 theirs, ours = (panel[upper] for panel in panels.values())
-labels = [f"{figures.LABELS[methods[i]]} – {figures.LABELS[methods[j]]}" for i, j in zip(*upper, strict=True)]
+labels = [f"{figures.LABELS[methods[i]]} – {figures.LABELS[methods[j]]}" for i,
+          j in zip(*upper, strict=True)]
 rank, low, high = statistics.mantel(*panels.values())
 with_sft = ours[:len(methods) - 1]
-Markdown(f"Over the {len(labels)} pairs the median cosine is **{np.median(theirs):.2f}** on the teacher's rollouts and **{np.median(ours):.2f}** on own ones; the closest pair is "
-         f"{labels[theirs.argmax()]} ({theirs.max():.2f}) there and {labels[ours.argmax()]} ({ours.max():.2f}) here. SFT and RFT go from {theirs[0]:.2f} to {ours[0]:.2f}. "
-         f"The two orders of pairs agree with a rank correlation of {rank:+.2f} (methods exchanged at random: {low:+.2f} to {high:+.2f}). On own rollouts SFT is closest to {figures.LABELS[methods[1 + int(with_sft.argmax())]]} ({with_sft.max():.2f}).")
+Markdown(f"Over the {len(labels)} pairs the median cosine is "
+         f"**{np.median(theirs):.2f}** on the teacher's rollouts and "
+         f"**{np.median(ours):.2f}** on own ones; the closest pair is "
+         f"{labels[theirs.argmax()]} ({theirs.max():.2f}) there and "
+         f"{labels[ours.argmax()]} ({ours.max():.2f}) here. SFT and RFT go from "
+         f"{theirs[0]:.2f} to {ours[0]:.2f}. The two orders of pairs agree with a "
+         f"rank correlation of {rank:+.2f} (methods exchanged at random: {low:+.2f} "
+         f"to {high:+.2f}). On own rollouts SFT is closest to "
+         f"{figures.LABELS[methods[1 + int(with_sft.argmax())]]} "
+         f"({with_sft.max():.2f}).")
 
 # %% [markdown]
 # Compare the right side of {numref}`fig-onpolicy-matrices` with the table of expected directions. SFT has no reason to be near anyone there, except for rows that
@@ -306,9 +359,12 @@ Markdown(f"Over the {len(labels)} pairs the median cosine is **{np.median(theirs
 
 # %%
 shown = [("rft", "offline-grpo"), ("rft", "dpo"), ("offline-grpo", "dpo")]
-values = ", ".join(f"{figures.LABELS[a]} – {figures.LABELS[b]} {block([own[a]], [own[b]])[0, 0]:+.2f} (on the teacher's {block([a], [b])[0, 0]:+.2f})" for a, b in shown)
+values = ", ".join(f"{figures.LABELS[a]} – {figures.LABELS[b]} "
+                   f"{block([own[a]], [own[b]])[0, 0]:+.2f} (on the teacher's "
+                   f"{block([a], [b])[0, 0]:+.2f})" for a, b in shown)
 widest = max(block([own[a]], [own[b]], band)[0, 0] for a, b in shown)
-Markdown(f"The three that climb the pass rate, on own rollouts: {values}; chance is within ±{widest:.3f}.")
+Markdown(f"The three that climb the pass rate, on own rollouts: {values}; chance is "
+         f"within ±{widest:.3f}.")
 
 # %% [markdown]
 # ## The same method, another writer
@@ -319,16 +375,23 @@ Markdown(f"The three that climb the pass rate, on own rollouts: {values}; chance
 # %% mystnb={"image": {"alt": "Six by six matrix of cosines between updates trained on the teacher's rollouts, in rows, and on the base's own rollouts, in columns"}, "figure": {"caption": "Cosine between the updates on the teacher's rollouts (rows) and on the base's own (columns). Hatched: within 95 % of chance.", "name": "fig-onpolicy-cross"}}
 crossed = block(methods, own.values())
 is_inside = np.abs(crossed) <= block(methods, own.values(), band)
-figures.matrices({"rows: teacher's, columns: own": crossed}, methods, methods, "cosine", {"rows: teacher's, columns: own": is_inside});
+figures.matrices({"rows: teacher's, columns: own": crossed}, methods, methods, "cosine",
+                 {"rows: teacher's, columns: own": is_inside});
 
 # %%
-other_order = updates.load_update(training.train(study, study.runs["sft-42-43"]) / "adapter")
-yardstick = geometry.stacked_cosine(geometry.compare({"sft": adapters["sft"], "other": other_order}))[0][0, 1]
+other_order = load_update(trainer.train(study, study.runs["sft-42-43"]) / "adapter")
+yardstick = geometry.stacked_cosine(geometry.compare({"sft": adapters["sft"],
+        "other": other_order}))[0][0, 1]
 alike, elsewhere = np.diag(crossed), crossed[~np.eye(len(methods), dtype=bool)]
 itself = int((crossed.argmax(1) == np.arange(len(methods))).sum())
-Markdown(f"SFT on the two tables: **{crossed[0, 0]:+.3f}** (chance ±{block(['sft'], ['sft-own'], band)[0, 0]:.3f}). The same rows of the teacher in another order, from "
-         f"the same initial adapter, would give **{yardstick:.2f}**. On the diagonal of the matrix the median is {np.median(alike):+.3f}, off it {np.median(elsewhere):+.3f}. For {itself} "
-         f"of {len(methods)} runs on the teacher's rollouts the closest run on own ones is that of the same method; a blind guess would be right in one of {len(methods)}.")
+Markdown(f"SFT on the two tables: **{crossed[0, 0]:+.3f}** (chance "
+         f"±{block(['sft'], ['sft-own'], band)[0, 0]:.3f}). The same rows of the "
+         f"teacher in another order, from the same initial adapter, would give "
+         f"**{yardstick:.2f}**. On the diagonal of the matrix the median is "
+         f"{np.median(alike):+.3f}, off it {np.median(elsewhere):+.3f}. For {itself} "
+         f"of {len(methods)} runs on the teacher's rollouts the closest run on own "
+         f"ones is that of the same method; a blind guess would be right in one of "
+         f"{len(methods)}.")
 
 # %% [markdown]
 # Two yardsticks frame {numref}`fig-onpolicy-cross`. Chance is close to zero. The same objective on the same texts in another order is what "the same direction" looks
@@ -339,21 +402,33 @@ Markdown(f"SFT on the two tables: **{crossed[0, 0]:+.3f}** (chance ±{block(['sf
 # shared by construction. `right` is the input side, where all runs began with the same $A$.
 
 # %%
-nulls = geometry.compare_by_chance({name: adapters[name] for name in ("sft", "sft-own")}, 20)
+nulls = compare_by_chance({name: adapters[name] for name in ("sft", "sft-own")}, 20)
 rows = []
 for method in methods:
-    trio = {"with SFT, teacher's": ("sft", method), "with SFT, own": ("sft-own", own[method]), "both writers": (method, own[method])}
-    rows.append({"method": figures.LABELS[method], **{f"{side}: {name}": compared.first[side][:, place[a], place[b]].mean() if a != b else np.nan
-                                                      for side in ("left", "right") for name, (a, b) in trio.items()}})
+    trio = {"with SFT, teacher's": ("sft", method),
+            "with SFT, own": ("sft-own", own[method]),
+            "both writers": (method, own[method])}
+    rows.append({"method": figures.LABELS[method],
+                 **{f"{side}: {name}": compared.first[side][:, place[a],
+            place[b]].mean() if a != b else np.nan for side in ("left", "right")
+                    for name, (a, b) in trio.items()}})
 vectors = pd.DataFrame(rows)
-drawn = {side: np.mean([null.first[side][:, 0, 1].mean() for null in nulls]) for side in ("left", "right")}
-vectors.loc[len(vectors)] = ["by chance", *[drawn[name.split(":")[0]] for name in vectors.columns[1:]]]
+drawn = {side: np.mean([null.first[side][:, 0, 1].mean() for null in nulls])
+         for side in ("left", "right")}
+vectors.loc[len(vectors)] = ["by chance",
+                             *[drawn[name.split(":")[0]]
+                               for name in vectors.columns[1:]]]
 figures.table(vectors)
 
 # %%
 line = vectors.set_index("method").loc["SFT"]
-Markdown(f"The first left vector of SFT on own rollouts overlaps with that of SFT on the teacher's by **{line['left: both writers']:.2f}** (chance {drawn['left']:.2f}), the first right vector by "
-         f"{line['right: both writers']:.2f} (chance within one row space {drawn['right']:.2f}). The effective rank, of at most {study.lora.rank}, is {overall.effective_rank['sft']:.1f} on the teacher's and {overall.effective_rank['sft-own']:.1f} on own rollouts.")
+Markdown(f"The first left vector of SFT on own rollouts overlaps with that of SFT on "
+         f"the teacher's by **{line['left: both writers']:.2f}** (chance "
+         f"{drawn['left']:.2f}), the first right vector by "
+         f"{line['right: both writers']:.2f} (chance within one row space "
+         f"{drawn['right']:.2f}). The effective rank, of at most {study.lora.rank}, "
+         f"is {overall.effective_rank['sft']:.1f} on the teacher's and "
+         f"{overall.effective_rank['sft-own']:.1f} on own rollouts.")
 
 # %% [markdown]
 # ## Did the manner go over?
@@ -361,19 +436,28 @@ Markdown(f"The first left vector of SFT on own rollouts overlaps with that of SF
 # Behaviour next. Each run answers the same test problems greedily, those that every control answers; the counts are those of the tables above.
 
 # %%
-answered = evaluation.records(study, ["base", *(study.runs[name] for name in names)]).query("split == 'test'")
-answered = answered.groupby("run", sort=False).head(evaluation.CONTROL_PROBLEMS)
+answered = answering.records(study,
+                             ["base", *(study.runs[name] for name in names)]).query(
+                                 "split == 'test'")
+answered = answered.groupby("run", sort=False).head(answering.CONTROL_PROBLEMS)
 spoken = answered.assign(sentence=in_sentences(answered.completion))
-manner = spoken.groupby("run", sort=False).agg(sentences=("sentence", "mean"), tokens=("tokens", "mean"), truncated=("truncated", "mean"))
-figures.table(manner.rename(columns={"sentences": "begins with a sentence"}).reset_index())
+manner = spoken.groupby("run", sort=False).agg(sentences=("sentence", "mean"),
+    tokens=("tokens", "mean"), truncated=("truncated", "mean"))
+figures.table(manner.rename(columns={"sentences": "begins with a sentence"})
+              .reset_index())
 
 # %%
 kept = manner.sentences[list(own.values())]
 taken = manner.sentences[methods]
 changed = [figures.LABELS[name] for name in methods if taken[name] > 0.5]
-Markdown(f"The base begins {manner.sentences['base']:.1%} of its greedy answers with a sentence. On the teacher's rollouts, {len(changed)} of {len(methods)} methods went over to the teacher's manner"
-         f"{' (' + ', '.join(changed) + ')' if changed else ''}; on own rollouts the share of sentences stays between {kept.min():.1%} and {kept.max():.1%}, with {manner.tokens[list(own.values())].min():.0f} to "
-         f"{manner.tokens[list(own.values())].max():.0f} tokens an answer against the base's {manner.tokens['base']:.0f}.")
+Markdown(f"The base begins {manner.sentences['base']:.1%} of its greedy answers with a "
+         f"sentence. On the teacher's rollouts, {len(changed)} of {len(methods)} "
+         f"methods went over to the teacher's "
+         f"manner{' (' + ', '.join(changed) + ')' if changed else ''}; on own "
+         f"rollouts the share of sentences stays between {kept.min():.1%} and "
+         f"{kept.max():.1%}, with {manner.tokens[list(own.values())].min():.0f} to "
+         f"{manner.tokens[list(own.values())].max():.0f} tokens an answer against the "
+         f"base's {manner.tokens['base']:.0f}.")
 
 # %% [markdown]
 # Forced into the teacher's opening without any training, the base loses accuracy, as the page on [evaluation](09_evaluation.ipynb) measured. A run
@@ -381,13 +465,16 @@ Markdown(f"The base begins {manner.sentences['base']:.1%} of its greedy answers 
 
 # %% mystnb={"image": {"alt": "Dot plot of test accuracy with intervals for the base, the six objectives on the teacher's rollouts, the six on own rollouts and the online runs, dashed line at the base"}, "figure": {"caption": "Share of test problems solved, with 95 % Wilson intervals: the base, the six objectives on the teacher's rollouts, on the base's own, and online; dashed: the base.", "name": "fig-onpolicy-accuracy"}}
 accuracy = statistics.accuracy_table(answered)
-figures.intervals(accuracy, "accuracy", "low", "high", "share of test problems solved", reference="base");
+figures.intervals(accuracy, "accuracy", "low", "high", "share of test problems solved",
+                  reference="base");
 
 # %%
 def paired(records, pairs):
     """Paired tests of some (run, against), differences run minus against, with Holm's correction within this family."""
-    found = statistics.mcnemar_table(records, pairs).rename(columns={"run_a": "run", "run_b": "against"})
-    return found[["run", "against", "difference", "low", "high", "detectable", "p", "p_holm"]]
+    found = statistics.mcnemar_table(records, pairs).rename(columns={"run_a": "run",
+            "run_b": "against"})
+    return found[["run", "against", "difference", "low", "high", "detectable", "p",
+                  "p_holm"]]
 
 
 from_base = paired(answered, [(name, "base") for name in names])
@@ -404,9 +491,15 @@ def verdicts(rows):
     return f"{int((found < 0).sum())} of {len(rows)} lose and {int((found > 0).sum())} gain"
 
 
-split = {name: from_base[from_base.run.isin(group)] for name, group in (("teacher", methods), ("own", own.values()), ("online", online))}
-Markdown(f"Against the base, at 5 % after Holm's correction over all {len(from_base)}: on the teacher's rollouts {verdicts(split['teacher'])}; on own ones {verdicts(split['own'])}; online {verdicts(split['online'])}. "
-         f"Own minus teacher's, the same method: from {by_writer.difference.min():+.1%} to {by_writer.difference.max():+.1%}; {int(((by_writer.p_holm < 0.05) & (by_writer.difference > 0)).sum())} of {len(by_writer)} are better on own rollouts.")
+split = {name: from_base[from_base.run.isin(group)] for name,
+         group in (("teacher", methods), ("own", own.values()), ("online", online))}
+Markdown(f"Against the base, at 5 % after Holm's correction over all {len(from_base)}: "
+         f"on the teacher's rollouts {verdicts(split['teacher'])}; on own ones "
+         f"{verdicts(split['own'])}; online {verdicts(split['online'])}. Own minus "
+         f"teacher's, the same method: from {by_writer.difference.min():+.1%} to "
+         f"{by_writer.difference.max():+.1%}; "
+         f"{int(((by_writer.p_holm < 0.05) & (by_writer.difference > 0)).sum())} of "
+         f"{len(by_writer)} are better on own rollouts.")
 
 # %% [markdown]
 # In {numref}`fig-onpolicy-accuracy` the first and the second six differ in nothing but the texts. Where the second keeps what the first loses, the loss was in
@@ -422,10 +515,14 @@ Markdown(f"Against the base, at 5 % after Holm's correction over all {len(from_b
 apart = from_base.set_index("run").difference
 pushing = ["offline-grpo", "dpo"]
 raising = [method for method in methods if method not in pushing]
-means = {(kind, where): apart[[name_of[method] for method in group]].mean() for kind, group in (("raise", raising), ("push", pushing))
-         for where, name_of in (("teacher", {method: method for method in methods}), ("own", own))}
-Markdown(f"Mean difference from the base over the {len(raising)} methods that raise or have a floor: {means['raise', 'teacher']:+.1%} on the teacher's rollouts, **{means['raise', 'own']:+.1%}** on own ones. "
-         f"Over the {len(pushing)} that push wrong texts down: {means['push', 'teacher']:+.1%} and **{means['push', 'own']:+.1%}**.")
+means = {(kind, where): apart[[name_of[method] for method in group]].mean() for kind,
+         group in (("raise", raising), ("push", pushing)) for where,
+         name_of in (("teacher", {method: method for method in methods}), ("own", own))}
+Markdown(f"Mean difference from the base over the {len(raising)} methods that raise or "
+         f"have a floor: {means['raise', 'teacher']:+.1%} on the teacher's rollouts, "
+         f"**{means['raise', 'own']:+.1%}** on own ones. Over the {len(pushing)} that "
+         f"push wrong texts down: {means['push', 'teacher']:+.1%} and "
+         f"**{means['push', 'own']:+.1%}**.")
 
 # %% [markdown]
 # The online runs below are a control for this reading: they weigh right and wrong much as Offline GRPO does, on texts that are never out of date. It is not a clean
@@ -436,19 +533,25 @@ Markdown(f"Mean difference from the base over the {len(raising)} methods that ra
 # Divergence a token, along the base's own texts (forward) and along the run's (reverse), as on the page on evaluation.
 
 # %%
-rows = [{"run": "base", "direction": direction, "kl": 0.0} for direction in ("forward", "reverse")]
+rows = [{"run": "base", "direction": direction, "kl": 0.0} for direction in ("forward",
+        "reverse")]
 for name in names:
-    for direction, group in evaluation.divergence(study, study.runs[name]).groupby("direction"):
+    for direction, group in likelihood.divergence(study, study.runs[name]).groupby(
+        "direction"):
         value, low, high = statistics.bootstrap_ratio(group.nats, group.tokens)
-        rows.append({"run": name, "direction": direction, "kl": value, "interval": f"{low:.4f} to {high:.4f}"})
+        rows.append({"run": name, "direction": direction, "kl": value,
+                     "interval": f"{low:.4f} to {high:.4f}"})
 divergences = pd.DataFrame(rows)
-wide = divergences.pivot(index="run", columns="direction", values=["kl", "interval"]).loc[["base", *names]]
+wide = divergences.pivot(index="run", columns="direction",
+                         values=["kl", "interval"]).loc[["base", *names]]
 wide.rename(index=figures.LABELS).style.format(precision=4, na_rep="–")
 
 # %%
 kl = divergences[divergences.direction == "forward"].set_index("run").kl
-Markdown(f"Forward, SFT is {kl['sft']:.3f} nats a token away from the base on the teacher's rollouts and {kl['sft-own']:.4f} on its own, a factor of **{kl['sft'] / kl['sft-own']:.0f}**, "
-         f"where the norms differ by {1 / ratio:.1f}. RFT goes from {kl['rft']:.3f} to {kl['rft-own']:.4f}.")
+Markdown(f"Forward, SFT is {kl['sft']:.3f} nats a token away from the base on the "
+         f"teacher's rollouts and {kl['sft-own']:.4f} on its own, a factor of "
+         f"**{kl['sft'] / kl['sft-own']:.0f}**, where the norms differ by "
+         f"{1 / ratio:.1f}. RFT goes from {kl['rft']:.3f} to {kl['rft-own']:.4f}.")
 
 # %% [markdown]
 # The two factors need not agree. A divergence is quadratic in a small step, and it counts only what reaches the next token: noise in weights
@@ -462,12 +565,17 @@ Markdown(f"Forward, SFT is {kl['sft']:.3f} nats a token away from the base on th
 # %% mystnb={"image": {"alt": "Two lines with shaded intervals of accuracy against the factor t that scales the updates of SFT and Offline GRPO, starting at the base at zero"}, "figure": {"caption": "Share of problems solved when the update is scaled by $t$; shaded: 95 % Wilson intervals; $t = 0$ is the base, $t = 1$ the trained run.", "name": "fig-onpolicy-scaled"}}
 steps = interventions.SCALES["sft"]
 ends = {"sft": {0: "base", 1: "sft"}, "offline-grpo": {0: "base", 1: "offline-grpo"}}
-parts = {run: dict(sorted({**ends[run], **{t: f"{run} times {t:g}" for t in steps}}.items())) for run in ends}
-scaled = {run: interventions.table(study, list(named.values())).assign(run=run, t=list(named)) for run, named in parts.items()}
-figures.lines_of_runs({"": pd.concat(scaled.values())}, "t", "accuracy", "factor t", "share of problems solved");
+parts = {run:
+         dict(sorted({**ends[run], **{t: f"{run} times {t:g}" for t in steps}}.items()))
+         for run in ends}
+scaled = {run: interventions.table(study, list(named.values())).assign(run=run,
+        t=list(named)) for run, named in parts.items()}
+figures.lines_of_runs({"": pd.concat(scaled.values())}, "t", "accuracy", "factor t",
+                      "share of problems solved");
 
 # %%
-graded = pd.concat([interventions.records(study, name).assign(run=name) for name in parts["sft"].values()])
+graded = pd.concat([interventions.records(study, name).assign(run=name)
+                    for name in parts["sft"].values()])
 shorter = [name for t, name in parts["sft"].items() if 0 < t < 1]
 against_base = paired(graded, [(name, "base") for name in shorter])
 against_sft = paired(graded, [(name, "sft") for name in shorter])
@@ -479,8 +587,11 @@ inner_best = curve.accuracy[[t for t in steps if t < 1]].idxmax()
 gains = int(((against_base.p_holm < 0.05) & (against_base.difference > 0)).sum())
 losses = int(((against_base.p_holm < 0.05) & (against_base.difference < 0)).sum())
 back = int(((against_sft.p_holm < 0.05) & (against_sft.difference > 0)).sum())
-Markdown(f"The base solves {curve.accuracy[0]:.1%} of these {curve.n[0]} problems and SFT {curve.accuracy[1]:.1%}. The best of the shorter steps is $t$ = {inner_best:g} with **{curve.accuracy[inner_best]:.1%}**. Of the {len(shorter)} shorter steps, "
-         f"{back} are better than SFT, {gains} better and {losses} worse than the base (Holm, 5 %).")
+Markdown(f"The base solves {curve.accuracy[0]:.1%} of these {curve.n[0]} problems and "
+         f"SFT {curve.accuracy[1]:.1%}. The best of the shorter steps is $t$ = "
+         f"{inner_best:g} with **{curve.accuracy[inner_best]:.1%}**. Of the "
+         f"{len(shorter)} shorter steps, {back} are better than SFT, {gains} better "
+         f"and {losses} worse than the base (Holm, 5 %).")
 
 # %% [markdown]
 # A curve that falls from the base to the run without a hump in {numref}`fig-onpolicy-scaled` says that the length was not the trouble: a shorter step only
@@ -492,13 +603,17 @@ Markdown(f"The base solves {curve.accuracy[0]:.1%} of these {curve.n[0]} problem
 # %% mystnb={"image": {"alt": "Scatter plot of accuracy against forward divergence from the base: grey dots for SFT shortened, markers for the base, the runs on own rollouts and the online runs"}, "figure": {"caption": "Share of problems solved against the forward divergence from the base. Grey dots: SFT on the teacher's rollouts, its update scaled by $t$ up to 1; markers: runs on own rollouts and online runs.", "name": "fig-onpolicy-plane"}}
 reached = interventions.table(study, [*own.values(), *online])
 between = scaled["sft"].query("0 < t <= 1")
-points = [between.assign(run=np.nan), scaled["sft"].query("t == 0").assign(run="base"), reached]
-fig = figures.losses_and_accuracy(pd.concat(points), {"kl": "KL(base || policy), nats a token"})
+points = [between.assign(run=np.nan), scaled["sft"].query("t == 0").assign(run="base"),
+          reached]
+fig = figures.losses_and_accuracy(pd.concat(points), {"kl": "KL(base || policy), nats "
+                                                            "a token"})
 fig.axes[0].set_xscale("symlog", linthresh=0.01);
 
 # %%
-nearest = {row.part: between.part.iloc[(between.kl - row.kl).abs().argmin()] for row in reached.itertuples()}
-on_same = pd.concat([graded, *(interventions.records(study, name).assign(run=name) for name in nearest)])
+nearest = {row.part: between.part.iloc[(between.kl - row.kl).abs().argmin()]
+           for row in reached.itertuples()}
+on_same = pd.concat([graded, *(interventions.records(study, name).assign(run=name)
+                               for name in nearest)])
 at_kl = paired(on_same, list(nearest.items()))
 divergence = pd.concat([reached, between]).set_index("part").kl
 at_kl.insert(2, "kl", divergence[at_kl.run].to_numpy())
@@ -506,10 +621,14 @@ at_kl.insert(3, "its kl", divergence[at_kl.against].to_numpy())
 figures.table(at_kl)
 
 # %%
-better = at_kl[(at_kl.p_holm < 0.05) & (at_kl.difference > 0)].run.map(lambda run: figures.LABELS[run])
-Markdown(f"**{len(better)} of {len(at_kl)}** runs on their own texts solve more problems than the shortened SFT that is nearest to them in "
-         f"divergence{': ' + ', '.join(better) if len(better) else ''}. Forward divergences run from {reached.kl.min():.4f} to {reached.kl.max():.3f} nats a token "
-         f"for them, and from {between.kl.min():.4f} to {between.kl.max():.3f} along SFT's update.")
+better = at_kl[(at_kl.p_holm < 0.05) & (at_kl.difference > 0)].run.map(lambda run:
+    figures.LABELS[run])
+Markdown(f"**{len(better)} of {len(at_kl)}** runs on their own texts solve more "
+         f"problems than the shortened SFT that is nearest to them in "
+         f"divergence{': ' + ', '.join(better) if len(better) else ''}. Forward "
+         f"divergences run from {reached.kl.min():.4f} to {reached.kl.max():.3f} nats "
+         f"a token for them, and from {between.kl.min():.4f} to "
+         f"{between.kl.max():.3f} along SFT's update.")
 
 # %% [markdown]
 # In {numref}`fig-onpolicy-plane` the grey dots are the exchange that SFT offers, problems for nats. A marker above them got more for the same distance from
@@ -526,19 +645,29 @@ rows = []
 for name in online:
     value, width = block([name], ["sft"])[0, 0], block([name], ["sft"], band)[0, 0]
     test = from_base.set_index("run").loc[name]
-    rows.append({"run": figures.LABELS[name], "cosine with SFT": value, "chance": f"±{width:.4f}", "orthogonal by norm": np.sqrt(1 - value ** 2),
-                 "norm / SFT's": overall.norm[name] / overall.norm["sft"], "accuracy minus the base's": f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})"})
-theirs = {"run": "GRPO of the paper", "cosine with SFT": 0.025, "chance": "", "orthogonal by norm": 0.998, "norm / SFT's": 0.30 / 2.84,
+    rows.append({"run": figures.LABELS[name], "cosine with SFT": value,
+                 "chance": f"±{width:.4f}",
+                 "orthogonal by norm": np.sqrt(1 - value ** 2),
+                 "norm / SFT's": overall.norm[name] / overall.norm["sft"],
+                 "accuracy minus the base's": f"{test.difference:+.3f} "
+                                              f"({test.low:+.3f} to {test.high:+.3f})"})
+theirs = {"run": "GRPO of the paper", "cosine with SFT": 0.025, "chance": "",
+          "orthogonal by norm": 0.998, "norm / SFT's": 0.30 / 2.84,
           "accuracy minus the base's": "about 0 (93 to 94 % both)"}
 figures.table(pd.DataFrame([*rows, theirs]))
 
 # %%
 everyone = [*methods, *own.values()]
-near = pd.Series(block(online[:1], everyone)[0], index=everyone).fillna(0)  # a run without any reward stays at zero
+# a run without any reward stays at zero
+near = pd.Series(block(online[:1], everyone)[0], index=everyone).fillna(0)
 inside = abs(near["sft"]) <= block(online[:1], ["sft"], band)[0, 0]
-Markdown(f"Online GRPO has a cosine with SFT {'within' if inside else 'outside'} its band of chance. Among the twelve offline runs it is closest to {figures.LABELS[near.idxmax()]} "
-         f"(**{near.max():+.3f}**). Its cosine with RFT is {near['rft-own']:+.3f} on own rollouts and {near['rft']:+.3f} on the teacher's, with Offline GRPO "
-         f"{near['offline-grpo-own']:+.3f} and {near['offline-grpo']:+.3f}, with DPO {near['dpo-own']:+.3f} and {near['dpo']:+.3f}.")
+Markdown(f"Online GRPO has a cosine with SFT {'within' if inside else 'outside'} its "
+         f"band of chance. Among the twelve offline runs it is closest to "
+         f"{figures.LABELS[near.idxmax()]} (**{near.max():+.3f}**). Its cosine with "
+         f"RFT is {near['rft-own']:+.3f} on own rollouts and {near['rft']:+.3f} on "
+         f"the teacher's, with Offline GRPO {near['offline-grpo-own']:+.3f} and "
+         f"{near['offline-grpo']:+.3f}, with DPO {near['dpo-own']:+.3f} and "
+         f"{near['dpo']:+.3f}.")
 
 # %% [markdown]
 # The paper's orthogonal part of .998 is its cosine of .025 in another unit {cite:p}`nikolich2026geometry`. And a cosine with SFT near zero is what *any* two updates without a common cause have, and by {eq}`eq-onpolicy-zero` a method on its own samples has no cause in
@@ -550,13 +679,19 @@ Markdown(f"Online GRPO has a cosine with SFT {'within' if inside else 'outside'}
 
 # %%
 def with_sft(name):
-    value, width = (0.0, 0.0) if name == "sft" else (block([name], ["sft"])[0, 0], block([name], ["sft"], band)[0, 0])
-    return {"cosine_sft": 1.0 if name == "sft" else value, "chance_low": -width, "chance_high": width}
+    value, width = (0.0, 0.0) if name == "sft" else (block([name], ["sft"])[0, 0],
+        block([name], ["sft"], band)[0, 0])
+    return {"cosine_sft": 1.0 if name == "sft" else value, "chance_low": -width,
+            "chance_high": width}
 
 
-stored = [{"run": "base", "writer": "", "norm": 0.0, "cosine_sft": np.nan, "chance_low": np.nan, "chance_high": np.nan}]
-stored += [{"run": name, "writer": writers[name], "norm": overall.norm[name], **with_sft(name)} for name in names]
-stored = pd.DataFrame(stored).merge(accuracy[["run", "accuracy", "low", "high"]]).assign(kl=lambda table: table.run.map(kl), tokens=lambda table: table.run.map(manner.tokens))
+stored = [{"run": "base", "writer": "", "norm": 0.0, "cosine_sft": np.nan,
+           "chance_low": np.nan, "chance_high": np.nan}]
+stored += [{"run": name, "writer": writers[name], "norm": overall.norm[name],
+            **with_sft(name)} for name in names]
+stored = pd.DataFrame(stored).merge(
+    accuracy[["run", "accuracy", "low", "high"]]).assign(kl=lambda table:
+    table.run.map(kl), tokens=lambda table: table.run.map(manner.tokens))
 figures.table(store.write_table(profile, "on_policy", stored))
 
 # %% [markdown]
@@ -567,15 +702,23 @@ figures.table(store.write_table(profile, "on_policy", stored))
 # %%
 rft = from_base.set_index("run").loc["rft-own"]
 across = crossed[0, 0]
-outcomes = [
-    predictions.outcome("norm of SFT on the base's own rollouts, over SFT's on the teacher's", ratio, ratio < 0.5, ratio > 0.8, form="{:.2f}",
-                        about=f"quartiles over modules {quartiles[0]:.2f} to {quartiles[1]:.2f}"),
-    predictions.outcome("SFT on own and on the teacher's rollouts, alike", across, across < 0.2, across > 0.5),
-    predictions.outcome("accuracy of RFT on the base's own rollouts minus the base's", 100 * rft.difference, 0 <= rft.difference <= 0.06, rft.difference <= -0.05,
-                        100 * rft.low, 100 * rft.high, "{:+.1f}", "in points"),
-    predictions.outcome("online GRPO, alike to SFT", near["sft"], abs(near["sft"]) <= 0.1, abs(near["sft"]) > 0.1)]
+outcomes = [predictions.outcome("norm of SFT on the base's own rollouts, over SFT's on "
+                                "the teacher's", ratio, ratio < 0.5, ratio > 0.8,
+                                form="{:.2f}", about=f"quartiles over modules "
+                                                     f"{quartiles[0]:.2f} to "
+                                                     f"{quartiles[1]:.2f}"),
+            predictions.outcome("SFT on own and on the teacher's rollouts, alike",
+                                across, across < 0.2, across > 0.5),
+            predictions.outcome("accuracy of RFT on the base's own rollouts minus the "
+                                "base's", 100 * rft.difference,
+                                0 <= rft.difference <= 0.06, rft.difference <= -0.05,
+                                100 * rft.low, 100 * rft.high, "{:+.1f}", "in points"),
+            predictions.outcome("online GRPO, alike to SFT", near["sft"],
+                                abs(near["sft"]) <= 0.1, abs(near["sft"]) > 0.1)]
 expected = predictions.write(profile, "20", outcomes)
-expected.rename(columns={"is_expected": "as expected", "changes": "would change our mind", "changes_mind": "changes it"}).style.hide(axis="index")
+expected.rename(columns={"is_expected": "as expected",
+                         "changes": "would change our mind",
+                         "changes_mind": "changes it"}).style.hide(axis="index")
 
 # %% [markdown]
 # ## Try it

@@ -11,11 +11,27 @@ import time
 import torch
 from transformers import Trainer, TrainingArguments
 
-from helpers import geometry, models, objectives, problems, profiles, rollouts, training, updates
+from adapter_geometry import geometry
+from adapter_geometry.chance import compare_by_chance
+from adapter_geometry.updates import Factors
+from helpers import profiles
+from helpers.data import problems, rollouts
+from helpers.models import loading, sampling
+from helpers.training import objectives
+from helpers.training.batches import RunRows, collate, rows_of, run_order
+from helpers.training.trainer import ObjectiveTrainer
 
-SIZES = {"tiny": (12, 128), "smollm2-135m": (2, 16)}  # steps of training, and prompts of which K completions each are sampled
+SIZES = {
+    "tiny": (12, 128),
+    "smollm2-135m": (2, 16),
+}  # steps of training, and prompts of which K completions each are sampled
 BATCH_SIZES = (32, 64, 128, 256, 512)
-QWEN = {"q_proj": (4096, 2560), "k_proj": (1024, 2560), "v_proj": (1024, 2560), "o_proj": (2560, 4096)}
+QWEN = {
+    "q_proj": (4096, 2560),
+    "k_proj": (1024, 2560),
+    "v_proj": (1024, 2560),
+    "o_proj": (2560, 4096),
+}
 QWEN_LAYERS, QWEN_RANK = 36, 32
 
 
@@ -32,17 +48,25 @@ def best_of(repeats, work):
 def benchmark_training(study, steps):
     table = rollouts.with_group_columns(rollouts.load_table(study))
     run = study.runs["sft"]
-    order = training.run_order(table, training.rows_of(table, run), run, steps)
-    batches = [training.collate(table, order[first:first + run.batch_size]) for first in range(0, len(order), run.batch_size)]
+    order = run_order(table, rows_of(table, run), run, steps)
+    batches = [
+        collate(table, order[first : first + run.batch_size])
+        for first in range(0, len(order), run.batch_size)
+    ]
     tokens = sum(int(batch["input_ids"].numel()) for batch in batches)
 
     def bare():
-        model = models.attach_adapter(models.load_model(study), study.lora, run.init_seed)
+        model = loading.attach_adapter(loading.load_model(study), study.lora, run.init_seed)
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=run.learning_rate)
         for batch in batches:
             logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
-            logp = torch.log_softmax(logits, -1).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1) * batch["rows"].mask
+            logp = (
+                torch.log_softmax(logits, -1)
+                .gather(-1, batch["input_ids"][:, 1:, None])
+                .squeeze(-1)
+                * batch["rows"].mask
+            )
             loss, weight = objectives.sft(logp, batch["rows"])
             (loss / weight).backward()
             torch.nn.utils.clip_grad_norm_(trained, run.clip)
@@ -53,54 +77,114 @@ def benchmark_training(study, steps):
         with_trainer(study, run, table, order, steps)
 
     bare_seconds, our_seconds = best_of(2, bare), best_of(2, ours)
-    print(f"training {study.name}: bare loop {tokens / bare_seconds:,.0f} tokens/s, ours {tokens / our_seconds:,.0f} tokens/s, "
-          f"ratio {bare_seconds / our_seconds:.2f} (wanted: 0.85 or more)")
+    print(
+        f"training {study.name}: bare loop {tokens / bare_seconds:,.0f} tokens/s, ours {tokens / our_seconds:,.0f} tokens/s, "
+        f"ratio {bare_seconds / our_seconds:.2f} (wanted: 0.85 or more)"
+    )
 
 
 def with_trainer(study, run, table, order, steps):
-    model = models.attach_adapter(models.load_model(study), study.lora, run.init_seed)
-    arguments = TrainingArguments(output_dir="results/benchmark", max_steps=steps, per_device_train_batch_size=run.batch_size,
-                                  learning_rate=run.learning_rate, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-                                  remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=1)
-    trainer = training.ObjectiveTrainer(model=model, args=arguments, train_dataset=training.RunRows(order, 1), loss=objectives.sft,
-                                        data_collator=lambda items: training.collate(table, [number for item in items for number in item]))
+    model = loading.attach_adapter(loading.load_model(study), study.lora, run.init_seed)
+    arguments = TrainingArguments(
+        output_dir="results/benchmark",
+        max_steps=steps,
+        per_device_train_batch_size=run.batch_size,
+        learning_rate=run.learning_rate,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+    )
+    trainer = ObjectiveTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=RunRows(order, 1),
+        loss=objectives.sft,
+        data_collator=lambda items: collate(table, [number for item in items for number in item]),
+    )
     trainer.callback_handler.callbacks.clear()
     Trainer.train(trainer)
 
 
 def benchmark_sampling(study, count):
-    model, tokenizer = models.load_model(study, "teacher"), models.load_tokenizer(study, "teacher")
+    model, tokenizer = (
+        loading.load_model(study, "teacher"),
+        loading.load_tokenizer(study, "teacher"),
+    )
     chosen = problems.problem_sets(study.problems)["train"][:count]
-    prompts = [models.prompt_ids(tokenizer, problem.question, study.problems.instruction) for problem in chosen for _ in range(study.rollouts.samples)]
+    prompts = [
+        loading.prompt_ids(tokenizer, problem.question, study.problems.instruction)
+        for problem in chosen
+        for _ in range(study.rollouts.samples)
+    ]
     limit = study.rollouts.max_new_tokens
 
     def plain(batch_size):
         for first in range(0, len(prompts), batch_size):
-            inputs = tokenizer.pad({"input_ids": prompts[first:first + batch_size]}, padding_side="left", return_tensors="pt")
-            model.generate(**inputs, max_new_tokens=limit, do_sample=True, top_k=0, top_p=1.0, eos_token_id=tokenizer.eos_token_id,
-                           pad_token_id=tokenizer.pad_token_id)
+            inputs = tokenizer.pad(
+                {"input_ids": prompts[first : first + batch_size]},
+                padding_side="left",
+                return_tensors="pt",
+            )
+            model.generate(
+                **inputs,
+                max_new_tokens=limit,
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
 
     def ours(batch_size):
-        rollouts.sample(model, prompts, max_new_tokens=limit, end_id=tokenizer.eos_token_id, batch_size=batch_size, temperature=1.0)
+        sampling.sample(
+            model,
+            prompts,
+            max_new_tokens=limit,
+            end_id=tokenizer.eos_token_id,
+            batch_size=batch_size,
+            temperature=1.0,
+        )
 
-    plain_seconds = {size: best_of(1, lambda size=size: plain(size)) for size in BATCH_SIZES if size <= len(prompts)}
+    plain_seconds = {
+        size: best_of(1, lambda size=size: plain(size))
+        for size in BATCH_SIZES
+        if size <= len(prompts)
+    }
     our_seconds = best_of(2, lambda: ours(study.rollouts.batch_size))
     best = min(plain_seconds, key=plain_seconds.get)
-    print(f"sampling {study.name}: generate {len(prompts) / plain_seconds[best]:.1f} completions/s at its best batch size {best}, "
-          f"ours {len(prompts) / our_seconds:.1f}, ratio {plain_seconds[best] / our_seconds:.2f} (wanted: 1.5 or more)")
+    print(
+        f"sampling {study.name}: generate {len(prompts) / plain_seconds[best]:.1f} completions/s at its best batch size {best}, "
+        f"ours {len(prompts) / our_seconds:.1f}, ratio {plain_seconds[best] / our_seconds:.2f} (wanted: 1.5 or more)"
+    )
 
 
 def random_adapters(shapes, layers, rank, count=6):
     """Adapters of the given shapes with independent Gaussian factors; the time does not depend on their values."""
-    return {f"run{run}": {f"model.layers.{layer}.self_attn.{projection}": updates.Factors(torch.randn(d_out, rank), torch.randn(rank, d_in), 2.0)
-                          for layer in range(layers) for projection, (d_out, d_in) in shapes.items()} for run in range(count)}
+    return {
+        f"run{run}": {
+            f"model.layers.{layer}.self_attn.{projection}": Factors(
+                torch.randn(d_out, rank), torch.randn(rank, d_in), 2.0
+            )
+            for layer in range(layers)
+            for projection, (d_out, d_in) in shapes.items()
+        }
+        for run in range(count)
+    }
 
 
 def whole_geometry(adapters, nulls=0):
     """Everything of the chapters on norms, angles and decomposition; with `nulls`, the chance levels of the angles too."""
     compared = geometry.compare(adapters)
-    geometry.updates_table(compared), geometry.cosine_table(compared), geometry.orthogonal_table(compared)
-    geometry.angles_table(compared, geometry.compare_by_chance(adapters, nulls) if nulls else [compared])
+    (
+        geometry.updates_table(compared),
+        geometry.cosine_table(compared),
+        geometry.orthogonal_table(compared),
+    )
+    geometry.angles_table(compared, compare_by_chance(adapters, nulls) if nulls else [compared])
 
 
 def dense_seconds(shapes, layers, rank, count=6):
@@ -116,26 +200,38 @@ def dense_seconds(shapes, layers, rank, count=6):
 
 
 def benchmark_geometry(study):
-    configuration = models.load_model(study).config
+    configuration = loading.load_model(study).config
     shapes = {projection: 2 * (configuration.hidden_size,) for projection in study.lora.modules}
     adapters = random_adapters(shapes, configuration.num_hidden_layers, study.lora.rank)
-    print(f"geometry, six adapters at the tiny size: {best_of(3, lambda: whole_geometry(adapters)):.2f} s, with chance levels "
-          f"{best_of(2, lambda: whole_geometry(adapters, 8)):.2f} s (wanted: 2 or less)")
+    print(
+        f"geometry, six adapters at the tiny size: {best_of(3, lambda: whole_geometry(adapters)):.2f} s, with chance levels "
+        f"{best_of(2, lambda: whole_geometry(adapters, 8)):.2f} s (wanted: 2 or less)"
+    )
     adapters = random_adapters(QWEN, QWEN_LAYERS, QWEN_RANK)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ours = best_of(3, lambda: whole_geometry(adapters))
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
-    chance, dense = best_of(1, lambda: geometry.compare_by_chance(adapters, 5)), dense_seconds(QWEN, QWEN_LAYERS, QWEN_RANK)
-    print(f"geometry, six adapters of rank {QWEN_RANK} at Qwen3-4B's shapes ({QWEN_LAYERS * len(QWEN)} modules), {torch.get_num_threads()} threads: "
-          f"{ours:.2f} s (wanted: 1.5 or less) and {memory:.2f} GB beyond the factors (wanted: 1 or less), chance levels {chance:.1f} s more; dense, "
-          f"extrapolated from one module of each shape: {dense / 60:.0f} min; ratio {dense / ours:,.0f} (wanted: 500 or more)")
-    for what, options in {"adapters": [{"count": count} for count in (3, 6, 12)], "layers": [{"layers": layers} for layers in (9, 18, 36)],
-                          "rank": [{"rank": rank} for rank in (8, 16, 32)]}.items():
+    chance, dense = (
+        best_of(1, lambda: compare_by_chance(adapters, 5)),
+        dense_seconds(QWEN, QWEN_LAYERS, QWEN_RANK),
+    )
+    print(
+        f"geometry, six adapters of rank {QWEN_RANK} at Qwen3-4B's shapes ({QWEN_LAYERS * len(QWEN)} modules), {torch.get_num_threads()} threads: "
+        f"{ours:.2f} s (wanted: 1.5 or less) and {memory:.2f} GB beyond the factors (wanted: 1 or less), chance levels {chance:.1f} s more; dense, "
+        f"extrapolated from one module of each shape: {dense / 60:.0f} min; ratio {dense / ours:,.0f} (wanted: 500 or more)"
+    )
+    for what, options in {
+        "adapters": [{"count": count} for count in (3, 6, 12)],
+        "layers": [{"layers": layers} for layers in (9, 18, 36)],
+        "rank": [{"rank": rank} for rank in (8, 16, 32)],
+    }.items():
         seconds = []
         for option in options:
             grown = random_adapters(QWEN, **{"layers": 12, "rank": QWEN_RANK, **option})
             seconds.append(best_of(2, lambda grown=grown: geometry.compare(grown)))
-        print(f"  with {what} {', '.join(str(*option.values()) for option in options)}: {', '.join(f'{one:.2f}' for one in seconds)} s")
+        print(
+            f"  with {what} {', '.join(str(*option.values()) for option in options)}: {', '.join(f'{one:.2f}' for one in seconds)} s"
+        )
 
 
 if __name__ == "__main__":

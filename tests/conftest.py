@@ -6,7 +6,8 @@ from hypothesis import settings
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from helpers import profiles, rollouts, store
+from helpers import profiles, store
+from helpers.data import rollouts
 
 torch.set_num_threads(1)
 settings.register_profile("fast", max_examples=60, deadline=None, derandomize=True)
@@ -20,6 +21,14 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def smoke():
     return profiles.load("smoke")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The user's cache folder, empty: no test reads or writes the real one."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -40,12 +49,26 @@ def table(smoke, workplace):
 @pytest.fixture
 def tiny_model():
     """Make a random Qwen3 with two layers and grouped keys; weights are wide, so that its choices differ from token to token."""
+
     def make(vocabulary=40, context=64, seed=0):
         torch.manual_seed(seed)
-        config = Qwen3Config(vocab_size=vocabulary, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-                             intermediate_size=32, max_position_embeddings=context, tie_word_embeddings=False, initializer_range=0.5,
-                             bos_token_id=None, eos_token_id=None, pad_token_id=None)
+        config = Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            intermediate_size=32,
+            max_position_embeddings=context,
+            tie_word_embeddings=False,
+            initializer_range=0.5,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
         return Qwen3ForCausalLM(config).eval().requires_grad_(False)
+
     return make
 
 
@@ -61,7 +84,17 @@ def fill_adapter(model, seed=0, size=0.3):
 @pytest.fixture
 def with_adapter():
     """Attach a LoRA adapter whose B is not zero."""
+
     def attach(model, **options):
-        config = LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **options})
+        config = LoraConfig(
+            **{
+                "r": 2,
+                "lora_alpha": 4,
+                "target_modules": ["q_proj", "v_proj"],
+                "task_type": "CAUSAL_LM",
+                **options,
+            }
+        )
         return fill_adapter(get_peft_model(model, config))
+
     return attach

@@ -29,21 +29,44 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from helpers import profiles, store, updates
+from adapter_geometry import storage, updates
+from adapter_geometry.adapters import load_update
+from helpers import profiles, store
 
 SEED, TRIALS, KILLS_OF_ONE_RUN, BOOKS, DISKS = 1, 21, 20, 6, 8
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 SMOKE, TINY = "results/smoke", "results/tiny"
-TARGETS = [f"{SMOKE}/{file}" for file in ("runs/sft/run.json", "runs/dpo/run.json", "evaluation/base.parquet", "evaluation/sft.parquet",
-                                          "held-out/teacher.parquet", "notebooks/03_sft.ipynb")]
+TARGETS = [
+    f"{SMOKE}/{file}"
+    for file in (
+        "runs/sft/run.json",
+        "runs/dpo/run.json",
+        "evaluation/base.parquet",
+        "evaluation/sft.parquet",
+        "held-out/teacher.parquet",
+        "notebooks/03_sft.ipynb",
+    )
+]
 ONE_RUN = [sys.executable, "-m", "helpers", "train", "tiny", "sft"]
 LIMIT = 600  # seconds for one start of the smoke pipeline or of one run
 RECORD = store.ROOT / "data" / "faults.json"
 
 
 def pipeline(profile, targets, jobs=2):
-    return [sys.executable, "-m", "helpers.locks", "snakemake", "--nolock", "--cores", str(jobs), "--config", f"profile={profile}", "--rerun-incomplete",
-            "--", *targets]
+    return [
+        sys.executable,
+        "-m",
+        "helpers.locks",
+        "snakemake",
+        "--nolock",
+        "--cores",
+        str(jobs),
+        "--config",
+        f"profile={profile}",
+        "--rerun-incomplete",
+        "--",
+        *targets,
+    ]
 
 
 SMOKE_PIPELINE = pipeline("smoke", TARGETS)
@@ -54,19 +77,35 @@ class Copy:
 
     def __init__(self, folder):
         self.root = Path(folder)
-        archive = subprocess.run(["git", "archive", "HEAD"], cwd=store.ROOT, capture_output=True, check=True).stdout
+        archive = subprocess.run(
+            ["git", "archive", "HEAD"], cwd=store.ROOT, capture_output=True, check=True
+        ).stdout
         subprocess.run(["tar", "x"], cwd=self.root, input=archive, check=True)
-        self.environment = {**os.environ, "PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.root / "src"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
     def start(self, command):
-        return subprocess.Popen(command, cwd=self.root, env=self.environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def finish(self, command, limit=LIMIT):
         """Run a command to its end, as a user who starts it again would; returns its seconds."""
         started, process = time.monotonic(), self.start(command)
         said, _ = process.communicate(timeout=limit)
         if process.returncode:
-            raise SystemExit(f"{' '.join(command)} failed after it was started again:\n{said.decode()[-2000:]}")
+            raise SystemExit(
+                f"{' '.join(command)} failed after it was started again:\n{said.decode()[-2000:]}"
+            )
         return time.monotonic() - started
 
     def fail(self, command):
@@ -109,7 +148,7 @@ class Copy:
 
     def clear(self):
         for folder in (self.root / "results" / "smoke", self.root / ".snakemake"):
-            store.remove(folder)
+            storage.remove(folder)
 
 
 def contents(root, folder):
@@ -122,12 +161,26 @@ def contents(root, folder):
         elif path.suffix == ".parquet" and "checkpoints" not in path.parts:
             found[name] = hashlib.sha256(pd.read_parquet(path).to_json().encode()).hexdigest()
         elif path.name == "run.json":
-            found[name] = store.digest({key: value for key, value in json.loads(path.read_text()).items() if key not in ("date", "minutes")})
+            found[name] = storage.digest(
+                {
+                    key: value
+                    for key, value in json.loads(path.read_text()).items()
+                    if key not in ("date", "minutes")
+                }
+            )
         elif path.suffix == ".ipynb" and "notebooks" in path.parts:
             cells = json.loads(path.read_text())["cells"]
-            outputs = [json.dumps(output.get("data", output.get("text"))) for cell in cells for output in cell.get("outputs", [])]
-            plain = [re.sub(r"T_[0-9a-f]{5}|0x[0-9a-f]+", "", output) for output in outputs if "widget-view" not in output]  # random names, addresses
-            found[name] = store.digest(plain)
+            outputs = [
+                json.dumps(output.get("data", output.get("text")))
+                for cell in cells
+                for output in cell.get("outputs", [])
+            ]
+            plain = [
+                re.sub(r"T_[0-9a-f]{5}|0x[0-9a-f]+", "", output)
+                for output in outputs
+                if "widget-view" not in output
+            ]  # random names, addresses
+            found[name] = storage.digest(plain)
     return found
 
 
@@ -146,24 +199,63 @@ def trials_of(copy, rng, command, clear, found, number, what):
         was_running = copy.kill(command, after, name)
         orphans = copy.orphans()
         copy.finish(command)
-        trials.append({"trial": trial, "signal": name, "after": round(after, 1), "of": round(seconds, 1), "was_running": was_running, "orphans": orphans,
-                       "differ": differing(wanted, found())})
+        trials.append(
+            {
+                "trial": trial,
+                "signal": name,
+                "after": round(after, 1),
+                "of": round(seconds, 1),
+                "was_running": was_running,
+                "orphans": orphans,
+                "differ": differing(wanted, found()),
+            }
+        )
     return {"trials": trials}
 
 
 def pipeline_trials(copy, rng):
-    return trials_of(copy, rng, SMOKE_PIPELINE, copy.clear, lambda: contents(copy.root, SMOKE), TRIALS, "the smoke pipeline")
+    return trials_of(
+        copy,
+        rng,
+        SMOKE_PIPELINE,
+        copy.clear,
+        lambda: contents(copy.root, SMOKE),
+        TRIALS,
+        "the smoke pipeline",
+    )
 
 
 def book_trials(copy, rng):
     html = copy.root / "_build" / "html"
-    for part in ("src", "notebooks", "book", "data", "Snakefile", "requirements.txt", "_config.yml", "_toc.yml", ".snakemake", SMOKE):
+    for part in (
+        "src",
+        "notebooks",
+        "book",
+        "data",
+        "Snakefile",
+        "requirements.txt",
+        "_config.yml",
+        "_toc.yml",
+        ".snakemake",
+        SMOKE,
+    ):
         if not (store.ROOT / part).exists():
             raise SystemExit(f"{part} is missing: run `make check` first")
-        store.remove(copy.root / part)
-        subprocess.run(["cp", "-a", str(store.ROOT / part), str((copy.root / part).parent)], check=True)  # with their times, by which Snakemake goes
-    return trials_of(copy, rng, pipeline("smoke", ["all"]), lambda: store.remove(copy.root / "_build"),
-                     lambda: {str(path.relative_to(html)): store.file_digest(path) for path in html.rglob("*.html")}, BOOKS, "the build of the book")
+        storage.remove(copy.root / part)
+        subprocess.run(
+            ["cp", "-a", str(store.ROOT / part), str((copy.root / part).parent)], check=True
+        )  # with their times, by which Snakemake goes
+    return trials_of(
+        copy,
+        rng,
+        pipeline("smoke", ["all"]),
+        lambda: storage.remove(copy.root / "_build"),
+        lambda: {
+            str(path.relative_to(html)): store.file_digest(path) for path in html.rglob("*.html")
+        },
+        BOOKS,
+        "the build of the book",
+    )
 
 
 def one_run(copy, rng):
@@ -172,20 +264,33 @@ def one_run(copy, rng):
     kills, survived = [], 0
     for number in tqdm(range(KILLS_OF_ONE_RUN), desc="killing one run", unit="kill"):
         name, after = SIGNALS[number % len(SIGNALS)], float(rng.uniform(3, 40))
-        kills.append({"signal": name, "after": round(after, 1), "was_running": copy.kill(ONE_RUN, after, name)})
+        kills.append(
+            {
+                "signal": name,
+                "after": round(after, 1),
+                "was_running": copy.kill(ONE_RUN, after, name),
+            }
+        )
         survived += copy.orphans()
         if (copy.root / folder).exists() and number < KILLS_OF_ONE_RUN - 1:
-            store.remove(copy.root / TINY)  # it had finished: begin anew, so that all kills hit a run under way
+            storage.remove(
+                copy.root / TINY
+            )  # it had finished: begin anew, so that all kills hit a run under way
     copy.finish(ONE_RUN)
     killed = contents(copy.root, folder)
-    store.remove(copy.root / TINY)
+    storage.remove(copy.root / TINY)
     copy.finish(ONE_RUN)
-    return {"kills": kills, "orphans": survived, "differ": differing(contents(copy.root, folder), killed)}
+    return {
+        "kills": kills,
+        "orphans": survived,
+        "differ": differing(contents(copy.root, folder), killed),
+    }
 
 
 @contextlib.contextmanager
 def disk(place):
     """A small disk mounted at a folder; yields the function that gives it new options."""
+
     def remount(options):
         subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
 
@@ -218,8 +323,14 @@ def disk_trials(copy, rng):
             remount("rw,size=1g")
             copy.finish(SMOKE_PIPELINE)
             cause = "No space left" if fills else "Read-only file system"
-            trials.append({"what": "full" if fills else "read-only", "failed": failed, "is_told": cause in said or not failed,
-                           "differ": differing(wanted, contents(copy.root, SMOKE))})
+            trials.append(
+                {
+                    "what": "full" if fills else "read-only",
+                    "failed": failed,
+                    "is_told": cause in said or not failed,
+                    "differ": differing(wanted, contents(copy.root, SMOKE)),
+                }
+            )
     return {"trials": trials}
 
 
@@ -229,21 +340,48 @@ def again(copy, rng):
     copy.finish(pipeline("tiny", ["notebooks"], jobs=1), limit=7200)
     wanted = contents(copy.root, TINY)
     assert wanted, "the study left nothing"
-    code = ("import sys; from helpers import profiles, training; profile = profiles.load('tiny'); "
-            "print(training.train(profile, profile.runs[sys.argv[1]].model_copy(update={'threads': 2})))")
+    code = (
+        "import sys; from helpers import profiles; from helpers.training import trainer; profile = profiles.load('tiny'); "
+        "print(trainer.train(profile, profile.runs[sys.argv[1]].model_copy(update={'threads': 2})))"
+    )
     distances = {}
     for name in tqdm(study.main_runs, desc="two threads", unit="run"):
-        told = subprocess.run([sys.executable, "-c", code, name], cwd=copy.root, env=copy.environment, capture_output=True, text=True, check=True)
-        one, two = (updates.load_update(folder / "adapter") for folder in (copy.root / TINY / "runs" / name, Path(told.stdout.splitlines()[-1])))
-        distances[name] = float(updates.norm(updates.combine([two, one], [1, -1])) / updates.norm(one))
-    return {"jobs": [os.cpu_count(), 1], "files": len(wanted), "differ": differing(wanted, contents(store.ROOT, TINY)), "two_threads": distances}
+        told = subprocess.run(
+            [sys.executable, "-c", code, name],
+            cwd=copy.root,
+            env=copy.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        one, two = (
+            load_update(folder / "adapter")
+            for folder in (copy.root / TINY / "runs" / name, Path(told.stdout.splitlines()[-1]))
+        )
+        distances[name] = float(
+            updates.norm(updates.combine([two, one], [1, -1])) / updates.norm(one)
+        )
+    return {
+        "jobs": [os.cpu_count(), 1],
+        "files": len(wanted),
+        "differ": differing(wanted, contents(store.ROOT, TINY)),
+        "two_threads": distances,
+    }
 
 
-PARTS = {"pipeline": pipeline_trials, "one_run": one_run, "book": book_trials, "disk": disk_trials, "again": again}
+PARTS = {
+    "pipeline": pipeline_trials,
+    "one_run": one_run,
+    "book": book_trials,
+    "disk": disk_trials,
+    "again": again,
+}
 
 
 def main(chosen):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that was started in the background hands an ignored one to its children
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a program that was started in the background hands an ignored one to its children
     record = store.read_json(RECORD) if RECORD.exists() else {}
     for name in chosen or PARTS:
         with tempfile.TemporaryDirectory() as folder:
@@ -252,9 +390,17 @@ def main(chosen):
         RECORD.write_text(store.as_json(record))
         store.relist(RECORD)
         trials = found.get("trials", [found])
-        wrong = [trial for trial in trials if trial["differ"] or trial.get("orphans") or not trial.get("is_told", True)]
-        print(f"{name}: {len(trials)} trials, {len(wrong)} with another outcome, orphans, or a failure that is not told")
-    sys.exit(any(trial["differ"] for part in record.values() for trial in part.get("trials", [part])))
+        wrong = [
+            trial
+            for trial in trials
+            if trial["differ"] or trial.get("orphans") or not trial.get("is_told", True)
+        ]
+        print(
+            f"{name}: {len(trials)} trials, {len(wrong)} with another outcome, orphans, or a failure that is not told"
+        )
+    sys.exit(
+        any(trial["differ"] for part in record.values() for trial in part.get("trials", [part]))
+    )
 
 
 if __name__ == "__main__":

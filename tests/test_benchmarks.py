@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import benchmarks, problems, store
+from helpers import store
+from helpers.data.collections import (
+    _load,
+    _problem_sets,
+    _raw_sets,
+    overlaps,
+    problem_sets,
+    report,
+    ungradable,
+)
+from helpers.data.problem import Problem
 from helpers.profiles import CollectionSettings, Source
 
 CARD = """---
@@ -37,8 +47,8 @@ WORDS = [f"word{number}" for number in range(60)]
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     """An empty repository root, a cache of the library's beside it, and nothing remembered of what other tests read."""
-    benchmarks._raw_sets.cache_clear()
-    benchmarks._problem_sets.cache_clear()
+    _raw_sets.cache_clear()
+    _problem_sets.cache_clear()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(store, "ROOT", tmp_path / "root")
     store.ROOT.mkdir()
@@ -59,16 +69,29 @@ def write(file, rows):
 
 
 def deepscaler(place, rows):
-    write(place / "deepscaler" / "deepscaler.json", [{"problem": question, "answer": answer, "solution": ""} for question, answer in rows])
+    write(
+        place / "deepscaler" / "deepscaler.json",
+        [{"problem": question, "answer": answer, "solution": ""} for question, answer in rows],
+    )
 
 
 def gsm8k(place, rows, split="test", configuration="main"):
-    write(place / "gsm8k" / configuration / f"{split}-00000-of-00001.parquet", [{"question": question, "answer": answer} for question, answer in rows])
+    write(
+        place / "gsm8k" / configuration / f"{split}-00000-of-00001.parquet",
+        [{"question": question, "answer": answer} for question, answer in rows],
+    )
 
 
 TRAIN = [(f"Compute {number} plus {number}.", str(2 * number)) for number in range(1, 41)]
 DEEPSCALER = {"path": "deepscaler", "split": "train", "question": "problem", "answer": "answer"}
-GSM8K = {"path": "gsm8k", "name": "main", "split": "test", "question": "question", "answer": "answer", "reads": "after ####"}
+GSM8K = {
+    "path": "gsm8k",
+    "name": "main",
+    "split": "test",
+    "question": "question",
+    "answer": "answer",
+    "reads": "after ####",
+}
 MATH500 = {"path": "MATH-500", "split": "test", "question": "problem", "answer": "answer"}
 AIME = {"path": "aime_2026", "split": "train", "question": "problem", "answer": "answer"}
 
@@ -78,22 +101,54 @@ def collections(place):
     """The four collections of the study, a few rows each, in the files and columns that the hub has; the first as `hf download` leaves it."""
     deepscaler(place, TRAIN)
     (place / "deepscaler" / ".gitattributes").write_text("*.json filter=lfs\n")
-    write(place / "deepscaler" / ".cache" / "huggingface" / "download" / "train.json", [{"not": "data"}])
-    gsm8k(place, [("How many eggs?", "6*2=<<6*2=12>>12\n#### 12"), ("How many dollars?", "That is much.\n#### 1,234")])
+    write(
+        place / "deepscaler" / ".cache" / "huggingface" / "download" / "train.json",
+        [{"not": "data"}],
+    )
+    gsm8k(
+        place,
+        [
+            ("How many eggs?", "6*2=<<6*2=12>>12\n#### 12"),
+            ("How many dollars?", "That is much.\n#### 1,234"),
+        ],
+    )
     gsm8k(place, [("How many trained eggs?", "#### 3")], split="train")
-    write(place / "MATH-500" / "test.jsonl", [{
-        "problem": "Convert $(0,3)$ to polar coordinates.", "solution": "...", "answer": r"\left( 3, \frac{\pi}{2} \right)",
-        "subject": "Precalculus", "level": 2, "unique_id": "test/precalculus/807.json"}])
-    write(place / "aime_2026" / "data" / "train-00000-of-00001.parquet", [{"problem_idx": 1, "answer": 277, "problem": "Find the number of paths."}])
+    write(
+        place / "MATH-500" / "test.jsonl",
+        [
+            {
+                "problem": "Convert $(0,3)$ to polar coordinates.",
+                "solution": "...",
+                "answer": r"\left( 3, \frac{\pi}{2} \right)",
+                "subject": "Precalculus",
+                "level": 2,
+                "unique_id": "test/precalculus/807.json",
+            }
+        ],
+    )
+    write(
+        place / "aime_2026" / "data" / "train-00000-of-00001.parquet",
+        [{"problem_idx": 1, "answer": 277, "problem": "Find the number of paths."}],
+    )
     return place
 
 
 def settings(**changes):
-    return CollectionSettings(**{"seed": 1, "train": DEEPSCALER, "validation": 5, "test": GSM8K, "hard": AIME, "further": {"math500": MATH500}, **changes})
+    return CollectionSettings(
+        **{
+            "seed": 1,
+            "train": DEEPSCALER,
+            "validation": 5,
+            "test": GSM8K,
+            "hard": AIME,
+            "further": {"math500": MATH500},
+            **changes,
+        }
+    )
 
 
 def answers(**changes):
-    return [problem.answer for problem in benchmarks.problem_sets(settings(**changes))["test"]]
+    return [problem.answer for problem in problem_sets(settings(**changes))["test"]]
 
 
 def identities(chosen):
@@ -102,121 +157,194 @@ def identities(chosen):
 
 def some(split, *questions):
     """Problems of these questions; each is its own answer and name."""
-    return tuple(problems.Problem(question, split, question, "1", 0, (), "", "") for question in questions)
+    return tuple(Problem(question, split, question, "1", 0, (), "", "") for question in questions)
 
 
 # --- sets ----------------------------------------------------------------------------------------------------------
 
+
 def test_the_four_collections_are_read_as_the_hub_has_them(collections):
-    sets = benchmarks.problem_sets(settings())
-    assert list(sets) == ["train", "validation", "test", "hard", "math500"], "the splits of every study, then the further sets by name"
-    assert {split: len(chosen) for split, chosen in sets.items()} == {"train": 35, "validation": 5, "test": 2, "hard": 1, "math500": 1}, "sizes"
-    assert [problem.answer for problem in sets["test"]] == ["12", "1234"], "GSM8K's gold answer stands behind ####"
+    sets = problem_sets(settings())
+    assert list(sets) == ["train", "validation", "test", "hard", "math500"], (
+        "the splits of every study, then the further sets by name"
+    )
+    assert {split: len(chosen) for split, chosen in sets.items()} == {
+        "train": 35,
+        "validation": 5,
+        "test": 2,
+        "hard": 1,
+        "math500": 1,
+    }, "sizes"
+    assert [problem.answer for problem in sets["test"]] == ["12", "1234"], (
+        "GSM8K's gold answer stands behind ####"
+    )
     assert sets["hard"][0].answer == "277", "AIME's answers are integers in the file and text here"
-    assert sets["math500"][0].answer == r"\left( 3, \frac{\pi}{2} \right)", "MATH's answers are LaTeX and stay as they are"
-    assert {problem.split for problem in sets["math500"]} == {"math500"}, "each problem knows its split"
-    assert {problem.split for problem in sets["validation"]} == {"validation"}, "a problem set aside is no longer a training one"
+    assert sets["math500"][0].answer == r"\left( 3, \frac{\pi}{2} \right)", (
+        "MATH's answers are LaTeX and stay as they are"
+    )
+    assert {problem.split for problem in sets["math500"]} == {"math500"}, (
+        "each problem knows its split"
+    )
+    assert {problem.split for problem in sets["validation"]} == {"validation"}, (
+        "a problem set aside is no longer a training one"
+    )
 
 
 def test_a_problem_is_named_by_its_question_and_has_no_story(collections):
-    problem = benchmarks.problem_sets(settings())["hard"][0]
-    assert problem.problem_id == hashlib.sha256(b"Find the number of paths.").hexdigest()[:12], "the name is that of problems.draw_problem"
-    assert (problem.steps, problem.chain, problem.person, problem.things) == (0, (), "", ""), "a public problem has neither chain nor story"
+    problem = problem_sets(settings())["hard"][0]
+    assert problem.problem_id == hashlib.sha256(b"Find the number of paths.").hexdigest()[:12], (
+        "the name is that of problems.draw_problem"
+    )
+    assert (problem.steps, problem.chain, problem.person, problem.things) == (0, (), "", ""), (
+        "a public problem has neither chain nor story"
+    )
 
 
-@pytest.mark.parametrize(("solution", "answer"), [
-    ("#### 1,234", "1234"), ("#### 1,234,567", "1234567"), ("####70,000 ", "70000"), ("#### -3", "-3"), ("#### 2.50", "2.50"), ("#### 1,2", "1,2"),
-    ("He ran #### 3 miles\n#### 4", "4"),
-])
-def test_the_answer_behind_the_mark_loses_thousands_commas_and_white_space(collections, solution, answer):
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("#### 1,234", "1234"),
+        ("#### 1,234,567", "1234567"),
+        ("####70,000 ", "70000"),
+        ("#### -3", "-3"),
+        ("#### 2.50", "2.50"),
+        ("#### 1,2", "1,2"),
+        ("He ran #### 3 miles\n#### 4", "4"),
+    ],
+)
+def test_the_answer_behind_the_mark_loses_thousands_commas_and_white_space(
+    collections, solution, answer
+):
     gsm8k(collections, [("How many?", solution)])
     assert answers() == [answer], f"the gold answer of {solution!r}"
 
 
 def test_validation_is_taken_out_of_training(collections):
-    sets = benchmarks.problem_sets(settings())
+    sets = problem_sets(settings())
     train, validation = set(identities(sets["train"])), set(identities(sets["validation"]))
     assert not train & validation, "a validation problem must not be trained on"
-    assert {problem.question for split in ("train", "validation") for problem in sets[split]} == {question for question, _ in TRAIN}, "and none may get lost"
+    assert {problem.question for split in ("train", "validation") for problem in sets[split]} == {
+        question for question, _ in TRAIN
+    }, "and none may get lost"
 
 
 def test_the_order_of_the_rows_does_not_choose_the_validation_problems(collections):
-    before = benchmarks.problem_sets(settings())
+    before = problem_sets(settings())
     deepscaler(collections, random.Random(0).sample(TRAIN, len(TRAIN)))
-    benchmarks._raw_sets.cache_clear()
-    after = benchmarks._problem_sets.__wrapped__(settings().model_dump_json())
-    assert identities(after["train"]) != identities(before["train"]), "the rows must have moved for this test to say anything"
-    assert after["validation"] == before["validation"], "validation problems are drawn from sorted names"
+    _raw_sets.cache_clear()
+    after = _problem_sets.__wrapped__(settings().model_dump_json())
+    assert identities(after["train"]) != identities(before["train"]), (
+        "the rows must have moved for this test to say anything"
+    )
+    assert after["validation"] == before["validation"], (
+        "validation problems are drawn from sorted names"
+    )
 
 
 def test_another_test_set_changes_the_validation_problems_only_where_it_overlaps(collections):
-    before = benchmarks.problem_sets(settings())["validation"]
+    before = problem_sets(settings())["validation"]
     write(collections / "more" / "test.jsonl", [{"problem": before[1].question, "answer": "1"}])
-    after = benchmarks.problem_sets(settings(further={"more": {**MATH500, "path": "more"}}))["validation"]
-    assert identities(after)[:4] == identities(before[:1] + before[2:]), "the others are drawn as before, so that studies with more test sets stay comparable"
+    after = problem_sets(settings(further={"more": {**MATH500, "path": "more"}}))["validation"]
+    assert identities(after)[:4] == identities(before[:1] + before[2:]), (
+        "the others are drawn as before, so that studies with more test sets stay comparable"
+    )
 
 
 def test_the_seed_chooses_the_validation_problems(collections):
-    drawn = {tuple(identities(benchmarks.problem_sets(settings(seed=seed))["validation"])) for seed in range(4)}
+    drawn = {
+        tuple(identities(problem_sets(settings(seed=seed))["validation"])) for seed in range(4)
+    }
     assert len(drawn) == 4, "each seed draws other problems"
 
 
 def test_of_duplicates_within_a_split_the_first_is_kept_and_they_are_counted(collections):
     deepscaler(collections, [*TRAIN, ("Compute  1\n plus 1. ", "3"), ("compute 1 plus 1.", "2")])
-    sets = benchmarks.problem_sets(settings())
-    kept = [problem for split in ("train", "validation") for problem in sets[split] if problem.question.split()[:2] == ["Compute", "1"]]
-    assert [problem.answer for problem in kept] == ["2"], "the same words with other white space are the same question, and the first row's answer stands"
-    counts, _ = benchmarks.report(settings())
+    sets = problem_sets(settings())
+    kept = [
+        problem
+        for split in ("train", "validation")
+        for problem in sets[split]
+        if problem.question.split()[:2] == ["Compute", "1"]
+    ]
+    assert [problem.answer for problem in kept] == ["2"], (
+        "the same words with other white space are the same question, and the first row's answer stands"
+    )
+    counts, _ = report(settings())
     row = counts.set_index("split").loc["train"]
-    assert (row["read"], row["duplicates"], row["kept"]) == (42, 1, 36), "case makes another question, white space does not"
+    assert (row["read"], row["duplicates"], row["kept"]) == (42, 1, 36), (
+        "case makes another question, white space does not"
+    )
 
 
 def test_a_limit_takes_the_first_rows(collections):
-    sets = benchmarks.problem_sets(settings(train={**DEEPSCALER, "limit": 9}))
-    assert {problem.question for split in ("train", "validation") for problem in sets[split]} == {question for question, _ in TRAIN[:9]}, "first nine rows"
-    assert len(benchmarks.problem_sets(settings(train={**DEEPSCALER, "limit": 999}))["train"]) == 35, "a limit beyond the last row takes all"
+    sets = problem_sets(settings(train={**DEEPSCALER, "limit": 9}))
+    assert {problem.question for split in ("train", "validation") for problem in sets[split]} == {
+        question for question, _ in TRAIN[:9]
+    }, "first nine rows"
+    assert len(problem_sets(settings(train={**DEEPSCALER, "limit": 999}))["train"]) == 35, (
+        "a limit beyond the last row takes all"
+    )
 
 
 def test_settings_with_further_sets_are_read_once(collections, monkeypatch):
-    first, reads = benchmarks.problem_sets(settings()), []
+    first, reads = problem_sets(settings()), []
     monkeypatch.setattr(datasets, "load_dataset", lambda *given, **how: reads.append(given))
-    assert benchmarks.problem_sets(settings()) is first, "equal settings share their problems"
-    benchmarks.report(settings())
+    assert problem_sets(settings()) is first, "equal settings share their problems"
+    report(settings())
     assert not reads, "neither the sets nor the report read a collection again"
 
 
 # --- overlaps ------------------------------------------------------------------------------------------------------
 
+
 def test_an_overlap_far_from_a_changed_word_is_found_and_kept_from_training(collections):
     changed = PLANTED.replace("many animals are there", "many creatures live there")
     deepscaler(collections, [*TRAIN, (changed, "11")])
     gsm8k(collections, [(PLANTED, "#### 11")])
-    sets = benchmarks.problem_sets(settings())
-    assert changed not in {problem.question for split in ("train", "validation") for problem in sets[split]}, "a test problem must not be trained on"
-    counts, found = benchmarks.report(settings())
+    sets = problem_sets(settings())
+    assert changed not in {
+        problem.question for split in ("train", "validation") for problem in sets[split]
+    }, "a test problem must not be trained on"
+    counts, found = report(settings())
     assert found.kind.tolist() == ["shared n-gram"], "the report shows what was left out"
-    assert (found.split[0], found.problem_id[0]) == ("test", sets["test"][0].problem_id), "and for which test problem"
-    assert counts.set_index("split").overlaps.to_dict() == {"train": 1, "validation": 0, "test": 0, "hard": 0, "math500": 0}, "test sets stay whole"
-    assert benchmarks.overlaps(sets).empty, "nothing overlaps in what is handed out"
+    assert (found.split[0], found.problem_id[0]) == ("test", sets["test"][0].problem_id), (
+        "and for which test problem"
+    )
+    assert counts.set_index("split").overlaps.to_dict() == {
+        "train": 1,
+        "validation": 0,
+        "test": 0,
+        "hard": 0,
+        "math500": 0,
+    }, "test sets stay whole"
+    assert overlaps(sets).empty, "nothing overlaps in what is handed out"
 
 
 def test_twelve_words_in_a_row_are_no_overlap_and_thirteen_are():
     tested = " ".join(WORDS[:30])
     for shared, found in ((12, 0), (13, 1)):
-        prompt = " ".join(["other", *WORDS[5:5 + shared], "others", *WORDS[40:60]])
-        assert len(benchmarks.overlaps({"train": some("train", prompt), "test": some("test", tested)})) == found, f"{shared} words in a row"
+        prompt = " ".join(["other", *WORDS[5 : 5 + shared], "others", *WORDS[40:60]])
+        assert (
+            len(overlaps({"train": some("train", prompt), "test": some("test", tested)})) == found
+        ), f"{shared} words in a row"
 
 
 def test_case_punctuation_and_white_space_hide_no_equal_text():
-    sets = {"train": some("train", "What's  $X_1$ + 2?"), "validation": some("validation", "what s x 1 2"), "hard": some("hard", "WHAT'S X_1, 2")}
-    found = benchmarks.overlaps(sets)
-    assert found.kind.tolist() == ["same text"] * 2, "questions shorter than an n-gram are compared as a whole, in training and validation prompts"
+    sets = {
+        "train": some("train", "What's  $X_1$ + 2?"),
+        "validation": some("validation", "what s x 1 2"),
+        "hard": some("hard", "WHAT'S X_1, 2"),
+    }
+    found = overlaps(sets)
+    assert found.kind.tolist() == ["same text"] * 2, (
+        "questions shorter than an n-gram are compared as a whole, in training and validation prompts"
+    )
     within = {"train": some("train", "What is x"), "test": some("test", "What is x now")}
-    assert benchmarks.overlaps(within).empty, "a short question within another is no overlap"
+    assert overlaps(within).empty, "a short question within another is no overlap"
 
 
 def test_a_long_equal_text_is_one_pair_called_the_same():
-    found = benchmarks.overlaps({"train": some("train", PLANTED.upper()), "test": some("test", PLANTED)})
+    found = overlaps({"train": some("train", PLANTED.upper()), "test": some("test", PLANTED)})
     assert found.kind.tolist() == ["same text"], "equal texts share n-grams too, which adds nothing"
 
 
@@ -225,56 +353,117 @@ def test_a_phrase_of_more_than_ten_prompts_is_no_overlap(prompts, found):
     phrase = r"can be written as $\frac{m}{n}$, where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
     trained = some("train", *(f"Sum {number} {phrase}" for number in range(prompts)))
     sets = {"train": trained, "test": some("test", f"The area {phrase}")}
-    assert len(benchmarks.overlaps(sets)) == found, f"a phrase in {prompts} training prompts, where up to ten tell of an overlap"
+    assert len(overlaps(sets)) == found, (
+        f"a phrase in {prompts} training prompts, where up to ten tell of an overlap"
+    )
 
 
-@given(st.lists(st.text("ab", max_size=9), max_size=6), st.lists(st.text("ab", max_size=9), max_size=6), st.integers(1, 4), st.integers(1, 3))
+@given(
+    st.lists(st.text("ab", max_size=9), max_size=6),
+    st.lists(st.text("ab", max_size=9), max_size=6),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
 def test_overlaps_are_those_that_a_search_of_every_window_finds(trained, tested, n, common):
-    trained, tested = ([" ".join(letters) for letters in dict.fromkeys(texts)] for texts in (trained, tested))
-    windows = {text: [f" {text} "[start:start + 2 * n + 1] for start in range(0, len(text) - 2 * n + 2, 2)] for text in tested}
+    trained, tested = (
+        [" ".join(letters) for letters in dict.fromkeys(texts)] for texts in (trained, tested)
+    )
+    windows = {
+        text: [
+            f" {text} "[start : start + 2 * n + 1] for start in range(0, len(text) - 2 * n + 2, 2)
+        ]
+        for text in tested
+    }
     expected = set()
     for test in tested:
         for train in trained:
-            shared = [window for window in windows[test] if window in f" {train} " and sum(window in f" {other} " for other in trained) <= common]
+            shared = [
+                window
+                for window in windows[test]
+                if window in f" {train} "
+                and sum(window in f" {other} " for other in trained) <= common
+            ]
             if train == test or shared:
                 expected.add((test, train, "same text" if train == test else "shared n-gram"))
-    found = benchmarks.overlaps({"train": some("train", *trained), "test": some("test", *tested)}, n=n, common=common)
-    assert set(found[["problem_id", "train_id", "kind"]].itertuples(index=False, name=None)) == expected, "text search and n-grams agree on every pair"
+    found = overlaps(
+        {"train": some("train", *trained), "test": some("test", *tested)}, n=n, common=common
+    )
+    assert (
+        set(found[["problem_id", "train_id", "kind"]].itertuples(index=False, name=None))
+        == expected
+    ), "text search and n-grams agree on every pair"
     assert not found.duplicated(["problem_id", "train_id"]).any(), "one row a pair"
 
 
 # --- report --------------------------------------------------------------------------------------------------------
 
+
 def test_what_is_read_is_kept_or_accounted_for(collections):
     deepscaler(collections, [*TRAIN, TRAIN[0], (PLANTED, "11")])
     gsm8k(collections, [(PLANTED, "#### 11"), (PLANTED, "#### 11"), ("How many eggs?", "#### 12")])
-    counts, _ = benchmarks.report(settings())
-    assert counts.columns.tolist() == ["split", "read", "duplicates", "overlaps", "kept", "ungradable"], "one column a fate"
+    counts, _ = report(settings())
+    assert counts.columns.tolist() == [
+        "split",
+        "read",
+        "duplicates",
+        "overlaps",
+        "kept",
+        "ungradable",
+    ], "one column a fate"
     total = counts.drop(columns="split").sum()
-    assert total["read"] - total["duplicates"] - total["overlaps"] == total["kept"], "no row may vanish without a reason"
-    assert counts.set_index("split").loc["test", ["read", "duplicates", "kept"]].tolist() == [3, 1, 2], "test sets lose duplicates only"
+    assert total["read"] - total["duplicates"] - total["overlaps"] == total["kept"], (
+        "no row may vanish without a reason"
+    )
+    assert counts.set_index("split").loc["test", ["read", "duplicates", "kept"]].tolist() == [
+        3,
+        1,
+        2,
+    ], "test sets lose duplicates only"
 
 
 def test_answers_that_no_completion_can_match_are_named(collections):
-    deepscaler(collections, [*TRAIN, ("Which set?", r"\left\{1"), ("Which share?", r"80\%"), ("Which half?", r"\frac{1}{2}")])
-    sets = benchmarks.problem_sets(settings())
-    found = benchmarks.ungradable(sets)
-    assert found.answer.tolist() == [r"\left\{1"], "an unclosed brace can't be boxed; LaTeX that math-verify reads can"
-    counts, _ = benchmarks.report(settings())
+    deepscaler(
+        collections,
+        [
+            *TRAIN,
+            ("Which set?", r"\left\{1"),
+            ("Which share?", r"80\%"),
+            ("Which half?", r"\frac{1}{2}"),
+        ],
+    )
+    sets = problem_sets(settings())
+    found = ungradable(sets)
+    assert found.answer.tolist() == [r"\left\{1"], (
+        "an unclosed brace can't be boxed; LaTeX that math-verify reads can"
+    )
+    counts, _ = report(settings())
     assert counts.ungradable.sum() == 1, "the report counts it"
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("file", ["test-00000-of-00001.parquet", "test.json", "test.jsonl", "test.csv"])
+
+@pytest.mark.parametrize(
+    "file", ["test-00000-of-00001.parquet", "test.json", "test.jsonl", "test.csv"]
+)
 def test_each_format_gives_the_same_problems(collections, file):
-    write(collections / "copy" / file, [{"question": "How many eggs?", "answer": "#### 12"}, {"question": "How many dollars?", "answer": "#### 1,234"}])
-    assert answers(test={**GSM8K, "path": "copy", "name": None}) == ["12", "1234"], f"read from {file}"
+    write(
+        collections / "copy" / file,
+        [
+            {"question": "How many eggs?", "answer": "#### 12"},
+            {"question": "How many dollars?", "answer": "#### 1,234"},
+        ],
+    )
+    assert answers(test={**GSM8K, "path": "copy", "name": None}) == ["12", "1234"], (
+        f"read from {file}"
+    )
 
 
 def test_a_folder_may_be_absolute(collections, tmp_path):
     write(tmp_path / "elsewhere" / "test.jsonl", [{"question": "How many?", "answer": "#### 5"}])
-    assert answers(test={**GSM8K, "path": str(tmp_path / "elsewhere"), "name": None}) == ["5"], "a copy may lie outside of the repository"
+    assert answers(test={**GSM8K, "path": str(tmp_path / "elsewhere"), "name": None}) == ["5"], (
+        "a copy may lie outside of the repository"
+    )
 
 
 @pytest.mark.parametrize("has_card", [True, False])
@@ -289,59 +478,80 @@ def test_a_configuration_is_read_with_the_card_of_the_hub_and_without(collection
 
 
 def test_a_missing_column_is_named_with_those_that_exist(collections):
-    with pytest.raises(ValueError, match=r"MATH-500.*no column 'question', choose among problem, solution, answer, subject, level, unique_id"):
-        benchmarks.problem_sets(settings(further={"math500": {**MATH500, "question": "question"}}))
+    with pytest.raises(
+        ValueError,
+        match=r"MATH-500.*no column 'question', choose among problem, solution, answer, subject, level, unique_id",
+    ):
+        problem_sets(settings(further={"math500": {**MATH500, "question": "question"}}))
 
 
 def test_a_missing_split_is_named_with_those_that_exist(collections):
     with pytest.raises(ValueError, match=r"MATH-500, split 'train'.*'test'"):
-        benchmarks.problem_sets(settings(further={"math500": {**MATH500, "split": "train"}}))
+        problem_sets(settings(further={"math500": {**MATH500, "split": "train"}}))
 
 
-@pytest.mark.parametrize(("rows", "message"), [
-    ([("How many?", "#### 1"), ("How much?", "")], "row 1 .*no answer behind ####"),
-    ([("How many?", "#### 1"), ("How much?", None)], "row 1 .*no answer behind ####"),
-    ([("How many?", "12"), ("How much?", "#### 1")], "row 0 .*no answer behind ####; question 'How many.'"),
-    ([("How many?", "#### 1"), (" ", "#### 1")], "row 1 .*no question"),
-])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("How many?", "#### 1"), ("How much?", "")], "row 1 .*no answer behind ####"),
+        ([("How many?", "#### 1"), ("How much?", None)], "row 1 .*no answer behind ####"),
+        (
+            [("How many?", "12"), ("How much?", "#### 1")],
+            "row 0 .*no answer behind ####; question 'How many.'",
+        ),
+        ([("How many?", "#### 1"), (" ", "#### 1")], "row 1 .*no question"),
+    ],
+)
 def test_a_row_without_question_or_answer_is_refused_by_its_number(collections, rows, message):
     gsm8k(collections, rows)
     with pytest.raises(ValueError, match=f"gsm8k, split 'test', {message}"):
-        benchmarks.problem_sets(settings())
+        problem_sets(settings())
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_the_name_of_its_data_set(collections):
-    (collections / "MATH-500" / "test.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:35dc\nsize 446564\n")
+    (collections / "MATH-500" / "test.jsonl").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:35dc\nsize 446564\n"
+    )
     with pytest.raises(ValueError, match="MATH-500, split 'test'"):
-        benchmarks.problem_sets(settings())
+        problem_sets(settings())
 
 
 def test_without_network_the_way_out_is_said_at_once(collections, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match=r"no data set 'openai/gsm8k'.*hf download --repo-type dataset openai/gsm8k --local-dir FOLDER"):
-        benchmarks.problem_sets(settings(test={**GSM8K, "path": "openai/gsm8k"}))
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no data set 'openai/gsm8k'.*hf download --repo-type dataset openai/gsm8k --local-dir FOLDER",
+    ):
+        problem_sets(settings(test={**GSM8K, "path": "openai/gsm8k"}))
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused_the_same_way(collections, monkeypatch):
     def refuse(*_, **__):
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'openai/gsm9k' doesn't exist on the Hub or cannot be accessed.")
+        raise datasets.exceptions.DatasetNotFoundError(
+            "Dataset 'openai/gsm9k' doesn't exist on the Hub or cannot be accessed."
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(FileNotFoundError, match=r"no data set 'openai/gsm9k'.*doesn't exist on the Hub.*hf download"):
-        benchmarks._load(Source(**{**GSM8K, "path": "openai/gsm9k"}))
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no data set 'openai/gsm9k'.*doesn't exist on the Hub.*hf download",
+    ):
+        _load(Source(**{**GSM8K, "path": "openai/gsm9k"}))
 
 
 def test_a_folder_without_data_is_refused_the_same_way(collections):
     (collections / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no data set 'empty'"):
-        benchmarks.problem_sets(settings(test={**GSM8K, "path": "empty"}))
+        problem_sets(settings(test={**GSM8K, "path": "empty"}))
 
 
 def test_a_further_set_may_not_take_the_name_of_a_split(collections):
     with pytest.raises(ValueError, match=r"problems\.further names a set 'hard'"):
-        benchmarks.problem_sets(settings(further={"hard": MATH500}))
+        problem_sets(settings(further={"hard": MATH500}))
 
 
 def test_validation_must_leave_something_to_train_on(collections):
-    with pytest.raises(ValueError, match="deepscaler: 40 problems are left to train on, too few to set 40 aside"):
-        benchmarks.problem_sets(settings(validation=40))
+    with pytest.raises(
+        ValueError, match="deepscaler: 40 problems are left to train on, too few to set 40 aside"
+    ):
+        problem_sets(settings(validation=40))

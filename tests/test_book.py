@@ -9,7 +9,12 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from helpers import evaluation, models, problems, profiles, rollouts, statistics, store, training, verdict
+from helpers import profiles, store
+from helpers.analysis import verdict
+from helpers.data import problems, rollouts
+from helpers.evaluation import answering, likelihood, statistics
+from helpers.models import loading, logprobs
+from helpers.training import trainer
 
 pytestmark = pytest.mark.slow
 STUDY = profiles.load("tiny")
@@ -39,31 +44,64 @@ def page(request):
 
 def test_each_page_can_be_downloaded_as_notebook_and_as_the_file_it_is_made_from():
     for source in PAGES:
-        links = [attributes.get("href") or "" for tag, attributes in Elements(HTML / "book" / "notebooks" / f"{source.stem}.html").tags if tag == "a"]
-        for wanted in (f"_sources/book/notebooks/{source.stem}.ipynb", f"_sources/notebooks/{source.stem}.py"):
-            assert any(link.endswith(wanted) for link in links), f"{source.stem} has no link to {wanted}"
+        links = [
+            attributes.get("href") or ""
+            for tag, attributes in Elements(
+                HTML / "book" / "notebooks" / f"{source.stem}.html"
+            ).tags
+            if tag == "a"
+        ]
+        for wanted in (
+            f"_sources/book/notebooks/{source.stem}.ipynb",
+            f"_sources/notebooks/{source.stem}.py",
+        ):
+            assert any(link.endswith(wanted) for link in links), (
+                f"{source.stem} has no link to {wanted}"
+            )
             assert (HTML / wanted).exists(), wanted
         assert (HTML / "_sources" / "notebooks" / source.name).read_text() == source.read_text()
 
 
 def test_no_page_is_heavier_than_three_megabytes(page):
-    images = {attributes["src"].rsplit("/", 1)[-1] for tag, attributes in page.tags if tag == "img" and "_images" in attributes.get("src", "")}
-    weight = len(page.html.encode()) + sum((HTML / "_images" / name).stat().st_size for name in images)
+    images = {
+        attributes["src"].rsplit("/", 1)[-1]
+        for tag, attributes in page.tags
+        if tag == "img" and "_images" in attributes.get("src", "")
+    }
+    weight = len(page.html.encode()) + sum(
+        (HTML / "_images" / name).stat().st_size for name in images
+    )
     assert weight <= 3e6, f"{weight / 1e6:.1f} MB to load before the page is whole"
 
 
 def test_figures_have_alt_text_and_captions(page):
-    images = [attributes for tag, attributes in page.tags if tag == "img" and "_images" in attributes.get("src", "")]
+    images = [
+        attributes
+        for tag, attributes in page.tags
+        if tag == "img" and "_images" in attributes.get("src", "")
+    ]
     assert images, "a page without a figure"
-    assert all(len(attributes.get("alt", "").split()) >= 6 for attributes in images), "a figure without alt text"
-    captions = [attributes for tag, attributes in page.tags if tag == "span" and attributes.get("class") == "caption-number"]
+    assert all(len(attributes.get("alt", "").split()) >= 6 for attributes in images), (
+        "a figure without alt text"
+    )
+    captions = [
+        attributes
+        for tag, attributes in page.tags
+        if tag == "span" and attributes.get("class") == "caption-number"
+    ]
     assert len(captions) >= len(images), "each figure has a numbered caption"
 
 
 def test_page_is_readable_offline(page):
-    loaded = [attributes.get("src") or attributes.get("href") for tag, attributes in page.tags
-              if tag in ("script", "img", "iframe") or (tag == "link" and attributes.get("rel") == "stylesheet")]
-    assert not [address for address in loaded if address and address.startswith(("http:", "https:", "//"))], "the page needs a network"
+    loaded = [
+        attributes.get("src") or attributes.get("href")
+        for tag, attributes in page.tags
+        if tag in ("script", "img", "iframe")
+        or (tag == "link" and attributes.get("rel") == "stylesheet")
+    ]
+    assert not [
+        address for address in loaded if address and address.startswith(("http:", "https:", "//"))
+    ], "the page needs a network"
 
 
 def test_no_script_holds_up_the_first_paint(page):
@@ -76,7 +114,14 @@ def test_no_script_holds_up_the_first_paint(page):
 
 def test_page_shows_no_error_warning_or_progress_bar(page):
     text = "".join(page.text)
-    for trouble in ("Traceback (most recent", "Warning:", "it/s]", "?, ?step", "nan%", "# Parameters"):
+    for trouble in (
+        "Traceback (most recent",
+        "Warning:",
+        "it/s]",
+        "?, ?step",
+        "nan%",
+        "# Parameters",
+    ):
         assert trouble not in text, f"{trouble!r} on the page"
     assert not re.search(r"\{(eq|numref|cite:\w)\}<code", page.html), "a reference was not resolved"
 
@@ -92,8 +137,12 @@ def test_accuracy_table_agrees_with_the_records():
     accuracy = store.read_table("tiny", "accuracy")
     assert set(accuracy.run) == {"base", *STUDY.main_runs}, "every table has its base row"
     for row in accuracy.itertuples():
-        records = pd.read_parquet(store.results("tiny") / "evaluation" / f"{row.run}.parquet").query("split == @row.split")
-        assert (row.n, row.correct) == (len(records), records.correct.sum()), f"{row.run} on {row.split}"
+        records = pd.read_parquet(
+            store.results("tiny") / "evaluation" / f"{row.run}.parquet"
+        ).query("split == @row.split")
+        assert (row.n, row.correct) == (len(records), records.correct.sum()), (
+            f"{row.run} on {row.split}"
+        )
         assert (row.low, row.high) == pytest.approx(statistics.wilson(row.correct, row.n)), "Wilson"
     assert (accuracy[accuracy.split == "test"].n == 1319).all(), "as many test problems as GSM8K"
 
@@ -101,22 +150,38 @@ def test_accuracy_table_agrees_with_the_records():
 def test_mcnemar_table_has_every_pair_once():
     tests = store.read_table("tiny", "mcnemar")
     for _, group in tests.groupby("split"):
-        assert len(group) == 21 == len({frozenset(pair) for pair in zip(group.run_a, group.run_b, strict=True)}), "seven models make 21 pairs"
+        assert (
+            len(group)
+            == 21
+            == len({frozenset(pair) for pair in zip(group.run_a, group.run_b, strict=True)})
+        ), "seven models make 21 pairs"
         assert (group.p_holm >= group.p).all(), "a correction never makes a p-value smaller"
 
 
 def test_models_fit_the_purpose_of_the_study():
-    accuracy = {(name, split): evaluation.evaluate(STUDY, name).query("split == @split").correct.mean() for name in STUDY.models for split in ("test", "hard")}
+    accuracy = {
+        (name, split): answering.evaluate(STUDY, name).query("split == @split").correct.mean()
+        for name in STUDY.models
+        for split in ("test", "hard")
+    }
     table = rollouts.load_table(STUDY)
     groups = rollouts.group_statistics(table)
     assert 0.75 <= accuracy["base", "test"] <= 0.90, "the base is good but not perfect"
     assert 0.10 <= accuracy["base", "hard"] <= 0.50, "the hard set is neither hopeless nor easy"
     assert accuracy["strong-base", "test"] >= 0.95, "the strong base is near the ceiling"
     assert accuracy["teacher", "test"] >= 0.93, "the teacher knows better than it samples"
-    assert 0.75 <= table.reward.mean() <= 0.92, "sampled at temperature 1 the teacher errs now and then"
-    assert groups.pass_rate.between(0, 1, inclusive="neither").mean() >= 0.25, "preference pairs need mixed groups"
+    assert 0.75 <= table.reward.mean() <= 0.92, (
+        "sampled at temperature 1 the teacher errs now and then"
+    )
+    assert groups.pass_rate.between(0, 1, inclusive="neither").mean() >= 0.25, (
+        "preference pairs need mixed groups"
+    )
     assert (groups.distinct_correct >= 2).mean() > 0.5, "correct rollouts of one problem differ"
-    size = sum(path.stat().st_size for path in (store.ROOT / "data" / "models").rglob("*") if path.is_file())
+    size = sum(
+        path.stat().st_size
+        for path in (store.ROOT / "data" / "models").rglob("*")
+        if path.is_file()
+    )
     assert size <= 24e6, "the shipped models stay small"
 
 
@@ -124,58 +189,97 @@ def test_shipped_table_is_what_the_teacher_writes():
     chosen = problems.problem_sets(STUDY.problems)["train"][100:116]
     again = rollouts.sample_rollouts(STUDY, chosen)
     stored = rollouts.load_table(STUDY).set_index(["problem_id", "sample_id"])
-    same = [list(row.completion_ids) == list(stored.loc[(row.problem_id, row.sample_id)].completion_ids) for row in again.itertuples()]
-    assert np.mean(same) >= 0.9, "only draws within the rounding of a boundary may differ between processors"
+    same = [
+        list(row.completion_ids) == list(stored.loc[(row.problem_id, row.sample_id)].completion_ids)
+        for row in again.itertuples()
+    ]
+    assert np.mean(same) >= 0.9, (
+        "only draws within the rounding of a boundary may differ between processors"
+    )
     for column, name in (("logp_behaviour", "teacher"), ("logp_base", "base")):
-        scored = rollouts.score(models.load_model(STUDY, name), list(stored.prompt_ids[:8]), list(stored.completion_ids[:8]))
+        scored = logprobs.score(
+            loading.load_model(STUDY, name),
+            list(stored.prompt_ids[:8]),
+            list(stored.completion_ids[:8]),
+        )
         for fresh, kept in zip(scored, stored[column][:8], strict=True):
-            np.testing.assert_allclose(fresh, kept, atol=1e-3, err_msg=f"{column} belongs to the shipped {name}")
+            np.testing.assert_allclose(
+                fresh, kept, atol=1e-3, err_msg=f"{column} belongs to the shipped {name}"
+            )
 
 
 def test_runs_of_the_book_were_trained_as_their_specs_say():
     for name in STUDY.main_runs:
-        folder = training.train(STUDY, STUDY.runs[name])
+        folder = trainer.train(STUDY, STUDY.runs[name])
         record = json.loads((folder / "run.json").read_text())
-        assert record["spec"] == json.loads(STUDY.runs[name].model_dump_json()), f"{name} was trained with another spec"
-        assert len(pd.read_parquet(folder / "history.parquet")) == STUDY.runs[name].steps, "one line a step"
+        assert record["spec"] == json.loads(STUDY.runs[name].model_dump_json()), (
+            f"{name} was trained with another spec"
+        )
+        assert len(pd.read_parquet(folder / "history.parquet")) == STUDY.runs[name].steps, (
+            "one line a step"
+        )
 
 
 def test_dpo_starts_at_log_two_and_rates_are_the_papers_ratio():
-    history = pd.read_parquet(training.train(STUDY, STUDY.runs["dpo"]) / "history.parquet")
-    assert history.loss.iloc[0] == pytest.approx(np.log(2), abs=2e-4), "with B = 0 the policy is its reference"
+    history = pd.read_parquet(trainer.train(STUDY, STUDY.runs["dpo"]) / "history.parquet")
+    assert history.loss.iloc[0] == pytest.approx(np.log(2), abs=2e-4), (
+        "with B = 0 the policy is its reference"
+    )
     rates = {STUDY.runs[name].learning_rate for name in STUDY.main_runs if name != "dpo"}
     assert len(rates) == 1, "one learning rate for the five"
-    assert STUDY.runs["dpo"].learning_rate == pytest.approx(rates.pop() / 10), "a tenth for DPO, as in the paper"
+    assert STUDY.runs["dpo"].learning_rate == pytest.approx(rates.pop() / 10), (
+        "a tenth for DPO, as in the paper"
+    )
 
 
 def test_chosen_rate_is_the_best_of_the_committed_sweep():
-    sweep = pd.read_csv(evaluation.sweep_path(STUDY))
+    sweep = pd.read_csv(likelihood.sweep_path(STUDY))
     best = sweep.sort_values("validation_loss").learning_rate.iloc[0]
-    assert STUDY.runs["sft"].learning_rate == pytest.approx(best), "chosen on validation problems, not by hand"
+    assert STUDY.runs["sft"].learning_rate == pytest.approx(best), (
+        "chosen on validation problems, not by hand"
+    )
 
 
 def test_all_runs_started_from_the_same_frame():
-    first_steps = {name: load_file(training.train(STUDY, STUDY.runs[name]) / "adapter" / "adapter_model.safetensors") for name in ("sft", "rft")}
+    first_steps = {
+        name: load_file(
+            trainer.train(STUDY, STUDY.runs[name]) / "adapter" / "adapter_model.safetensors"
+        )
+        for name in ("sft", "rft")
+    }
     key = next(key for key in first_steps["sft"] if "lora_A" in key)
     a, b = (weights[key].double().flatten() for weights in first_steps.values())
-    assert float(a @ b / (a.norm() * b.norm())) > 0.5, "independent A's would have a cosine near zero"
+    assert float(a @ b / (a.norm() * b.norm())) > 0.5, (
+        "independent A's would have a cosine near zero"
+    )
 
 
 def test_geometry_tables_hold_every_pair_and_module():
     runs, layers, projections = set(STUDY.main_runs), 6, len(STUDY.lora.modules)
-    cosine, updates, angles, orthogonal = (store.read_table("tiny", name) for name in ("cosine", "updates", "angles", "orthogonal"))
+    cosine, updates, angles, orthogonal = (
+        store.read_table("tiny", name) for name in ("cosine", "updates", "angles", "orthogonal")
+    )
     counts = cosine.groupby("scope").size()
-    assert dict(counts) == {"global": 15, "layer": 15 * layers, "projection": 15 * projections, "module": 15 * layers * projections}
+    assert dict(counts) == {
+        "global": 15,
+        "layer": 15 * layers,
+        "projection": 15 * projections,
+        "module": 15 * layers * projections,
+    }
     assert set(updates.run) == runs
     assert len(updates) == 6 * (layers * projections + 1), "one row a module and one a run"
     assert (updates.relative_norm > 0).all(), "norms relative to the base's"
-    assert len(angles) == 2 * 15 * layers * projections * angles["index"].max(), "both sides, all pairs"
+    assert len(angles) == 2 * 15 * layers * projections * angles["index"].max(), (
+        "both sides, all pairs"
+    )
     assert angles.degrees.between(0, 90).all()
     assert (angles.chance_low <= angles.chance_high).all()
     stacked = cosine[cosine.scope == "global"].set_index(["run_a", "run_b"]).cosine
     for row in orthogonal[orthogonal.scope == "global"].itertuples():
         pair = stacked.get((row.run, row.reference), stacked.get((row.reference, row.run)))
-        assert row.by_energy == pytest.approx(1 - pair ** 2) == pytest.approx(row.by_norm ** 2), "the orthogonal part is a function of the cosine"
+        assert row.by_energy == pytest.approx(1 - pair**2) == pytest.approx(row.by_norm**2), (
+            "the orthogonal part is a function of the cosine"
+        )
 
 
 def test_paths_end_where_the_runs_are():
@@ -183,16 +287,27 @@ def test_paths_end_where_the_runs_are():
     ends = {}
     for (run_a, run_b, metric), path in table.groupby(["run_a", "run_b", "metric"]):
         path = path.sort_values("t")
-        wanted = STUDY.connectivity.answered_points if metric == "accuracy" else STUDY.connectivity.points
+        wanted = (
+            STUDY.connectivity.answered_points
+            if metric == "accuracy"
+            else STUDY.connectivity.points
+        )
         assert len(path[path.t.between(0, 1)]) == wanted, f"{run_a} to {run_b}"
         for run, t in ((run_a, 0), (run_b, 1)):
             ends.setdefault((run, metric), []).append(path[path.t == t].value.item())
     for (run, metric), values in ends.items():
         if not run.startswith(profiles.SCALED):
-            assert np.ptp(values) < 1e-4, f"one model has one {metric}, whichever path ends at {run}"
+            assert np.ptp(values) < 1e-4, (
+                f"one model has one {metric}, whichever path ends at {run}"
+            )
     assert (barriers.above_chord >= 0).all()
     assert (barriers.low <= barriers.high).all()
-    assert set(map(tuple, table[table.metric == "accuracy"][["run_a", "run_b"]].drop_duplicates().to_numpy())) == set(STUDY.connectivity.answered_paths)
+    assert set(
+        map(
+            tuple,
+            table[table.metric == "accuracy"][["run_a", "run_b"]].drop_duplicates().to_numpy(),
+        )
+    ) == set(STUDY.connectivity.answered_paths)
 
 
 def test_cka_has_every_pair_with_the_base():
@@ -207,14 +322,36 @@ def test_verdicts_are_on_the_front_page_and_lie_in_their_intervals():
     claims = store.read_table("tiny", "verdict")
     assert {"claim", "paper", "value", "low", "high", "control", "verdict"} <= set(claims.columns)
     assert claims.claim.is_unique
-    assert set(claims.part) == {"behaviour", "the rate", "direction", "vectors", "size", "angles", "seeds", "paths", "representations", "on-policy",
-                                "a second model", "untested"}, "this profile has the controls of every part"
+    assert set(claims.part) == {
+        "behaviour",
+        "the rate",
+        "direction",
+        "vectors",
+        "size",
+        "angles",
+        "seeds",
+        "paths",
+        "representations",
+        "on-policy",
+        "a second model",
+        "untested",
+    }, "this profile has the controls of every part"
     tested = claims[claims.verdict != verdict.UNTESTED]
-    assert ((tested.low <= tested.value) & (tested.value <= tested.high)).all(), "an interval holds its value"
+    assert ((tested.low <= tested.value) & (tested.value <= tested.high)).all(), (
+        "an interval holds its value"
+    )
     text = " ".join("".join(Elements(HTML / "book" / "intro.html").text).split())
     for row in claims.itertuples():
-        assert " ".join(row.claim.split()).replace("'", "’") in text.replace("'", "’"), f"{row.claim!r} is missing on the front page"
-    assert set(claims.verdict) <= {verdict.HOLDS, verdict.CHANCE, verdict.CONSTRUCTION, verdict.FAILS, verdict.UNTESTED}
+        assert " ".join(row.claim.split()).replace("'", "’") in text.replace("'", "’"), (
+            f"{row.claim!r} is missing on the front page"
+        )
+    assert set(claims.verdict) <= {
+        verdict.HOLDS,
+        verdict.CHANCE,
+        verdict.CONSTRUCTION,
+        verdict.FAILS,
+        verdict.UNTESTED,
+    }
 
 
 def test_timings_page_lists_every_notebook():

@@ -8,7 +8,8 @@ import sys
 import pytest
 import yaml
 
-from helpers import pipeline, profiles, store
+from helpers import profiles, store
+from helpers.book import pipeline
 
 CLUSTER = store.ROOT / "cluster"
 LARGE = [name for name in profiles.names() if pipeline.is_large(profiles.load(name))]
@@ -17,8 +18,23 @@ LARGE = [name for name in profiles.names() if pipeline.is_large(profiles.load(na
 @pytest.fixture(scope="module", params=LARGE)
 def planned(request):
     """Snakemake's own plan of a large study, with the commands."""
-    done = subprocess.run([sys.executable, "-m", "snakemake", "--dry-run", "--printshellcmds", "--cores", "8", "--config", f"profile={request.param}"],
-                          cwd=store.ROOT, env={**os.environ, "PYTHONPATH": str(store.ROOT / "src")}, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--dry-run",
+            "--printshellcmds",
+            "--cores",
+            "8",
+            "--config",
+            f"profile={request.param}",
+        ],
+        cwd=store.ROOT,
+        env={**os.environ, "PYTHONPATH": str(store.ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return request.param, done.stdout + done.stderr
 
@@ -30,15 +46,29 @@ def test_the_papers_profiles_are_the_large_ones():
 def test_every_run_of_a_large_study_is_a_job_of_its_own_on_a_gpu_of_its_own(planned):
     name, plan = planned
     commands = re.findall(r"Shell command: .*?helpers train (\S+) (\S+)", plan)
-    assert sorted(run for _, run in commands) == sorted(profiles.load(name).runs), "main runs and controls alike"
-    steps = [line for line in plan.splitlines() if "Shell command:" in line and "helpers.pipeline" not in line and not line.endswith("None")]
-    assert all("python -m helpers.gpus 1 " in line for line in steps), "no step may take a GPU that another one is using"
+    assert sorted(run for _, run in commands) == sorted(profiles.load(name).runs), (
+        "main runs and controls alike"
+    )
+    steps = [
+        line
+        for line in plan.splitlines()
+        if "Shell command:" in line
+        and "helpers.book.pages" not in line
+        and not line.endswith("None")
+    ]
+    assert all("python -m helpers.cluster.gpus 1 " in line for line in steps), (
+        "no step may take a GPU that another one is using"
+    )
 
 
 def test_cluster_profiles_name_rules_that_exist(planned):
     rules = set(re.findall(r"^(?:local)?rule (\S+):", planned[1], re.MULTILINE))
     for path in CLUSTER.glob("*/config.yaml"):
-        named = {rule for part in ("set-resources", "set-threads") for rule in yaml.safe_load(path.read_text()).get(part, {})}
+        named = {
+            rule
+            for part in ("set-resources", "set-threads")
+            for rule in yaml.safe_load(path.read_text()).get(part, {})
+        }
         assert named <= rules, f"{path}: no rule {sorted(named - rules)}"
 
 

@@ -7,14 +7,24 @@ import pandas as pd
 import pytest
 import yaml
 
-from helpers import endpoints, evaluation, models, profiles, rollouts, store, training
+from adapter_geometry import storage
+from helpers import profiles, store
+from helpers.data import rollouts, servers
+from helpers.evaluation import answering
+from helpers.models import loading
+from helpers.training import trainer
 
 SMOKE = profiles.load("smoke")
 HARMS = {
     "emptied": lambda content, rng: b"",
-    "truncated": lambda content, rng: content[:len(content) // 2],
+    "truncated": lambda content, rng: content[: len(content) // 2],
     "lengthened": lambda content, rng: content + b" ",
-    **{f"a bit flipped ({number})": lambda content, rng: flipped(content, int(rng.integers(len(content))), int(rng.integers(8))) for number in range(4)},
+    **{
+        f"a bit flipped ({number})": lambda content, rng: flipped(
+            content, int(rng.integers(len(content))), int(rng.integers(8))
+        )
+        for number in range(4)
+    },
 }
 
 
@@ -39,8 +49,8 @@ def finished(tmp_path_factory):
             (root / "data" / other).symlink_to(data / other)
         patch.setattr(store, "ROOT", root)
         rollouts.make_table(SMOKE)
-        training.train(SMOKE, SMOKE.runs["sft"])
-        evaluation.evaluate(SMOKE, "base")
+        trainer.train(SMOKE, SMOKE.runs["sft"])
+        answering.evaluate(SMOKE, "base")
     return root
 
 
@@ -52,11 +62,12 @@ def copy(finished, tmp_path, monkeypatch):
 
     def refuse(*_, **__):
         raise MadeAgain
-    monkeypatch.setattr(training.ObjectiveTrainer, "train", refuse)
-    monkeypatch.setattr(evaluation, "answer", refuse, raising=True)
-    models.model_digest.cache_clear()
+
+    monkeypatch.setattr(trainer.ObjectiveTrainer, "train", refuse)
+    monkeypatch.setattr(answering, "answer", refuse, raising=True)
+    loading.model_digest.cache_clear()
     yield tmp_path / "copy"
-    models.model_digest.cache_clear()
+    loading.model_digest.cache_clear()
 
 
 def the_table():
@@ -64,18 +75,20 @@ def the_table():
 
 
 def the_run():
-    folder = training.train(SMOKE, SMOKE.runs["sft"])
+    folder = trainer.train(SMOKE, SMOKE.runs["sft"])
     return store.file_digest(folder / "adapter"), pd.read_parquet(folder / "history.parquet")
 
 
 def the_answers():
-    return evaluation.evaluate(SMOKE, "base")
+    return answering.evaluate(SMOKE, "base")
 
 
 def the_model():
     tiny = profiles.load("tiny")
-    weights = models.load_model(tiny).state_dict()
-    return {name: float(weight.double().sum()) for name, weight in weights.items()}, models.load_tokenizer(tiny).get_vocab()
+    weights = loading.load_model(tiny).state_dict()
+    return {
+        name: float(weight.double().sum()) for name, weight in weights.items()
+    }, loading.load_tokenizer(tiny).get_vocab()
 
 
 STORED = {
@@ -105,14 +118,18 @@ def test_a_damaged_file_is_named_or_made_again_and_never_served(what, harm, copy
     file, read = STORED[what]
     wanted = read()
     content = (copy / file).read_bytes()
-    (copy / file).write_bytes(HARMS[harm](content, np.random.default_rng([len(what), list(HARMS).index(harm)])))
-    models.model_digest.cache_clear()
+    (copy / file).write_bytes(
+        HARMS[harm](content, np.random.default_rng([len(what), list(HARMS).index(harm)]))
+    )
+    loading.model_digest.cache_clear()
     try:
         found = read()
     except ValueError as error:
         told = str(error)
         assert file in told or "SHA256SUMS" in file, f"{harm}: the message must name {file}: {told}"
-        assert "put the right one back" in told.lower(), f"{harm}: the message must say the way out: {told}"
+        assert "put the right one back" in told.lower(), (
+            f"{harm}: the message must say the way out: {told}"
+        )
         assert len(told.splitlines()) == 1 or "can't be read" in told, "one line"
     except MadeAgain:
         pass
@@ -121,10 +138,16 @@ def test_a_damaged_file_is_named_or_made_again_and_never_served(what, harm, copy
 
 
 def test_no_flipped_bit_of_a_table_changes_what_is_read(tmp_path):
-    table = pd.DataFrame({"run": ["sft", "dpo", "rft"] * 20, "cosine": np.linspace(-1, 1, 60), "correct": [True, False] * 30,
-                          "tokens": [[1, 2, 3], [4], []] * 20})
+    table = pd.DataFrame(
+        {
+            "run": ["sft", "dpo", "rft"] * 20,
+            "cosine": np.linspace(-1, 1, 60),
+            "correct": [True, False] * 30,
+            "tokens": [[1, 2, 3], [4], []] * 20,
+        }
+    )
     path = tmp_path / "table.parquet"
-    store.write_frame(path, table, {"fingerprint": "a"})
+    storage.write_frame(path, table, {"fingerprint": "a"})
     content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
     for _ in range(1000):
         path.write_bytes(flipped(content, int(rng.integers(len(content))), int(rng.integers(8))))
@@ -139,42 +162,56 @@ def test_no_flipped_bit_of_a_table_changes_what_is_read(tmp_path):
 
 def test_a_model_made_again_is_taken_when_it_is_entered_in_the_list(copy):
     file = copy / "data" / "models" / "tiny" / "base" / "chat_template.jinja"
-    before = models.model_digest("tiny", "base")
+    before = loading.model_digest("tiny", "base")
     (copy / "data" / store.SUMS).unlink()
-    listed = (store.PACKAGE.parents[1] / "data" / store.SUMS).read_text()
+    listed = (store.SOURCE.parent / "data" / store.SUMS).read_text()
     (copy / "data" / store.SUMS).write_text(listed)
     file.write_text(file.read_text() + " ")
-    models.model_digest.cache_clear()
-    with pytest.raises(ValueError, match=r"base/chat_template\.jinja is missing, damaged or changed"):
-        models.model_digest("tiny", "base")
+    loading.model_digest.cache_clear()
+    with pytest.raises(
+        ValueError, match=r"base/chat_template\.jinja is missing, damaged or changed"
+    ):
+        loading.model_digest("tiny", "base")
     store.relist(file.parent)
-    assert models.model_digest("tiny", "base") != before, "another model, and so another mark on all that is made with it"
+    assert loading.model_digest("tiny", "base") != before, (
+        "another model, and so another mark on all that is made with it"
+    )
     others = [line for line in listed.splitlines() if "tiny/base/" not in line]
-    assert set(others) < set((copy / "data" / store.SUMS).read_text().splitlines()), "other entries stay"
+    assert set(others) < set((copy / "data" / store.SUMS).read_text().splitlines()), (
+        "other entries stay"
+    )
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "state"])
 @pytest.mark.parametrize("harm", ["emptied", "a bit flipped (0)"])
 def test_a_damaged_checkpoint_is_not_taken_up(part, harm, table, smoke, monkeypatch):
     run = smoke.runs["sft"].model_copy(update={"steps": 6})
-    folder = training.train(smoke, run)
+    folder = trainer.train(smoke, run)
     wanted = store.file_digest(folder / "adapter")
-    store.remove(folder)
-    on_step_end = training._Recorder.on_step_end
+    storage.remove(folder)
+    on_step_end = trainer._Recorder.on_step_end
 
     def kill(self, args, state, control, **kwargs):
         on_step_end(self, args, state, control, **kwargs)
         if state.global_step == 5:
             raise KeyboardInterrupt
+
     with monkeypatch.context() as killing:
-        killing.setattr(training._Recorder, "on_step_end", kill)
+        killing.setattr(trainer._Recorder, "on_step_end", kill)
         with pytest.raises(KeyboardInterrupt):
-            training.train(smoke, run)
-    pattern = {"model": "adapter_model.safetensors", "optimizer": "optimizer.pt", "state": "trainer_state.json"}[part]
+            trainer.train(smoke, run)
+    pattern = {
+        "model": "adapter_model.safetensors",
+        "optimizer": "optimizer.pt",
+        "state": "trainer_state.json",
+    }[part]
     [file] = (store.ROOT / "results" / "smoke" / "checkpoints").rglob(f"checkpoint-4/{pattern}")
     file.write_bytes(HARMS[harm](file.read_bytes(), np.random.default_rng(0)))
-    with pytest.warns(UserWarning, match=rf"checkpoint-4/{pattern} is missing, damaged or changed.*Training goes on without it"):
-        folder = training.train(smoke, run)
+    with pytest.warns(
+        UserWarning,
+        match=rf"checkpoint-4/{pattern} is missing, damaged or changed.*Training goes on without it",
+    ):
+        folder = trainer.train(smoke, run)
     assert store.file_digest(folder / "adapter") == wanted, "it begins anew, to the same adapter"
 
 
@@ -191,8 +228,16 @@ def test_a_damaged_answer_of_a_server_is_named(workplace):
     endpoint = profiles.EndpointSettings(**settings)
     folder = workplace / "results" / "answers"
     folder.mkdir(parents=True)
-    asked = {"model": "m", "messages": [{"role": "user", "content": "1 + 1?"}], "temperature": 1.0, "max_tokens": 5, "seed": 0}
-    file = folder / f"{store.digest(asked)}.json"
+    asked = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "1 + 1?"}],
+        "temperature": 1.0,
+        "max_tokens": 5,
+        "seed": 0,
+    }
+    file = folder / f"{storage.digest(asked)}.json"
     file.write_text('{"completions": [')
     with pytest.raises(ValueError, match=rf"results/answers/{file.name} is damaged"):
-        endpoints.complete(endpoint, ["1 + 1?"], samples=1, temperature=1.0, max_tokens=5, seed=0, folder=folder)
+        servers.complete(
+            endpoint, ["1 + 1?"], samples=1, temperature=1.0, max_tokens=5, seed=0, folder=folder
+        )

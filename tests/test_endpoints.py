@@ -18,7 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from helpers import endpoints, models, problems, profiles, rollouts
+from helpers import profiles
+from helpers.data import problems, servers
+from helpers.models import loading, sampling
 from helpers.profiles import EndpointSettings
 
 KEY = "sk-never-to-be-seen"
@@ -26,17 +28,31 @@ HOW = {"samples": 1, "temperature": 0.7, "max_tokens": 20, "seed": 3}
 
 
 def said(text, finish_reason="stop", **message):
-    return {"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish_reason}
+    return {
+        "message": {"role": "assistant", "content": text, **message},
+        "finish_reason": finish_reason,
+    }
 
 
 def reply(*choices):
-    return 200, {"choices": [{"index": place, **choice} for place, choice in enumerate(choices)], "model": "teacher", "object": "chat.completion",
-                 "id": "1", "created": 1, "usage": {"prompt_tokens": 10, "completion_tokens": 6 * len(choices), "total_tokens": 0}}
+    return 200, {
+        "choices": [{"index": place, **choice} for place, choice in enumerate(choices)],
+        "model": "teacher",
+        "object": "chat.completion",
+        "id": "1",
+        "created": 1,
+        "usage": {"prompt_tokens": 10, "completion_tokens": 6 * len(choices), "total_tokens": 0},
+    }
 
 
 def echo(body, number):
     """As many choices as asked for, each with the question and its own seed."""
-    return reply(*(said(f"{body['messages'][-1]['content']}/{body['seed'] + place}") for place in range(body.get("n", 1))))
+    return reply(
+        *(
+            said(f"{body['messages'][-1]['content']}/{body['seed'] + place}")
+            for place in range(body.get("n", 1))
+        )
+    )
 
 
 def one_choice(body, number):
@@ -69,16 +85,26 @@ class Teacher:
                     teacher.under_way += 1
                     teacher.most_under_way = max(teacher.most_under_way, teacher.under_way)
                 time.sleep(teacher.pause)
-                behaved = teacher.behave(body, number) if self.path == "/v1/chat/completions" else (404, "no such page")
+                behaved = (
+                    teacher.behave(body, number)
+                    if self.path == "/v1/chat/completions"
+                    else (404, "no such page")
+                )
                 with teacher.lock:
                     teacher.under_way -= 1
                 if behaved is None:
                     return
                 status, content, *headers = behaved
-                text = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+                text = (
+                    content.encode() if isinstance(content, str) else json.dumps(content).encode()
+                )
                 self.send_response(status)
                 kind = "text/html" if isinstance(content, str) else "application/json"
-                for name, value in {"Content-Type": kind, "Content-Length": str(len(text)), **dict(*headers)}.items():
+                for name, value in {
+                    "Content-Type": kind,
+                    "Content-Length": str(len(text)),
+                    **dict(*headers),
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(text)
@@ -96,7 +122,16 @@ class Teacher:
         self.server.server_close()
 
     def endpoint(self, **settings):
-        return EndpointSettings(**{"url": f"http://127.0.0.1:{self.port}/v1", "model": "teacher", "concurrency": 4, "retries": 0, "timeout": 5, **settings})
+        return EndpointSettings(
+            **{
+                "url": f"http://127.0.0.1:{self.port}/v1",
+                "model": "teacher",
+                "concurrency": 4,
+                "retries": 0,
+                "timeout": 5,
+                **settings,
+            }
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -120,136 +155,224 @@ def questions(number):
 
 # --- what is asked and what comes back -----------------------------------------------------------------------------
 
+
 def test_answers_come_in_the_prompts_order_and_questions_are_sent_as_the_users_message(tmp_path):
-    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "question 9"}]
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "question 9"},
+    ]
     with Teacher() as teacher:
-        found = endpoints.complete(teacher.endpoint(), [*questions(5), messages], folder=tmp_path, **HOW)
-    assert [text.split("/")[0] for (text,) in texts(found)] == [*questions(5), "question 9"], "one entry a prompt, in the prompts' order"
+        found = servers.complete(
+            teacher.endpoint(), [*questions(5), messages], folder=tmp_path, **HOW
+        )
+    assert [text.split("/")[0] for (text,) in texts(found)] == [*questions(5), "question 9"], (
+        "one entry a prompt, in the prompts' order"
+    )
     sent = {json.dumps(body["messages"]) for body in teacher.asked}
     assert json.dumps(messages) in sent, "messages are sent as they are"
-    assert json.dumps([{"role": "user", "content": "question 0"}]) in sent, "a question is the user's only message"
-    assert {(body["model"], body["temperature"], body["max_tokens"]) for body in teacher.asked} == {("teacher", 0.7, 20)}, "and so are model and settings"
+    assert json.dumps([{"role": "user", "content": "question 0"}]) in sent, (
+        "a question is the user's only message"
+    )
+    assert {(body["model"], body["temperature"], body["max_tokens"]) for body in teacher.asked} == {
+        ("teacher", 0.7, 20)
+    }, "and so are model and settings"
     assert found[0][0].finish_reason == "stop", "the server's word"
 
 
 def test_a_server_that_honours_n_is_asked_once_a_prompt(tmp_path):
     with Teacher() as teacher:
-        found = endpoints.complete(teacher.endpoint(), questions(3), folder=tmp_path, **{**HOW, "samples": 4})
+        found = servers.complete(
+            teacher.endpoint(), questions(3), folder=tmp_path, **{**HOW, "samples": 4}
+        )
     assert len(teacher.asked) == 3, "the prompt is paid for once"
     assert all(len(set(answers)) == 4 for answers in texts(found)), "K completions a prompt"
-    assert sum(one.prompt_tokens for answers in found for one in answers) == 30, "10 prompt tokens a request, shared among its choices"
-    assert sum(one.completion_tokens for answers in found for one in answers) == 3 * 4 * 6, "sums are what the server counted"
+    assert sum(one.prompt_tokens for answers in found for one in answers) == 30, (
+        "10 prompt tokens a request, shared among its choices"
+    )
+    assert sum(one.completion_tokens for answers in found for one in answers) == 3 * 4 * 6, (
+        "sums are what the server counted"
+    )
 
 
-def test_a_server_that_writes_one_choice_whatever_n_is_asked_for_the_rest_with_other_seeds(tmp_path):
+def test_a_server_that_writes_one_choice_whatever_n_is_asked_for_the_rest_with_other_seeds(
+    tmp_path,
+):
     with Teacher() as at_once, Teacher(one_choice) as teacher:
-        expected = endpoints.complete(at_once.endpoint(), questions(3), folder=tmp_path / "at once", **{**HOW, "samples": 4})
-        found = endpoints.complete(teacher.endpoint(), questions(3), folder=tmp_path / "singly", **{**HOW, "samples": 4})
+        expected = servers.complete(
+            at_once.endpoint(), questions(3), folder=tmp_path / "at once", **{**HOW, "samples": 4}
+        )
+        found = servers.complete(
+            teacher.endpoint(), questions(3), folder=tmp_path / "singly", **{**HOW, "samples": 4}
+        )
     assert len(teacher.asked) == 12, "K requests a prompt"
-    assert len({body["seed"] for body in teacher.asked}) == 12, "no two requests draw with the same seed"
-    assert texts(found) == texts(expected), "completion i of a prompt has its seed however many come at once, where choice j adds j, as in vLLM"
+    assert len({body["seed"] for body in teacher.asked}) == 12, (
+        "no two requests draw with the same seed"
+    )
+    assert texts(found) == texts(expected), (
+        "completion i of a prompt has its seed however many come at once, where choice j adds j, as in vLLM"
+    )
 
 
 def test_a_server_that_refuses_the_field_n_is_asked_without_it(tmp_path):
-    with Teacher(lambda body, number: failing(422)(body, number) if "n" in body else echo(body, number)) as teacher:
-        found = endpoints.complete(teacher.endpoint(), questions(2), folder=tmp_path, **{**HOW, "samples": 3})
-    assert [len(set(answers)) for answers in texts(found)] == [3, 3], "a refusal is believed only of a request for one completion"
+    with Teacher(
+        lambda body, number: failing(422)(body, number) if "n" in body else echo(body, number)
+    ) as teacher:
+        found = servers.complete(
+            teacher.endpoint(), questions(2), folder=tmp_path, **{**HOW, "samples": 3}
+        )
+    assert [len(set(answers)) for answers in texts(found)] == [3, 3], (
+        "a refusal is believed only of a request for one completion"
+    )
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-@pytest.mark.parametrize(("thought", "content", "finish_reason", "expected"), [
-    ("2+2 is 4", "It is 4.", "stop", "<think>\n2+2 is 4\n</think>\n\nIt is 4."),
-    ("\n2+2 is 4\n", "\n\nIt is 4.", "stop", "<think>\n2+2 is 4\n</think>\n\nIt is 4."),
-    ("2+2 is", None, "length", "<think>\n2+2 is"),
-    (None, "It is 4.", "stop", "It is 4."),
-    (None, "\nIt is", "length", "\nIt is"),
-    (None, None, "stop", "")])
-def test_reasoning_and_answer_are_joined_as_the_model_wrote_them(field, thought, content, finish_reason, expected, tmp_path):
-    with Teacher(lambda body, number: reply(said(content, finish_reason, **{field: thought}))) as teacher:
-        found = endpoints.complete(teacher.endpoint(), ["2+2?"], folder=tmp_path, **HOW)
-    assert found[0][0].text == expected, "think tags around the reasoning; a thought that was cut stays open"
+@pytest.mark.parametrize(
+    ("thought", "content", "finish_reason", "expected"),
+    [
+        ("2+2 is 4", "It is 4.", "stop", "<think>\n2+2 is 4\n</think>\n\nIt is 4."),
+        ("\n2+2 is 4\n", "\n\nIt is 4.", "stop", "<think>\n2+2 is 4\n</think>\n\nIt is 4."),
+        ("2+2 is", None, "length", "<think>\n2+2 is"),
+        (None, "It is 4.", "stop", "It is 4."),
+        (None, "\nIt is", "length", "\nIt is"),
+        (None, None, "stop", ""),
+    ],
+)
+def test_reasoning_and_answer_are_joined_as_the_model_wrote_them(
+    field, thought, content, finish_reason, expected, tmp_path
+):
+    with Teacher(
+        lambda body, number: reply(said(content, finish_reason, **{field: thought}))
+    ) as teacher:
+        found = servers.complete(teacher.endpoint(), ["2+2?"], folder=tmp_path, **HOW)
+    assert found[0][0].text == expected, (
+        "think tags around the reasoning; a thought that was cut stays open"
+    )
     assert found[0][0].finish_reason == finish_reason, "an answer that was cut is kept and says so"
 
 
 def test_equal_prompts_are_asked_once(tmp_path):
     with Teacher() as teacher:
-        found = endpoints.complete(teacher.endpoint(), ["a", "b", "a"], folder=tmp_path, **HOW)
+        found = servers.complete(teacher.endpoint(), ["a", "b", "a"], folder=tmp_path, **HOW)
     assert len(teacher.asked) == 2, "they share their answers"
     assert found[0] == found[2] != found[1], "each place has them"
 
 
 def test_it_runs_inside_a_running_event_loop(tmp_path):
     async def cell(teacher):
-        return endpoints.complete(teacher.endpoint(), questions(2), folder=tmp_path, **HOW)
+        return servers.complete(teacher.endpoint(), questions(2), folder=tmp_path, **HOW)
+
     with Teacher() as teacher:
         assert len(asyncio.run(cell(teacher))) == 2, "as a cell of a notebook does"
 
 
 # --- pace ----------------------------------------------------------------------------------------------------------
 
+
 def test_at_most_concurrency_requests_are_under_way(tmp_path):
     with Teacher(pause=0.05) as teacher:
-        endpoints.complete(teacher.endpoint(concurrency=3), questions(12), folder=tmp_path, **HOW)
+        servers.complete(teacher.endpoint(concurrency=3), questions(12), folder=tmp_path, **HOW)
     assert teacher.most_under_way == 3, "as many as allowed and no more"
 
 
 def test_requests_and_their_retries_keep_to_the_rate(tmp_path):
-    with Teacher(lambda body, number: (500, "", {"retry-after-ms": "1"}) if number == 2 else echo(body, number)) as teacher:
-        endpoints.complete(teacher.endpoint(requests_a_minute=600, retries=1), questions(5), folder=tmp_path, **HOW)
+    with Teacher(
+        lambda body, number: (
+            (500, "", {"retry-after-ms": "1"}) if number == 2 else echo(body, number)
+        )
+    ) as teacher:
+        servers.complete(
+            teacher.endpoint(requests_a_minute=600, retries=1), questions(5), folder=tmp_path, **HOW
+        )
     assert len(teacher.asked) == 6, "five prompts and one retry"
-    assert teacher.times[-1] - teacher.times[0] > 0.45, "600 a minute are one in 0.1 s, retries included"
+    assert teacher.times[-1] - teacher.times[0] > 0.45, (
+        "600 a minute are one in 0.1 s, retries included"
+    )
 
 
-@pytest.mark.parametrize(("status", "headers", "least"), [
-    (429, {"Retry-After": "0.6"}, 0.59), (429, {"Retry-After": "0"}, 0.3), (500, {}, 0.3), (503, {}, 0.3)])
+@pytest.mark.parametrize(
+    ("status", "headers", "least"),
+    [
+        (429, {"Retry-After": "0.6"}, 0.59),
+        (429, {"Retry-After": "0"}, 0.3),
+        (500, {}, 0.3),
+        (503, {}, 0.3),
+    ],
+)
 def test_what_may_pass_is_tried_again_after_a_pause(status, headers, least, tmp_path):
-    with Teacher(lambda body, number: (status, {"error": "busy"}, headers) if number == 1 else echo(body, number)) as teacher:
-        found = endpoints.complete(teacher.endpoint(retries=1), ["a"], folder=tmp_path, **HOW)
+    with Teacher(
+        lambda body, number: (
+            (status, {"error": "busy"}, headers) if number == 1 else echo(body, number)
+        )
+    ) as teacher:
+        found = servers.complete(teacher.endpoint(retries=1), ["a"], folder=tmp_path, **HOW)
     assert len(teacher.asked) == 2, "one try and one more"
-    assert teacher.times[1] - teacher.times[0] > least, "the server's Retry-After, or the client's own back-off"
+    assert teacher.times[1] - teacher.times[0] > least, (
+        "the server's Retry-After, or the client's own back-off"
+    )
     assert found[0][0].text.startswith("a/"), "the answer of the second try"
 
 
 # --- what is kept --------------------------------------------------------------------------------------------------
 
+
 def test_a_server_that_dies_is_told_and_the_same_call_asks_only_for_what_is_missing(tmp_path):
     teacher = Teacher(lambda body, number: echo(body, number) if number <= 5 else None)
-    with teacher, pytest.raises(ConnectionError, match=rf"{teacher.endpoint().url[:16]}.* 5 of 12 prompts are finished and kept in .*same command goes on"):
-        endpoints.complete(teacher.endpoint(concurrency=2), questions(12), folder=tmp_path, **HOW)
+    with (
+        teacher,
+        pytest.raises(
+            ConnectionError,
+            match=rf"{teacher.endpoint().url[:16]}.* 5 of 12 prompts are finished and kept in .*same command goes on",
+        ),
+    ):
+        servers.complete(teacher.endpoint(concurrency=2), questions(12), folder=tmp_path, **HOW)
     first = {body["messages"][0]["content"] for body in teacher.asked[:5]}
     assert len(list(tmp_path.iterdir())) == 5, "finished answers are on disk when the error comes"
     assert len(teacher.asked) <= 7, "nothing new is asked of a server that is down"
     with pytest.raises(ConnectionError, match="5 of 12"):
-        endpoints.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
+        servers.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
     teacher.asked, teacher.behave = [], echo
     with teacher:
-        found = endpoints.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
-        again = endpoints.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
+        found = servers.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
+        again = servers.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
     missing = sorted(set(questions(12)) - first)
-    assert sorted(body["messages"][0]["content"] for body in teacher.asked) == missing, "each missing prompt once, a finished call nothing"
-    assert [text.split("/")[0] for (text,) in texts(found)] == questions(12), "old and new answers in order"
+    assert sorted(body["messages"][0]["content"] for body in teacher.asked) == missing, (
+        "each missing prompt once, a finished call nothing"
+    )
+    assert [text.split("/")[0] for (text,) in texts(found)] == questions(12), (
+        "old and new answers in order"
+    )
     assert again == found, "what was kept is what was found"
 
 
 def test_completions_of_an_unfinished_prompt_are_kept_and_a_larger_k_asks_for_the_rest(tmp_path):
     with Teacher(lambda body, number: one_choice(body, number) if number <= 2 else None) as teacher:
         with pytest.raises(ConnectionError, match="0 of 1"):
-            endpoints.complete(teacher.endpoint(), ["a"], folder=tmp_path, **{**HOW, "samples": 3})
+            servers.complete(teacher.endpoint(), ["a"], folder=tmp_path, **{**HOW, "samples": 3})
         teacher.behave = one_choice
-        three = endpoints.complete(teacher.endpoint(), ["a"], folder=tmp_path, **{**HOW, "samples": 3})
+        three = servers.complete(
+            teacher.endpoint(), ["a"], folder=tmp_path, **{**HOW, "samples": 3}
+        )
         assert len(teacher.asked) == 4, "two answered, one hung up on, one asked again"
-        five = endpoints.complete(teacher.endpoint(), ["a"], folder=tmp_path, **{**HOW, "samples": 5})
-        two = endpoints.complete(teacher.endpoint(), ["a"], folder=tmp_path, **{**HOW, "samples": 2})
+        five = servers.complete(teacher.endpoint(), ["a"], folder=tmp_path, **{**HOW, "samples": 5})
+        two = servers.complete(teacher.endpoint(), ["a"], folder=tmp_path, **{**HOW, "samples": 2})
     assert len(teacher.asked) == 6, "two more for K = 5, none for K = 2"
     assert (five[0][:3], two[0]) == (three[0], three[0][:2]), "the first ones stay the first ones"
     assert len({one.text for one in five[0]}) == 5, "later requests go on with later seeds"
 
 
-@pytest.mark.parametrize(("setting", "value"), [("temperature", 0.8), ("max_tokens", 21), ("seed", 4), ("model", "other"), ("prompts", ["b"])])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("temperature", 0.8), ("max_tokens", 21), ("seed", 4), ("model", "other"), ("prompts", ["b"])],
+)
 def test_answers_to_other_settings_are_never_taken(setting, value, tmp_path):
     with Teacher() as teacher:
-        for settings in ({"model": "teacher", "prompts": ["a"], **HOW}, {"model": "teacher", "prompts": ["a"], **HOW, setting: value}):
-            endpoints.complete(teacher.endpoint(model=settings.pop("model")), folder=tmp_path, **settings)
+        for settings in (
+            {"model": "teacher", "prompts": ["a"], **HOW},
+            {"model": "teacher", "prompts": ["a"], **HOW, setting: value},
+        ):
+            servers.complete(
+                teacher.endpoint(model=settings.pop("model")), folder=tmp_path, **settings
+            )
     assert len(teacher.asked) == 2, "asked anew"
     assert teacher.asked[0]["seed"] != teacher.asked[1]["seed"], "and drawn anew"
 
@@ -260,94 +383,173 @@ def test_an_interrupt_keeps_what_is_under_way_and_starts_nothing_new(tmp_path):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             time.sleep(0.2)
         return echo(body, number)
+
     with Teacher(behave) as teacher:
         with pytest.raises(KeyboardInterrupt):
-            endpoints.complete(teacher.endpoint(concurrency=1), questions(6), folder=tmp_path, **HOW)
-        assert len(teacher.asked) == len(list(tmp_path.iterdir())) == 2, "the second answer was paid for and is kept"
-        endpoints.complete(teacher.endpoint(), questions(6), folder=tmp_path, **HOW)
+            servers.complete(teacher.endpoint(concurrency=1), questions(6), folder=tmp_path, **HOW)
+        assert len(teacher.asked) == len(list(tmp_path.iterdir())) == 2, (
+            "the second answer was paid for and is kept"
+        )
+        servers.complete(teacher.endpoint(), questions(6), folder=tmp_path, **HOW)
     assert len(teacher.asked) == 6, "each prompt was asked once"
 
 
 # --- refusals and mistakes -----------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_prompt_does_not_end_the_call_and_is_asked_again_by_the_next(status, tmp_path):
     def behave(body, number):
-        return failing(status, "content filter")(body, number) if body["messages"][0]["content"] == "bad" else echo(body, number)
+        return (
+            failing(status, "content filter")(body, number)
+            if body["messages"][0]["content"] == "bad"
+            else echo(body, number)
+        )
+
     with Teacher(behave) as teacher:
-        found = endpoints.complete(teacher.endpoint(retries=2), ["a", "bad", "b"], folder=tmp_path, **{**HOW, "samples": 2})
-        assert [(one.text, one.finish_reason.startswith("refused: ")) for one in found[1]] == [("", True)] * 2, "K refused completions with empty texts"
+        found = servers.complete(
+            teacher.endpoint(retries=2), ["a", "bad", "b"], folder=tmp_path, **{**HOW, "samples": 2}
+        )
+        assert [(one.text, one.finish_reason.startswith("refused: ")) for one in found[1]] == [
+            ("", True)
+        ] * 2, "K refused completions with empty texts"
         assert "content filter" in found[1][0].finish_reason, "in the server's words"
-        assert all(one.text for answers in (found[0], found[2]) for one in answers), "the others are answered"
+        assert all(one.text for answers in (found[0], found[2]) for one in answers), (
+            "the others are answered"
+        )
         asked = len(teacher.asked)
-        endpoints.complete(teacher.endpoint(), ["a", "bad", "b"], folder=tmp_path, **{**HOW, "samples": 2})
-    assert {body["messages"][0]["content"] for body in teacher.asked[asked:]} == {"bad"}, "a refusal is not kept"
+        servers.complete(
+            teacher.endpoint(), ["a", "bad", "b"], folder=tmp_path, **{**HOW, "samples": 2}
+        )
+    assert {body["messages"][0]["content"] for body in teacher.asked[asked:]} == {"bad"}, (
+        "a refusal is not kept"
+    )
 
 
 def test_a_server_that_refuses_every_prompt_is_a_mistake_in_the_settings(tmp_path):
-    with Teacher(failing(400, "no such field")) as teacher, pytest.raises(ValueError, match=r"refuses every prompt .*no such field.*check endpoint\.url"):
-        endpoints.complete(teacher.endpoint(), questions(3), folder=tmp_path, **HOW)
+    with (
+        Teacher(failing(400, "no such field")) as teacher,
+        pytest.raises(
+            ValueError, match=r"refuses every prompt .*no such field.*check endpoint\.url"
+        ),
+    ):
+        servers.complete(teacher.endpoint(), questions(3), folder=tmp_path, **HOW)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_model_stops_at_once_and_names_what_to_check(status, key, tmp_path):
     with Teacher(failing(status)) as teacher:
-        with pytest.raises(ValueError, match=rf"model 'teacher' at http://127\.0\.0\.1:{teacher.port}/v1.*{status}.*check endpoint\.url .*TEACHER_KEY"):
-            endpoints.complete(teacher.endpoint(key=key, concurrency=2, retries=5), questions(20), folder=tmp_path, **HOW)
+        with pytest.raises(
+            ValueError,
+            match=rf"model 'teacher' at http://127\.0\.0\.1:{teacher.port}/v1.*{status}.*check endpoint\.url .*TEACHER_KEY",
+        ):
+            servers.complete(
+                teacher.endpoint(key=key, concurrency=2, retries=5),
+                questions(20),
+                folder=tmp_path,
+                **HOW,
+            )
         assert len(teacher.asked) <= 2, "not tried again, and no prompt after those under way"
 
 
 def test_a_page_in_place_of_an_answer_asks_whether_the_url_is_right(tmp_path):
-    with Teacher(lambda body, number: (200, "<html>welcome</html>")) as teacher, pytest.raises(ConnectionError, match="without choices: does the URL go up to"):
-        endpoints.complete(teacher.endpoint(), ["a"], folder=tmp_path, **HOW)
+    with (
+        Teacher(lambda body, number: (200, "<html>welcome</html>")) as teacher,
+        pytest.raises(ConnectionError, match="without choices: does the URL go up to"),
+    ):
+        servers.complete(teacher.endpoint(), ["a"], folder=tmp_path, **HOW)
 
 
 # --- the key -------------------------------------------------------------------------------------------------------
 
+
 def test_a_key_that_is_not_set_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv("TEACHER_KEY", raising=False)
     with Teacher() as teacher, pytest.raises(ValueError, match="environment variable TEACHER_KEY"):
-        endpoints.complete(teacher.endpoint(key="TEACHER_KEY"), ["a"], folder=tmp_path, **HOW)
+        servers.complete(teacher.endpoint(key="TEACHER_KEY"), ["a"], folder=tmp_path, **HOW)
     assert not teacher.asked, "nothing was sent"
 
 
 def test_no_other_key_is_sent_to_a_server_that_wants_none(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with Teacher() as teacher:
-        endpoints.complete(teacher.endpoint(), ["a"], folder=tmp_path, **HOW)
-    assert KEY not in str(teacher.keys), "the client would otherwise send OPENAI_API_KEY to whatever server this is"
+        servers.complete(teacher.endpoint(), ["a"], folder=tmp_path, **HOW)
+    assert KEY not in str(teacher.keys), (
+        "the client would otherwise send OPENAI_API_KEY to whatever server this is"
+    )
 
 
-@pytest.mark.parametrize(("status", "kind"), [(401, ValueError), (400, ValueError), (429, ConnectionError)])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, ValueError), (400, ValueError), (429, ConnectionError)]
+)
 def test_the_key_is_sent_and_written_nowhere(status, kind, key, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     with Teacher(failing(status, f"the key {KEY} is not good")) as teacher:
         with pytest.raises(kind) as error:
-            endpoints.complete(teacher.endpoint(key=key), ["a"], folder=tmp_path, **HOW)
-        teacher.behave = lambda body, number: echo(body, number) if body["messages"][0]["content"] == "a" else failing(400, f"not with {KEY}")(body, number)
-        found = endpoints.complete(teacher.endpoint(key=key), ["a", "bad"], folder=tmp_path, **HOW)
+            servers.complete(teacher.endpoint(key=key), ["a"], folder=tmp_path, **HOW)
+        teacher.behave = lambda body, number: (
+            echo(body, number)
+            if body["messages"][0]["content"] == "a"
+            else failing(400, f"not with {KEY}")(body, number)
+        )
+        found = servers.complete(teacher.endpoint(key=key), ["a", "bad"], folder=tmp_path, **HOW)
     assert set(teacher.keys) == {f"Bearer {KEY}"}, "the server gets it"
-    assert [error.value.__cause__, error.value.__context__] == [None, None], "no exception behind it carries the request"
+    assert [error.value.__cause__, error.value.__context__] == [None, None], (
+        "no exception behind it carries the request"
+    )
     kept = [path.read_text() for path in tmp_path.iterdir()]
     assert len(kept) == 1, "the answer is kept"
-    assert KEY not in " ".join([str(error.value), repr(found), caplog.text, *capfd.readouterr(), *kept]), "errors, refusals, logs, output and files"
+    assert KEY not in " ".join(
+        [str(error.value), repr(found), caplog.text, *capfd.readouterr(), *kept]
+    ), "errors, refusals, logs, output and files"
 
 
 # --- the estimate --------------------------------------------------------------------------------------------------
 
+
 def test_the_estimate_bounds_requests_tokens_and_dollars():
-    endpoint = EndpointSettings(url="http://localhost:1/v1", model="teacher", price_input=2, price_output=10)
-    found = endpoints.estimate(endpoint, ["one two", [{"role": "user", "content": "three"}]], samples=4, max_tokens=100,
-                               count_tokens=lambda messages: sum(len(message["content"].split()) for message in messages))
-    assert found == {"requests": 8, "prompt_tokens": 12, "completion_tokens": 800, "dollars": pytest.approx((12 * 2 + 800 * 10) / 1e6)}, "K times each prompt"
+    endpoint = EndpointSettings(
+        url="http://localhost:1/v1", model="teacher", price_input=2, price_output=10
+    )
+    found = servers.estimate(
+        endpoint,
+        ["one two", [{"role": "user", "content": "three"}]],
+        samples=4,
+        max_tokens=100,
+        count_tokens=lambda messages: sum(len(message["content"].split()) for message in messages),
+    )
+    assert found == {
+        "requests": 8,
+        "prompt_tokens": 12,
+        "completion_tokens": 800,
+        "dollars": pytest.approx((12 * 2 + 800 * 10) / 1e6),
+    }, "K times each prompt"
 
 
 # --- a real server -------------------------------------------------------------------------------------------------
 
+
 def start_server(model, port, log):
     """`transformers serve` in a process of its own, ready to answer."""
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        str(model),
+        "--device",
+        "cpu",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
@@ -360,21 +562,30 @@ def start_server(model, port, log):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")), reason="transformers serve needs fastapi and uvicorn")
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")),
+    reason="transformers serve needs fastapi and uvicorn",
+)
 def test_a_real_server_that_is_killed_and_started_again_answers_as_the_model_does(tmp_path):
     profile = profiles.load("tiny")
-    tokenizer, model = models.load_tokenizer(profile), models.load_model(profile, "base")
+    tokenizer, model = loading.load_tokenizer(profile), loading.load_model(profile, "base")
     asked = [problem.question for problem in problems.problem_sets(profile.problems)["test"][:40]]
-    prompts = [models.prompt_ids(tokenizer, question) for question in asked]
-    expected = rollouts.sample(model, prompts, max_new_tokens=60, end_id=tokenizer.eos_token_id, batch_size=8)
+    prompts = [loading.prompt_ids(tokenizer, question) for question in asked]
+    expected = sampling.sample(
+        model, prompts, max_new_tokens=60, end_id=tokenizer.eos_token_id, batch_size=8
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     source, answers = tmp_path / "base", tmp_path / "answers"
-    shutil.copytree(models.folder(models.source(profile, "base")), source)
+    shutil.copytree(loading.folder(loading.source(profile, "base")), source)
     settings = json.loads((source / "generation_config.json").read_text())
-    (source / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True}))  # or this server is greedy at any temperature
-    endpoint = EndpointSettings(url=f"http://127.0.0.1:{port}/v1", model=str(source), concurrency=2, retries=1, timeout=60)
+    (source / "generation_config.json").write_text(
+        json.dumps({**settings, "do_sample": True})
+    )  # or this server is greedy at any temperature
+    endpoint = EndpointSettings(
+        url=f"http://127.0.0.1:{port}/v1", model=str(source), concurrency=2, retries=1, timeout=60
+    )
     how = {"samples": 1, "temperature": 0, "max_tokens": 60, "seed": 0, "folder": answers}
 
     process = start_server(source, port, tmp_path / "first.log")
@@ -383,12 +594,13 @@ def test_a_real_server_that_is_killed_and_started_again_answers_as_the_model_doe
         while len(list(answers.glob("*.json"))) < 4 and process.poll() is None:
             time.sleep(0.005)
         process.kill()
+
     answers.mkdir()
     killer = threading.Thread(target=kill_after_some_answers)
     killer.start()
     try:
         with pytest.raises(ConnectionError, match=rf"of {len(asked)} prompts are finished"):
-            endpoints.complete(endpoint, asked, **how)
+            servers.complete(endpoint, asked, **how)
     finally:
         process.kill()
         process.wait()
@@ -398,18 +610,37 @@ def test_a_real_server_that_is_killed_and_started_again_answers_as_the_model_doe
 
     process = start_server(source, port, tmp_path / "second.log")
     try:
-        found = endpoints.complete(endpoint, asked, **how)
-        singly = endpoint.model_copy(update={"concurrency": 1})  # requests under way together share torch's generator in this server
-        drawn = [endpoints.complete(singly, asked[:2], **{**how, "samples": 4, "temperature": 1.5, "folder": tmp_path / name}) for name in ("drawn", "again")]
+        found = servers.complete(endpoint, asked, **how)
+        singly = endpoint.model_copy(
+            update={"concurrency": 1}
+        )  # requests under way together share torch's generator in this server
+        drawn = [
+            servers.complete(
+                singly,
+                asked[:2],
+                **{**how, "samples": 4, "temperature": 1.5, "folder": tmp_path / name},
+            )
+            for name in ("drawn", "again")
+        ]
         with pytest.raises(ValueError, match="'another'"):
-            endpoints.complete(endpoint.model_copy(update={"model": "another"}), asked[:2], **how)
+            servers.complete(endpoint.model_copy(update={"model": "another"}), asked[:2], **how)
     finally:
         process.kill()
         process.wait()
     posts = (tmp_path / "second.log").read_text().count('POST /v1/chat/completions HTTP/1.1" 200')
-    assert posts == len(asked) - finished + 2 * 2 * 4, "exactly what was missing, and the drawn ones one by one: this server ignores n"
-    assert texts(found) == [[tokenizer.decode(ids, skip_special_tokens=True)] for ids in expected], "greedy answers are those of the model"
-    assert [one.completion_tokens for (one,) in found] == [len(ids) for ids in expected], "token by token"
-    assert [one.finish_reason == "length" for (one,) in found] == [ids[-1] != tokenizer.eos_token_id for ids in expected], "cut ones say so"
-    assert all(len(set(group)) > 1 for group in itertools.chain(*map(texts, drawn))), "single requests of one prompt draw apart"
+    assert posts == len(asked) - finished + 2 * 2 * 4, (
+        "exactly what was missing, and the drawn ones one by one: this server ignores n"
+    )
+    assert texts(found) == [
+        [tokenizer.decode(ids, skip_special_tokens=True)] for ids in expected
+    ], "greedy answers are those of the model"
+    assert [one.completion_tokens for (one,) in found] == [len(ids) for ids in expected], (
+        "token by token"
+    )
+    assert [one.finish_reason == "length" for (one,) in found] == [
+        ids[-1] != tokenizer.eos_token_id for ids in expected
+    ], "cut ones say so"
+    assert all(len(set(group)) > 1 for group in itertools.chain(*map(texts, drawn))), (
+        "single requests of one prompt draw apart"
+    )
     assert texts(drawn[0]) == texts(drawn[1]), "and again from the same seeds"

@@ -8,14 +8,20 @@ import time
 
 import pytest
 
-from helpers import gpus
+from helpers.cluster import gpus
 
-SHOW = [sys.executable, "-S", "-c", "import os, sys, time; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); time.sleep(float(sys.argv[1]))"]
+SHOW = [
+    sys.executable,
+    "-S",
+    "-c",
+    "import os, sys, time; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); time.sleep(float(sys.argv[1]))",
+]
 
 
 @pytest.fixture
 def node(tmp_path, monkeypatch):
     """Make a node with the given GPUs, its locks in a folder of its own."""
+
     def make(*names):
         tool = tmp_path / "nvidia-smi"
         tool.write_text("#!/bin/sh\n" + "".join(f"echo {name}\n" for name in names))
@@ -23,11 +29,16 @@ def node(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
     return make
 
 
 def start(count, seconds):
-    return subprocess.Popen([sys.executable, "-m", "helpers.gpus", str(count), *SHOW, str(seconds)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "helpers.cluster.gpus", str(count), *SHOW, str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_commands_side_by_side_get_different_gpus(node):
@@ -36,7 +47,9 @@ def test_commands_side_by_side_get_different_gpus(node):
     seen = [process.stdout.readline().strip().split(",") for process in both]
     for process in both:
         process.kill()
-    assert sorted(name for names in seen for name in names) == ["GPU-a", "GPU-b", "GPU-c"], "one and two of three"
+    assert sorted(name for names in seen for name in names) == ["GPU-a", "GPU-b", "GPU-c"], (
+        "one and two of three"
+    )
 
 
 def test_a_gpu_is_free_again_when_its_command_is_killed(node):
@@ -53,8 +66,12 @@ def test_a_gpu_is_free_again_when_its_command_is_killed(node):
 def test_a_clusters_choice_is_kept_and_no_gpu_is_no_obstacle(node, monkeypatch):
     node("GPU-a", "GPU-b")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert start(1, 0).communicate(timeout=30)[0].strip() == "3", "what Slurm has set is what may be used"
+    assert start(1, 0).communicate(timeout=30)[0].strip() == "3", (
+        "what Slurm has set is what may be used"
+    )
     with pytest.raises(ValueError, match=r"2 GPUs are asked for and 1 are here \(3\)"):
         gpus.take(2)
     node()
-    assert start(1, 0).communicate(timeout=30)[0].strip() == "None", "on a machine without GPUs the command just runs"
+    assert start(1, 0).communicate(timeout=30)[0].strip() == "None", (
+        "on a machine without GPUs the command just runs"
+    )

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from helpers import pipeline, profiles, store
+from helpers import profiles, store
+from helpers.book import pipeline
 
 pytestmark = pytest.mark.slow
 SMOKE = profiles.load("smoke")
@@ -22,11 +23,29 @@ NOTEBOOKS = sorted(path.stem for path in (store.ROOT / "notebooks").glob("*.py")
 @pytest.fixture
 def copy(tmp_path):
     """The repository with its finished smoke study, times of files kept."""
-    assert (store.ROOT / "results" / "smoke" / "notebooks" / "22_verdict.ipynb").exists(), "run `make check` first"
-    for name in ("src", "notebooks", "book", "data", ".snakemake", "Snakefile", "_config.yml", "_toc.yml", "requirements.txt"):
+    assert (store.ROOT / "results" / "smoke" / "notebooks" / "23_verdict.ipynb").exists(), (
+        "run `make check` first"
+    )
+    for name in (
+        "src",
+        "notebooks",
+        "book",
+        "data",
+        ".snakemake",
+        "Snakefile",
+        "_config.yml",
+        "_toc.yml",
+        "requirements.txt",
+    ):
         source = store.ROOT / name
         if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("locks", "incomplete", "log", "conda*", "shadow", "mathjax"))
+            shutil.copytree(
+                source,
+                tmp_path / name,
+                ignore=shutil.ignore_patterns(
+                    "locks", "incomplete", "log", "conda*", "shadow", "mathjax"
+                ),
+            )
         else:
             shutil.copy2(source, tmp_path / name)
     shutil.copytree(store.ROOT / "results" / "smoke", tmp_path / "results" / "smoke")
@@ -35,16 +54,35 @@ def copy(tmp_path):
 
 def snakemake(folder, *arguments, profile="smoke"):
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--config", f"profile={profile}"], cwd=folder, env=environment,
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "snakemake",
+            *arguments,
+            "--cores",
+            "2",
+            "--config",
+            f"profile={profile}",
+        ],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 def planned(folder, profile="smoke"):
     """The steps that Snakemake would run to bring the executed notebooks up to date, as names of their first outputs."""
     told = snakemake(folder, "--dry-run", "notebooks", profile=profile)
     assert told.returncode == 0, told.stderr
-    outputs = re.findall(rf"^\s+output: results/{profile}/([^,\s]+)", told.stdout + told.stderr, re.MULTILINE)
-    return {output.removesuffix("/run.json").removesuffix(".parquet").removesuffix(".ipynb") for output in outputs}
+    outputs = re.findall(
+        rf"^\s+output: results/{profile}/([^,\s]+)", told.stdout + told.stderr, re.MULTILINE
+    )
+    return {
+        output.removesuffix("/run.json").removesuffix(".parquet").removesuffix(".ipynb")
+        for output in outputs
+    }
 
 
 def edit(path, old, new):
@@ -53,56 +91,144 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+def reads(name):
+    """All that a notebook declares to read."""
+    return {need for declared in pipeline.reads(name) for need in declared}
+
+
 def with_readers(found):
     """These notebooks and those that read their tables, as steps."""
-    return {f"notebooks/{name}" for name in NOTEBOOKS if name in found or found & set(pipeline.READS[name])}
+    return {f"notebooks/{name}" for name in NOTEBOOKS if name in found or found & reads(name)}
 
 
 def importing(module):
     """Notebooks that import a helper module, directly or through others (`tests/test_store.py` tests how that is found), and those that read their tables."""
-    path = store.PACKAGE / f"{module}.py"
-    return with_readers({name for name in NOTEBOOKS if path in store.imported_modules(store.ROOT / "notebooks" / f"{name}.py")})
+    path = store.SOURCE / f"{module}.py"
+    return with_readers(
+        {
+            name
+            for name in NOTEBOOKS
+            if path in store.imported_modules(store.ROOT / "notebooks" / f"{name}.py")
+        }
+    )
 
 
 def reading(*needs):
     """Notebooks that read an artefact of one of these kinds, and those that read their tables."""
-    return with_readers({name for name in NOTEBOOKS if set(needs) & set(pipeline.READS[name])})
+    return with_readers({name for name in NOTEBOOKS if set(needs) & reads(name)})
 
 
 def paths_from(start):
     """The first file that the step names which measures the paths from a run."""
-    return pipeline.path_files(SMOKE, start)[0].removeprefix("results/smoke/").removesuffix(".parquet")
+    return (
+        pipeline.path_files(SMOKE, start)[0].removeprefix("results/smoke/").removesuffix(".parquet")
+    )
 
 
 EVALUATIONS = {f"evaluation/{name}" for name in ("base", "strong-base", "teacher", *RUNS)}
 PATHS = {paths_from(run) for run in RUNS}
 CONTROLS = {f"runs/{group.runs[0]}" for group in SMOKE.controls.values()}
-EVERYTHING = {*(f"notebooks/{name}" for name in NOTEBOOKS), "rollouts", "own-rollouts", *EVALUATIONS, *PATHS, *CONTROLS, "held-out/teacher",
-              *(f"runs/{run}" for run in RUNS)}
-TO_RIFT = {paths_from(first) for first, second in SMOKE.paths if "rift" in (first, second.removeprefix(profiles.SCALED))}
+EVERYTHING = {
+    *(f"notebooks/{name}" for name in NOTEBOOKS),
+    "rollouts",
+    "own-rollouts",
+    *EVALUATIONS,
+    *PATHS,
+    *CONTROLS,
+    "held-out/teacher",
+    *(f"runs/{run}" for run in RUNS),
+}
+TO_RIFT = {
+    paths_from(first)
+    for first, second in SMOKE.paths
+    if "rift" in (first, second.removeprefix(profiles.SCALED))
+}
 ALL_NOTEBOOKS = {f"notebooks/{name}" for name in NOTEBOOKS}
 EDITS = {
     "nothing": (None, None, None, set()),
-    "one notebook": ("notebooks/05_dft.py", "# ## Summary", "# ## Summary of this page", {"notebooks/05_dft"}),
-    "figures": ("src/helpers/figures.py", "_WIDTH = 7.0", "_WIDTH = 7.5", ALL_NOTEBOOKS),
-    "geometry": ("src/helpers/geometry.py", "np.diag(gram)", "np.diagonal(gram)", importing("geometry")),
-    "statistics": ("src/helpers/statistics.py", "draws=2000", "draws=2001", importing("statistics")),
-    "evaluation": ("src/helpers/evaluation.py", "batch_size=64", "batch_size=32",
-                   EVALUATIONS | PATHS | CONTROLS | {"held-out/teacher"} | importing("evaluation")
-                   | reading("main", "models", "paths", "held-out", *SMOKE.controls)),
-    "connectivity": ("src/helpers/connectivity.py", "draws=2000", "draws=2001", PATHS | importing("connectivity") | reading("paths")),
-    "objectives": ("src/helpers/objectives.py", "bias=0.1", "bias=0.2", EVERYTHING - {"rollouts", "own-rollouts", "notebooks/02_rollouts"}),
-    "a template of the problems": ("src/helpers/problems.py", "How many does", "What number does", EVERYTHING),
-    "a setting of the rollouts": ("src/helpers/profiles/smoke.yaml", "samples: 4", "samples: 5",
-                                  EVERYTHING - {f"evaluation/{model}" for model in SMOKE.models}),
-    "a helper of one page": ("src/helpers/interventions.py", "_LARGEST = 64.0", "_LARGEST = 65.0", importing("interventions")),
-    "one run's spec": ("src/helpers/profiles/smoke.yaml", "rift: {objective: rift, snapshots", "rift: {objective: rift, steps: 4, snapshots",
-                       {"runs/rift", "evaluation/rift"} | TO_RIFT | reading("main", "adapters", "paths", "rift")),
-    "one control's spec": ("src/helpers/profiles/smoke.yaml", "rft-chosen: {", "rft-chosen: {steps: 4, ", {"runs/dpo-matched"} | reading("matched")),
+    "one notebook": (
+        "notebooks/05_dft.py",
+        "# ## Summary",
+        "# ## Summary of this page",
+        {"notebooks/05_dft"},
+    ),
+    "figures": (
+        "src/adapter_geometry/report/figures.py",
+        "WIDTH = 7.0",
+        "WIDTH = 7.5",
+        ALL_NOTEBOOKS,
+    ),
+    "geometry": (
+        "src/adapter_geometry/geometry.py",
+        "np.diag(gram)",
+        "np.diagonal(gram)",
+        importing("adapter_geometry/geometry"),
+    ),
+    "statistics": (
+        "src/helpers/evaluation/statistics.py",
+        "draws=2000",
+        "draws=2001",
+        importing("helpers/evaluation/statistics"),
+    ),
+    "evaluation": (
+        "src/helpers/evaluation/answering.py",
+        "CONTROL_PROBLEMS = 600",
+        "CONTROL_PROBLEMS = 599",
+        EVALUATIONS
+        | PATHS
+        | CONTROLS
+        | {"held-out/teacher"}
+        | importing("helpers/evaluation/answering")
+        | reading("main", "models", "paths", "held-out", *SMOKE.controls),
+    ),
+    "connectivity": (
+        "src/adapter_geometry/mode_connectivity.py",
+        "_GROUPS = 4",
+        "_GROUPS = 5",
+        PATHS | importing("adapter_geometry/mode_connectivity") | reading("paths"),
+    ),
+    "objectives": (
+        "src/helpers/training/objectives.py",
+        "bias=0.1",
+        "bias=0.2",
+        EVERYTHING - {"rollouts", "own-rollouts", "notebooks/02_rollouts"},
+    ),
+    "a template of the problems": (
+        "src/helpers/data/templates.py",
+        "How many does",
+        "What number does",
+        EVERYTHING,
+    ),
+    "a setting of the rollouts": (
+        "src/helpers/profiles/smoke.yaml",
+        "samples: 4",
+        "samples: 5",
+        EVERYTHING - {f"evaluation/{model}" for model in SMOKE.models},
+    ),
+    "a helper of one page": (
+        "src/helpers/analysis/interventions.py",
+        "_LARGEST = 64.0",
+        "_LARGEST = 65.0",
+        importing("helpers/analysis/interventions"),
+    ),
+    "one run's spec": (
+        "src/helpers/profiles/smoke.yaml",
+        "rift: {objective: rift, snapshots",
+        "rift: {objective: rift, steps: 4, snapshots",
+        {"runs/rift", "evaluation/rift"} | TO_RIFT | reading("main", "adapters", "paths", "rift"),
+    ),
+    "one control's spec": (
+        "src/helpers/profiles/smoke.yaml",
+        "rft-chosen: {",
+        "rft-chosen: {steps: 4, ",
+        {"runs/dpo-matched"} | reading("matched"),
+    ),
 }
 
 
-@pytest.mark.parametrize(("library", "expected"), [("numpy", EVERYTHING), ("matplotlib", ALL_NOTEBOOKS)])
+@pytest.mark.parametrize(
+    ("library", "expected"), [("numpy", EVERYTHING), ("matplotlib", ALL_NOTEBOOKS)]
+)
 def test_another_version_of_a_library_reruns_what_it_may_change(copy, library, expected):
     about = copy / "src" / f"{library}-99.dist-info" / "METADATA"  # found before the installed one
     about.parent.mkdir()
@@ -125,10 +251,19 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(copy, what):
 
 
 def test_a_failed_cell_stops_with_its_traceback_and_keeps_the_notebook(copy):
-    edit(copy / "notebooks" / "01_problems.py", "figures.use_style()\n", "figures.use_style()\n1 / 0\n")
+    edit(
+        copy / "notebooks" / "01_problems.py",
+        "figures.use_style()\n",
+        "figures.use_style()\n1 / 0\n",
+    )
     told = snakemake(copy, "results/smoke/notebooks/01_problems.ipynb")
     assert told.returncode != 0, "a failed cell must fail the pipeline"
     assert "ZeroDivisionError" in told.stdout + told.stderr, "the traceback is on the screen"
-    assert "ZeroDivisionError" in (copy / "results" / "smoke" / "logs" / "01_problems.ipynb").read_text(), "the partly executed notebook is kept"
+    assert (
+        "ZeroDivisionError"
+        in (copy / "results" / "smoke" / "logs" / "01_problems.ipynb").read_text()
+    ), "the partly executed notebook is kept"
     edit(copy / "notebooks" / "01_problems.py", "1 / 0\n", "")
-    assert snakemake(copy, "results/smoke/notebooks/01_problems.ipynb").returncode == 0, "and the next run starts there"
+    assert snakemake(copy, "results/smoke/notebooks/01_problems.ipynb").returncode == 0, (
+        "and the next run starts there"
+    )

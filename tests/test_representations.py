@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import geometry, representations, updates
+from adapter_geometry import geometry, representations
+from adapter_geometry.updates import Factors
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
 # --- CKA -----------------------------------------------------------------------------------------------------------
+
 
 def kernel_hsic(X, Y, debiased):
     """HSIC from the n x n kernels: H K H and H L H, or the estimator of Song et al. (2012) with zero diagonals."""
@@ -20,11 +22,17 @@ def kernel_hsic(X, Y, debiased):
         H = np.eye(n) - 1 / n
         return np.trace(H @ K @ H @ L)
     K, L, one = K - np.diag(np.diag(K)), L - np.diag(np.diag(L)), np.ones(n)
-    return (np.trace(K @ L) + (one @ K @ one) * (one @ L @ one) / (n - 1) / (n - 2) - 2 / (n - 2) * (one @ K @ L @ one)) / (n * (n - 3))
+    return (
+        np.trace(K @ L)
+        + (one @ K @ one) * (one @ L @ one) / (n - 1) / (n - 2)
+        - 2 / (n - 2) * (one @ K @ L @ one)
+    ) / (n * (n - 3))
 
 
 def kernel_cka(X, Y, debiased):
-    return kernel_hsic(X, Y, debiased) / np.sqrt(kernel_hsic(X, X, debiased) * kernel_hsic(Y, Y, debiased))
+    return kernel_hsic(X, Y, debiased) / np.sqrt(
+        kernel_hsic(X, X, debiased) * kernel_hsic(Y, Y, debiased)
+    )
 
 
 def features(n, d1, d2, seed=0):
@@ -38,8 +46,12 @@ def features(n, d1, d2, seed=0):
 @pytest.mark.parametrize(("n", "d1", "d2"), [(4, 3, 2), (30, 4, 9), (12, 50, 40), (7, 1, 1)])
 def test_the_forms_without_kernels_are_those_of_the_kernels(n, d1, d2, debiased):
     X, Y = features(n, d1, d2)
-    assert representations.hsic(X, Y, debiased) == pytest.approx(kernel_hsic(X, Y, debiased), rel=1e-8, abs=1e-9), "HSIC"
-    assert representations.cka(X, Y, debiased) == pytest.approx(kernel_cka(X, Y, debiased), rel=1e-8, abs=1e-9), "CKA"
+    assert representations.hsic(X, Y, debiased) == pytest.approx(
+        kernel_hsic(X, Y, debiased), rel=1e-8, abs=1e-9
+    ), "HSIC"
+    assert representations.cka(X, Y, debiased) == pytest.approx(
+        kernel_cka(X, Y, debiased), rel=1e-8, abs=1e-9
+    ), "CKA"
 
 
 @pytest.mark.parametrize("debiased", [True, False], ids=["debiased", "plain"])
@@ -49,12 +61,20 @@ def test_cka_knows_no_rotation_scale_or_shift_but_a_stretch(debiased):
     Q, S = (np.linalg.qr(rng.standard_normal((d, d)))[0] for d in (6, 8))
     plain = representations.cka(X, Y, debiased)
     moved = representations.cka(-3 * X @ Q + rng.standard_normal(6), 0.01 * Y @ S + 100, debiased)
-    assert moved == pytest.approx(plain, rel=1e-8), "rotation, common scale and shift of either side"
+    assert moved == pytest.approx(plain, rel=1e-8), (
+        "rotation, common scale and shift of either side"
+    )
     assert representations.cka(Y, X, debiased) == pytest.approx(plain, rel=1e-12), "symmetric"
     order = rng.permutation(40)
-    assert representations.cka(X[order], Y[order], debiased) == pytest.approx(plain, rel=1e-9), "the order of the rows"
-    assert abs(representations.cka(X * np.r_[30, np.ones(5)], Y, debiased) - plain) > 0.01, "one stretched feature does count"
-    assert abs(representations.cka(X[order], Y, debiased) - plain) > 0.1, "and so does which row goes with which"
+    assert representations.cka(X[order], Y[order], debiased) == pytest.approx(plain, rel=1e-9), (
+        "the order of the rows"
+    )
+    assert abs(representations.cka(X * np.r_[30, np.ones(5)], Y, debiased) - plain) > 0.01, (
+        "one stretched feature does count"
+    )
+    assert abs(representations.cka(X[order], Y, debiased) - plain) > 0.1, (
+        "and so does which row goes with which"
+    )
 
 
 @pytest.mark.parametrize("debiased", [True, False], ids=["debiased", "plain"])
@@ -63,11 +83,18 @@ def test_features_are_wholly_like_themselves(debiased):
     assert representations.cka(X, X, debiased) == pytest.approx(1, rel=1e-12)
 
 
-@pytest.mark.parametrize(("n", "debiased", "expected", "error"), [(100, False, 0.963, 0.003), (100, True, 0, 0.05), (1000, False, 0.718, 0.003)])
-def test_unrelated_features_look_alike_unless_the_estimate_is_debiased(n, debiased, expected, error):
+@pytest.mark.parametrize(
+    ("n", "debiased", "expected", "error"),
+    [(100, False, 0.963, 0.003), (100, True, 0, 0.05), (1000, False, 0.718, 0.003)],
+)
+def test_unrelated_features_look_alike_unless_the_estimate_is_debiased(
+    n, debiased, expected, error
+):
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((n, 2560)), rng.standard_normal((n, 2560))
-    assert representations.cka(X, Y, debiased) == pytest.approx(expected, abs=error), "independent Gaussians: plain CKA is about d / (d + n)"
+    assert representations.cka(X, Y, debiased) == pytest.approx(expected, abs=error), (
+        "independent Gaussians: plain CKA is about d / (d + n)"
+    )
 
 
 def test_debiased_cka_has_the_same_mean_at_every_number_of_rows():
@@ -81,7 +108,9 @@ def test_debiased_cka_has_the_same_mean_at_every_number_of_rows():
             values.append(representations.hsic(X, Y))
         drawn[n] = np.mean(values), np.std(values) / np.sqrt(len(values))
     for n, (mean, error) in drawn.items():
-        assert mean == pytest.approx(0.75, abs=4 * error), f"unbiased HSIC at n = {n} is |cov(X, Y)|^2 = 3 x 0.5^2"
+        assert mean == pytest.approx(0.75, abs=4 * error), (
+            f"unbiased HSIC at n = {n} is |cov(X, Y)|^2 = 3 x 0.5^2"
+        )
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1000.1, -1 / 3])
@@ -89,12 +118,16 @@ def test_debiased_cka_has_the_same_mean_at_every_number_of_rows():
 def test_constant_features_are_like_nothing(constant, debiased):
     X, Y = np.full((20, 4), constant), features(20, 3, 1)[0]
     for pair in ((X, Y), (Y, X), (X, X)):
-        assert np.isnan(representations.cka(*pair, debiased)), "no variation, no likeness: NaN, not the ratio of two roundings"
+        assert np.isnan(representations.cka(*pair, debiased)), (
+            "no variation, no likeness: NaN, not the ratio of two roundings"
+        )
 
 
 def test_small_variation_on_a_large_mean_still_counts():
     X, Y = features(30, 3, 2)
-    assert representations.cka(1e5 + 1e-3 * X, Y) == pytest.approx(representations.cka(X, Y), rel=1e-4)
+    assert representations.cka(1e5 + 1e-3 * X, Y) == pytest.approx(
+        representations.cka(X, Y), rel=1e-4
+    )
 
 
 def test_the_unbiased_estimate_needs_four_rows():
@@ -104,10 +137,13 @@ def test_the_unbiased_estimate_needs_four_rows():
 
 def test_single_precision_features_are_compared_in_double():
     X, Y = (1000 + part.astype(np.float32) for part in features(50, 4, 4))
-    assert representations.cka(X, Y) == pytest.approx(representations.cka(X.astype(float), Y.astype(float)), rel=1e-9)
+    assert representations.cka(X, Y) == pytest.approx(
+        representations.cka(X.astype(float), Y.astype(float)), rel=1e-9
+    )
 
 
 # --- the interval --------------------------------------------------------------------------------------------------
+
 
 def related(rng, n, d, overlap):
     """Gaussian features whose CKA is `overlap` in the limit: |cov|^2 / d."""
@@ -119,7 +155,9 @@ def related(rng, n, d, overlap):
 def test_the_interval_covers_the_truth_about_as_often_as_it_says(overlap):
     rng, covered = np.random.default_rng(0), 0
     for _ in range(100):
-        value, low, high = representations.cka_interval(*related(rng, 120, 5, overlap), np.arange(120))
+        value, low, high = representations.cka_interval(
+            *related(rng, 120, 5, overlap), np.arange(120)
+        )
         assert low < value < high <= 1
         covered += low < overlap < high
     assert covered >= 88, f"covers in {covered} of 100 draws of independent rows; 95 is meant"
@@ -132,20 +170,29 @@ def test_rows_of_one_text_are_left_out_together():
     texts = representations.cka_interval(*copies, np.repeat(np.arange(60), 5))
     rows = representations.cka_interval(*copies, rng.permutation(300))
     assert texts[0] == rows[0], "the value is the same"
-    assert texts[2] - texts[1] > 1.5 * (rows[2] - rows[1]), "300 tokens of 60 texts say little more than 60 tokens"
+    assert texts[2] - texts[1] > 1.5 * (rows[2] - rows[1]), (
+        "300 tokens of 60 texts say little more than 60 tokens"
+    )
     order = rng.permutation(300)
-    shuffled = representations.cka_interval(copies[0][order], copies[1][order], np.repeat(np.arange(60), 5)[order])
+    shuffled = representations.cka_interval(
+        copies[0][order], copies[1][order], np.repeat(np.arange(60), 5)[order]
+    )
     assert shuffled == pytest.approx(texts, rel=1e-9), "the rows of a text need not stand together"
 
 
 def test_with_fewer_texts_than_groups_one_text_is_left_out_at_a_time():
     X, Y = features(10, 3, 3)
-    many, ten = (representations.cka_interval(X, Y, np.arange(10), groups=groups) for groups in (50, 10))
+    many, ten = (
+        representations.cka_interval(X, Y, np.arange(10), groups=groups) for groups in (50, 10)
+    )
     assert many == pytest.approx(ten, rel=1e-12), "an empty group is no group"
 
 
 def test_the_table_holds_what_each_pair_gives_by_itself(texts, tiny_model):
-    found = {run: representations.states(tiny_model(seed=seed), *texts) for seed, run in enumerate(("base", "a", "b"))}
+    found = {
+        run: representations.states(tiny_model(seed=seed), *texts)
+        for seed, run in enumerate(("base", "a", "b"))
+    }
     rows = np.flatnonzero(found["base"].is_completion)
     table = representations.cka_table(found, rows, groups=3)
     assert len(table) == 3 * 3, "pairs x layers"
@@ -153,72 +200,130 @@ def test_the_table_holds_what_each_pair_gives_by_itself(texts, tiny_model):
     for row in table.itertuples():
         X, Y = (found[run].hidden[row.layer][rows] for run in (row.run_a, row.run_b))
         assert row.n == len(rows)
-        assert (row.debiased, row.low, row.high) == pytest.approx(representations.cka_interval(X, Y, text, 3), rel=1e-8), f"debiased, layer {row.layer}"
-        assert row.biased == pytest.approx(representations.cka(X, Y, debiased=False), rel=1e-8), f"plain, layer {row.layer}"
+        assert (row.debiased, row.low, row.high) == pytest.approx(
+            representations.cka_interval(X, Y, text, 3), rel=1e-8
+        ), f"debiased, layer {row.layer}"
+        assert row.biased == pytest.approx(representations.cka(X, Y, debiased=False), rel=1e-8), (
+            f"plain, layer {row.layer}"
+        )
 
 
 def test_the_table_gives_no_likeness_to_constant_features():
     X, Y = np.full((20, 4), 0.1, np.float32), features(20, 3, 1)[0]
-    found = {run: SimpleNamespace(hidden=part[None], text=np.arange(20)) for run, part in (("constant", X), ("other", Y))}
+    found = {
+        run: SimpleNamespace(hidden=part[None], text=np.arange(20))
+        for run, part in (("constant", X), ("other", Y))
+    }
     table = representations.cka_table(found, np.arange(20))
     assert table[["debiased", "biased"]].isna().all().all()
 
 
 # --- hidden states -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def texts():
     rng = np.random.default_rng(0)
-    return tuple([rng.integers(1, 40, rng.integers(1, size)).tolist() for _ in range(7)] for size in (10, 14))
+    return tuple(
+        [rng.integers(1, 40, rng.integers(1, size)).tolist() for _ in range(7)] for size in (10, 14)
+    )
 
 
 def test_hidden_states_are_the_models_own_from_the_embedding_to_the_logits(texts, tiny_model):
     model = tiny_model()
     found = representations.states(model, *texts)
-    assert found.hidden.shape[0] == model.config.num_hidden_layers + 1, "before the first layer and after each"
+    assert found.hidden.shape[0] == model.config.num_hidden_layers + 1, (
+        "before the first layer and after each"
+    )
     assert found.hidden.dtype == np.float32
     for i, (prompt, completion) in enumerate(zip(*texts, strict=True)):
         own, ids = found.text == i, torch.tensor([prompt + completion])
         hidden = torch.from_numpy(found.hidden[:, own])
-        torch.testing.assert_close(hidden[0], model.model.embed_tokens(ids)[0], rtol=0, atol=0, msg="the first is the embedding")
-        torch.testing.assert_close(model.lm_head(hidden[-1]), model(input_ids=ids).logits[0], rtol=1e-4, atol=1e-4, msg="the last gives the logits")
-        assert found.position[own].tolist() == list(range(len(prompt) + len(completion))), "places in the text, padding left out"
-        assert found.is_completion[own].tolist() == [False] * len(prompt) + [True] * len(completion), "which of them the model wrote"
+        torch.testing.assert_close(
+            hidden[0],
+            model.model.embed_tokens(ids)[0],
+            rtol=0,
+            atol=0,
+            msg="the first is the embedding",
+        )
+        torch.testing.assert_close(
+            model.lm_head(hidden[-1]),
+            model(input_ids=ids).logits[0],
+            rtol=1e-4,
+            atol=1e-4,
+            msg="the last gives the logits",
+        )
+        assert found.position[own].tolist() == list(range(len(prompt) + len(completion))), (
+            "places in the text, padding left out"
+        )
+        assert found.is_completion[own].tolist() == [False] * len(prompt) + [True] * len(
+            completion
+        ), "which of them the model wrote"
 
 
 def test_states_do_not_depend_on_how_texts_are_batched(texts, tiny_model, monkeypatch):
     together = representations.states(tiny_model(), *texts)
     monkeypatch.setattr(representations, "_BATCH", 2)
     apart = representations.states(tiny_model(), *texts)
-    np.testing.assert_allclose(apart.hidden, together.hidden, rtol=1e-4, atol=1e-5, err_msg="a text is not seen by its neighbours")
+    np.testing.assert_allclose(
+        apart.hidden,
+        together.hidden,
+        rtol=1e-4,
+        atol=1e-5,
+        err_msg="a text is not seen by its neighbours",
+    )
     for field in ("decided", "text", "position", "is_completion"):
-        np.testing.assert_array_equal(getattr(apart, field), getattr(together, field), err_msg=f"{field}: texts are numbered through all batches")
+        np.testing.assert_array_equal(
+            getattr(apart, field),
+            getattr(together, field),
+            err_msg=f"{field}: texts are numbered through all batches",
+        )
 
 
 def test_a_token_is_decided_from_the_layer_on_that_names_what_the_model_says():
-    named = np.array([[0, 1, 2, 4, 0, 1],   # by layer and token; the last is what the model says
-                      [0, 3, 2, 4, 0, 1],
-                      [0, 1, 2, 4, 5, 1],
-                      [0, 1, 5, 4, 5, 1]])
+    named = np.array(
+        [
+            [0, 1, 2, 4, 0, 1],  # by layer and token; the last is what the model says
+            [0, 3, 2, 4, 0, 1],
+            [0, 1, 2, 4, 5, 1],
+            [0, 1, 5, 4, 5, 1],
+        ]
+    )
     hidden = np.eye(6)[named]
     hidden[:-1] *= -1  # this model's norm turns states around; the last is normed already
     layers = tuple(torch.from_numpy(layer[None]) for layer in hidden)
 
     def body(**_):
         return SimpleNamespace(hidden_states=layers)
+
     body.norm = lambda states: -states
     model = SimpleNamespace(model=body, lm_head=lambda states: states, device="cpu")
     found = representations.states(model, [[7, 7]], [[7, 7, 7, 7]])
-    assert found.decided.tolist() == [-1, 2, 3, 0, 2, -1], "a name given early and lost again is no decision; the last prompt token says the first word"
+    assert found.decided.tolist() == [-1, 2, 3, 0, 2, -1], (
+        "a name given early and lost again is no decision; the last prompt token says the first word"
+    )
 
 
 def test_decided_layers_are_those_of_the_logit_lens(texts, tiny_model):
     model = tiny_model()
     found = representations.states(model, *texts)
     hidden = torch.from_numpy(found.hidden)
-    lens = torch.stack([*(model.lm_head(model.model.norm(layer)) for layer in hidden[:-1]), model.lm_head(hidden[-1])]).argmax(-1).numpy()
+    lens = (
+        torch.stack(
+            [
+                *(model.lm_head(model.model.norm(layer)) for layer in hidden[:-1]),
+                model.lm_head(hidden[-1]),
+            ]
+        )
+        .argmax(-1)
+        .numpy()
+    )
     followed = np.r_[found.is_completion[1:], False]
-    np.testing.assert_array_equal(found.decided == -1, ~followed, err_msg="what is said where no completion token follows is not asked")
+    np.testing.assert_array_equal(
+        found.decided == -1,
+        ~followed,
+        err_msg="what is said where no completion token follows is not asked",
+    )
     for token in np.flatnonzero(followed):
         said, decided = lens[:, token] == lens[-1, token], found.decided[token]
         assert said[decided:].all(), "from then on the name stays"
@@ -230,22 +335,32 @@ def test_one_completion_token_of_each_text_is_drawn(texts, tiny_model):
     chosen = representations.one_a_text(found)
     assert found.text[chosen].tolist() == list(range(7)), "one row a text"
     assert found.is_completion[chosen].all(), "none of the prompt, which all texts begin alike"
-    np.testing.assert_array_equal(representations.one_a_text(found), chosen, err_msg="from the seed")
+    np.testing.assert_array_equal(
+        representations.one_a_text(found), chosen, err_msg="from the seed"
+    )
     drawn = np.stack([representations.one_a_text(found, seed) for seed in range(200)])
     for text in range(7):
         completion = np.flatnonzero(found.is_completion & (found.text == text))
-        assert set(drawn[:, text]) == set(completion), "any token of the completion, whatever its place"
+        assert set(drawn[:, text]) == set(completion), (
+            "any token of the completion, whatever its place"
+        )
 
 
 # --- updates as the data see them ----------------------------------------------------------------------------------
 
-MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.self_attn.o_proj")
+MODULES = (
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.self_attn.k_proj",
+    "model.layers.1.self_attn.o_proj",
+)
 
 
 def inputs_of(model, module, prompts, completions):
     """(tokens, d_in) inputs of a module, one text at a time."""
     found = []
-    handle = model.get_submodule(module).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0]))
+    handle = model.get_submodule(module).register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0][0])
+    )
     for prompt, completion in zip(prompts, completions, strict=True):
         model(input_ids=torch.tensor([prompt + completion]))
     handle.remove()
@@ -255,8 +370,17 @@ def inputs_of(model, module, prompts, completions):
 def draw_updates(model, runs=("a", "b", "c"), rank=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = {module: model.get_submodule(module).weight.shape for module in MODULES}
-    return {run: {module: updates.Factors(torch.randn(d_out, rank, generator=generator), torch.randn(rank, d_in, generator=generator), 0.5 + place)
-                  for place, (module, (d_out, d_in)) in enumerate(shapes.items())} for run in runs}
+    return {
+        run: {
+            module: Factors(
+                torch.randn(d_out, rank, generator=generator),
+                torch.randn(rank, d_in, generator=generator),
+                0.5 + place,
+            )
+            for place, (module, (d_out, d_in)) in enumerate(shapes.items())
+        }
+        for run in runs
+    }
 
 
 def test_input_moments_are_means_of_outer_products_over_all_tokens(texts, tiny_model, monkeypatch):
@@ -265,33 +389,79 @@ def test_input_moments_are_means_of_outer_products_over_all_tokens(texts, tiny_m
     moments = representations.input_moments(model, MODULES, *texts)
     for module in MODULES:
         h = inputs_of(model, module, *texts)
-        torch.testing.assert_close(moments[module], h.T @ h / len(h), rtol=1e-4, atol=1e-5, msg=f"{module}: E[h h'], padding left out")
-    assert not any(model.get_submodule(module)._forward_pre_hooks for module in MODULES), "the model is left as it was"
+        torch.testing.assert_close(
+            moments[module],
+            h.T @ h / len(h),
+            rtol=1e-4,
+            atol=1e-5,
+            msg=f"{module}: E[h h'], padding left out",
+        )
+    assert not any(model.get_submodule(module)._forward_pre_hooks for module in MODULES), (
+        "the model is left as it was"
+    )
 
 
 def test_functional_cosine_is_the_cosine_of_what_the_updates_write(texts, tiny_model):
     model = tiny_model()
     adapters = draw_updates(model)
-    cosine, sd = representations.functional_cosine(adapters, representations.input_moments(model, MODULES, *texts))
-    written = {run: torch.cat([(part.scale * inputs_of(model, module, *texts) @ part.A.double().T @ part.B.double().T).flatten()
-                               for module, part in update.items()]) for run, update in adapters.items()}
+    cosine, sd = representations.functional_cosine(
+        adapters, representations.input_moments(model, MODULES, *texts)
+    )
+    written = {
+        run: torch.cat(
+            [
+                (
+                    part.scale
+                    * inputs_of(model, module, *texts)
+                    @ part.A.double().T
+                    @ part.B.double().T
+                ).flatten()
+                for module, part in update.items()
+            ]
+        )
+        for run, update in adapters.items()
+    }
     stacked = torch.nn.functional.normalize(torch.stack(list(written.values())))
-    np.testing.assert_allclose(cosine, stacked @ stacked.T, rtol=1e-4, atol=1e-5, err_msg="E[(dW1 h)'(dW2 h)] over the texts, normalised")
+    np.testing.assert_allclose(
+        cosine,
+        stacked @ stacked.T,
+        rtol=1e-4,
+        atol=1e-5,
+        err_msg="E[(dW1 h)'(dW2 h)] over the texts, normalised",
+    )
     assert (sd[~np.eye(3, dtype=bool)] > 0).all(), "every pair has a chance level"
 
 
 def test_functional_cosine_with_white_inputs_is_the_plain_one(tiny_model):
     adapters = draw_updates(tiny_model())
-    white = {module: 7.0 * torch.eye(part.A.shape[1], dtype=torch.float64) for module, part in adapters["a"].items()}
-    for found, plain in zip(representations.functional_cosine(adapters, white), geometry.stacked_cosine(geometry.compare(adapters)), strict=True):
-        np.testing.assert_allclose(found, plain, rtol=1e-9, atol=1e-12, err_msg="C = c I weighs all inputs alike")
+    white = {
+        module: 7.0 * torch.eye(part.A.shape[1], dtype=torch.float64)
+        for module, part in adapters["a"].items()
+    }
+    for found, plain in zip(
+        representations.functional_cosine(adapters, white),
+        geometry.stacked_cosine(geometry.compare(adapters)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(
+            found, plain, rtol=1e-9, atol=1e-12, err_msg="C = c I weighs all inputs alike"
+        )
 
 
 def test_functional_cosine_ignores_what_no_input_reaches(tiny_model):
     adapters = draw_updates(tiny_model())
-    v = torch.randn(adapters["a"][MODULES[0]].A.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    v = torch.randn(
+        adapters["a"][MODULES[0]].A.shape[1],
+        generator=torch.Generator().manual_seed(1),
+        dtype=torch.float64,
+    )
     moments = {MODULES[0]: torch.outer(v, v)}
     single = {run: {MODULES[0]: update[MODULES[0]]} for run, update in adapters.items()}
-    write = {run: update[MODULES[0]].B.double() @ (update[MODULES[0]].A.double() @ v) for run, update in single.items()}
+    write = {
+        run: update[MODULES[0]].B.double() @ (update[MODULES[0]].A.double() @ v)
+        for run, update in single.items()
+    }
     expected = float(torch.nn.functional.cosine_similarity(write["a"], write["b"], dim=0))
-    assert representations.functional_cosine(single, moments)[0][0, 1] == pytest.approx(expected, rel=1e-6), "one input direction, one vector written"
+    assert representations.functional_cosine(single, moments)[0][0, 1] == pytest.approx(
+        expected, rel=1e-6
+    ), "one input direction, one vector written"

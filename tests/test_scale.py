@@ -12,7 +12,13 @@ import torch
 from safetensors.torch import load_file
 from test_training import assert_same_adapter, edited, weights
 
-from helpers import endpoints, evaluation, models, problems, profiles, rollouts, store, training
+from adapter_geometry import storage
+from helpers import profiles, store
+from helpers.data import problems, rollouts, servers
+from helpers.data.problem import TRAINED_ON
+from helpers.evaluation import answering
+from helpers.models import loading, logprobs, sampling
+from helpers.training import batches, trainer
 
 
 def computing(profile, **settings):
@@ -22,25 +28,33 @@ def computing(profile, **settings):
 
 def gradients(profile, table, rows):
     """Log-probabilities of some rows, and the gradient of a weighted sum of them."""
-    model = models.attach_adapter(models.load_model(profile), profile.lora, 1)
-    batch = training.collate(table, rows)
-    logp = models.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
+    model = loading.attach_adapter(loading.load_model(profile), profile.lora, 1)
+    batch = batches.collate(table, rows)
+    logp = logprobs.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
     (logp * torch.linspace(-1, 2, logp.numel()).reshape(logp.shape)).sum().backward()
     return [logp.detach(), *(weight.grad for weight in model.parameters() if weight.requires_grad)]
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_logits_in_parts_change_neither_log_probabilities_nor_gradients(table, smoke, size):
-    whole, parts = (gradients(profile, table, [0, 1, 5, 6]) for profile in (smoke, computing(smoke, logits_tokens=size)))
+    whole, parts = (
+        gradients(profile, table, [0, 1, 5, 6])
+        for profile in (smoke, computing(smoke, logits_tokens=size))
+    )
     for one, two in zip(whole, parts, strict=True):
-        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6, msg=f"{size} tokens at a time against all at once")
+        torch.testing.assert_close(
+            two, one, rtol=1e-5, atol=1e-6, msg=f"{size} tokens at a time against all at once"
+        )
 
 
 def test_the_backward_pass_keeps_no_logits(table, smoke):
     """Bytes of tensors as long as the vocabulary that the graph holds on to."""
     held = {}
     for name, profile in (("whole", smoke), ("parts", computing(smoke, logits_tokens=4))):
-        model, batch = models.attach_adapter(models.load_model(profile), profile.lora, 1), training.collate(table, range(8))
+        model, batch = (
+            loading.attach_adapter(loading.load_model(profile), profile.lora, 1),
+            batches.collate(table, range(8)),
+        )
         vocabulary, sizes = model.config.vocab_size, []
 
         def measure(kept, sizes=sizes, wide=vocabulary):
@@ -48,35 +62,50 @@ def test_the_backward_pass_keeps_no_logits(table, smoke):
             return kept
 
         with torch.autograd.graph.saved_tensors_hooks(measure, lambda kept: kept):
-            logp = models.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
+            logp = logprobs.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
         held[name] = sum(sizes)
         assert logp.requires_grad
-    assert held["whole"] >= batch["rows"].mask.sum() * vocabulary, "the plain way keeps a row of the vocabulary for each token"
+    assert held["whole"] >= batch["rows"].mask.sum() * vocabulary, (
+        "the plain way keeps a row of the vocabulary for each token"
+    )
     assert held["parts"] == 0, "in parts, none is kept: they are computed again"
 
 
-def test_rows_longer_than_the_limit_or_a_kernel_without_masks_run_one_by_one_to_the_same_numbers(table, smoke, monkeypatch):
+def test_rows_longer_than_the_limit_or_a_kernel_without_masks_run_one_by_one_to_the_same_numbers(
+    table, smoke, monkeypatch
+):
     shared = gradients(smoke, table, [0, 1, 2, 3])
-    monkeypatch.setattr(models, "LONGEST_SHARED", 10)
+    monkeypatch.setattr(logprobs, "LONGEST_SHARED", 10)
     for one, two in zip(shared, gradients(smoke, table, [0, 1, 2, 3]), strict=True):
-        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6, msg="a prompt read once, or once a row")
+        torch.testing.assert_close(
+            two, one, rtol=1e-5, atol=1e-6, msg="a prompt read once, or once a row"
+        )
 
 
 def test_layers_computed_again_train_to_the_same_adapter(table, smoke):
     run = edited(smoke, "sft", steps=2)
-    plain = weights(training.train(smoke, run))
-    store.remove(store.results("smoke") / "runs")
-    again = weights(training.train(computing(smoke, checkpoints_layers=True), run))
+    plain = weights(trainer.train(smoke, run))
+    storage.remove(store.results("smoke") / "runs")
+    again = weights(trainer.train(computing(smoke, checkpoints_layers=True), run))
     assert_same_adapter(again, plain, "layers computed again", rtol=1e-4, atol=1e-6)
 
 
 def test_half_precision_trains_a_float32_adapter_that_is_not_taken_for_the_exact_one(table, smoke):
     halved, run = computing(smoke, dtype="bfloat16"), smoke.runs["sft"]
-    assert training.identity(halved, run) != training.identity(smoke, run), "another precision, another adapter"
-    exact, rough = (pd.read_parquet(training.train(profile, run) / "history.parquet") for profile in (smoke, halved))
-    np.testing.assert_allclose(rough.loss, exact.loss, rtol=0.02, err_msg="bfloat16 has three digits")
-    found = load_file(training.train(halved, run) / "adapter" / "adapter_model.safetensors")
-    assert all(weight.dtype == torch.float32 for weight in found.values()), "the adapter itself is trained in float32"
+    assert trainer.identity(halved, run) != trainer.identity(smoke, run), (
+        "another precision, another adapter"
+    )
+    exact, rough = (
+        pd.read_parquet(trainer.train(profile, run) / "history.parquet")
+        for profile in (smoke, halved)
+    )
+    np.testing.assert_allclose(
+        rough.loss, exact.loss, rtol=0.02, err_msg="bfloat16 has three digits"
+    )
+    found = load_file(trainer.train(halved, run) / "adapter" / "adapter_model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in found.values()), (
+        "the adapter itself is trained in float32"
+    )
 
 
 def test_processes_that_cannot_share_a_step_are_refused(table, smoke, monkeypatch):
@@ -86,9 +115,12 @@ def test_processes_that_cannot_share_a_step_are_refused(table, smoke, monkeypatc
         @staticmethod
         def main_process_first():
             return torch.no_grad()
-    monkeypatch.setattr(training, "processes", Three)
-    with pytest.raises(ValueError, match="3 processes with accumulation 1 do not divide batch_size"):
-        training.train(smoke, edited(smoke, "sft", batch_size=4))
+
+    monkeypatch.setattr(trainer, "processes", Three)
+    with pytest.raises(
+        ValueError, match="3 processes with accumulation 1 do not divide batch_size"
+    ):
+        trainer.train(smoke, edited(smoke, "sft", batch_size=4))
 
 
 TRAIN = """
@@ -109,16 +141,34 @@ def test_two_processes_make_the_update_of_one(name, table, workplace):
     script.write_text(TRAIN)
     found = {}
     for processes in (1, 2):
-        store.remove(workplace / "results" / "smoke" / "runs")
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), script, workplace, name],
-                              env=environment, capture_output=True, text=True)
+        storage.remove(workplace / "results" / "smoke" / "runs")
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(processes),
+                script,
+                workplace,
+                name,
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         folders = set(done.stdout.split())
         assert len(folders) == 1, "each process returns the folder that the first one wrote"
-        assert len(list((workplace / "results" / "smoke" / "runs").iterdir())) == 1, "one run folder, nothing moved aside"
+        assert len(list((workplace / "results" / "smoke" / "runs").iterdir())) == 1, (
+            "one run folder, nothing moved aside"
+        )
         found[processes] = weights(workplace / folders.pop())
     assert_same_adapter(found[2], found[1], f"{name} in two processes", rtol=1e-3, atol=1e-5)
-    assert max(weight.abs().max() for name, weight in found[1].items() if "lora_B" in name) > 1e-3, "the run must have moved, or nothing was compared"
+    assert (
+        max(weight.abs().max() for name, weight in found[1].items() if "lora_B" in name) > 1e-3
+    ), "the run must have moved, or nothing was compared"
 
 
 MEMORY = """
@@ -146,34 +196,50 @@ print((kilobytes("VmHWM") - before) / 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process' memory is read from /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the peak of a process' memory is read from /proc"
+)
 def test_at_a_vocabulary_of_150_thousand_memory_is_flat_in_the_length():
     def peak(tokens, size):
-        done = subprocess.run([sys.executable, "-c", MEMORY, str(tokens), str(size)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(tokens), str(size)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return float(done.stdout)
 
     short, long, plain = peak(1024, 128), peak(4096, 128), peak(1024, 0)
     logits = 1024 * 151_936 * 4 / 2**20
-    assert plain > logits, f"the plain way holds all logits at once ({logits:.0f} MiB): {plain:.0f} MiB"
+    assert plain > logits, (
+        f"the plain way holds all logits at once ({logits:.0f} MiB): {plain:.0f} MiB"
+    )
     assert short < 0.6 * logits, f"128 tokens at a time: {short:.0f} MiB"
     assert long < short + 100, f"four times the tokens: {long:.0f} MiB beside {short:.0f}"
 
 
 # --- what is written elsewhere -------------------------------------------------------------------------------------
 
+
 def elsewhere(smoke, monkeypatch, where, source, **changes):
     """The smoke study with a teacher that only writes."""
-    study = smoke.model_copy(update={"models": {**smoke.models, "teacher": where}, "rollouts": smoke.rollouts.model_copy(update={"source": source}), **changes})
+    study = smoke.model_copy(
+        update={
+            "models": {**smoke.models, "teacher": where},
+            "rollouts": smoke.rollouts.model_copy(update={"source": source}),
+            **changes,
+        }
+    )
     load = profiles.load
     monkeypatch.setattr(profiles, "load", lambda name: study if name == smoke.name else load(name))
-    models.model_digest.cache_clear()
+    loading.model_digest.cache_clear()
     return study
 
 
 @pytest.fixture(autouse=True)
 def _fresh_digests():
     yield
-    models.model_digest.cache_clear()
+    loading.model_digest.cache_clear()
 
 
 CUT = "I do not"
@@ -182,72 +248,141 @@ CUT = "I do not"
 def told(smoke):
     """K answers to each problem that is not for measuring: right, wrong, without a box, and empty."""
     kinds = ("Well, \\boxed{{{}}}", "Surely \\boxed{{{}1}}", CUT, "")
-    return {problem.question: [kinds[(number + sample) % 4].format(problem.answer) for sample in range(smoke.rollouts.samples)]
-            for split in problems.TRAINED_ON for number, problem in enumerate(problems.problem_sets(smoke.problems)[split])}
+    return {
+        problem.question: [
+            kinds[(number + sample) % 4].format(problem.answer)
+            for sample in range(smoke.rollouts.samples)
+        ]
+        for split in TRAINED_ON
+        for number, problem in enumerate(problems.problem_sets(smoke.problems)[split])
+    }
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_rollouts_of_a_file_become_a_table_that_every_objective_but_those_of_ratios_can_train_on(smoke, workplace, monkeypatch, ending):
-    rows = pd.DataFrame([{"question": question, "completion": text} for question, texts in told(smoke).items() for text in texts])
+def test_rollouts_of_a_file_become_a_table_that_every_objective_but_those_of_ratios_can_train_on(
+    smoke, workplace, monkeypatch, ending
+):
+    rows = pd.DataFrame(
+        [
+            {"question": question, "completion": text}
+            for question, texts in told(smoke).items()
+            for text in texts
+        ]
+    )
     file = workplace / f"given.{ending}"
     rows.to_json(file, orient="records", lines=True) if ending == "jsonl" else rows.to_parquet(file)
     study = elsewhere(smoke, monkeypatch, f"file:given.{ending}", "file")
     rollouts.make_table(study)
     table = rollouts.load_table(study)
-    assert list(table.completion) == list(rows.completion[:len(table)]), "the texts, in their order"
+    assert list(table.completion) == list(rows.completion[: len(table)]), (
+        "the texts, in their order"
+    )
     assert table.reward.mean() == pytest.approx(0.25), "each is graded: one kind of four is right"
-    end = models.load_tokenizer(study).eos_token_id
-    assert all(ids[-1] == end for ids in table.completion_ids), "a text that is whole ends with the end token"
-    assert all(np.isfinite(values).all() for values in table.logp_base), "the base reads what others wrote"
-    assert all(np.isnan(values).all() for values in table.logp_behaviour), "what its writer gave it is not known"
-    assert np.isfinite(pd.read_parquet(training.train(study, study.runs["sft"]) / "history.parquet").loss).all()
+    end = loading.load_tokenizer(study).eos_token_id
+    assert all(ids[-1] == end for ids in table.completion_ids), (
+        "a text that is whole ends with the end token"
+    )
+    assert all(np.isfinite(values).all() for values in table.logp_base), (
+        "the base reads what others wrote"
+    )
+    assert all(np.isnan(values).all() for values in table.logp_behaviour), (
+        "what its writer gave it is not known"
+    )
+    assert np.isfinite(
+        pd.read_parquet(trainer.train(study, study.runs["sft"]) / "history.parquet").loss
+    ).all()
     with pytest.raises(FloatingPointError, match="loss nan at step 1"):
-        training.train(study, edited(smoke, "sft", objective="topr"))
+        trainer.train(study, edited(smoke, "sft", objective="topr"))
     file.write_bytes(file.read_bytes() + b" ")
-    models.model_digest.cache_clear()
+    loading.model_digest.cache_clear()
     with pytest.raises(ValueError, match="was made with other models"):
         rollouts.load_table(study)
 
 
 def test_a_file_without_enough_rollouts_or_the_columns_says_so(smoke, workplace, monkeypatch):
     study = elsewhere(smoke, monkeypatch, "file:given.jsonl", "file")
-    given = pd.DataFrame([{"question": question, "completion": text} for question, texts in told(smoke).items() for text in texts])
+    given = pd.DataFrame(
+        [
+            {"question": question, "completion": text}
+            for question, texts in told(smoke).items()
+            for text in texts
+        ]
+    )
     given.iloc[1:].to_json(workplace / "given.jsonl", orient="records", lines=True)
     count = smoke.rollouts.samples
-    with pytest.raises(ValueError, match=rf"given.jsonl: {count - 1} rollouts of the problem .* the profile asks for {count}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"given.jsonl: {count - 1} rollouts of the problem .* the profile asks for {count}",
+    ):
         rollouts.make_table(study)
-    given.rename(columns={"completion": "text"}).to_json(workplace / "given.jsonl", orient="records", lines=True)
+    given.rename(columns={"completion": "text"}).to_json(
+        workplace / "given.jsonl", orient="records", lines=True
+    )
     with pytest.raises(ValueError, match="need a column 'completion'; it has question, text"):
         rollouts.make_table(study)
 
 
-def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(smoke, workplace, monkeypatch):
-    calls, answers = [], {question: [text or "Nothing" for text in texts] for question, texts in told(smoke).items()}
+def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(
+    smoke, workplace, monkeypatch
+):
+    calls, answers = (
+        [],
+        {
+            question: [text or "Nothing" for text in texts]
+            for question, texts in told(smoke).items()
+        },
+    )
     first, refused = list(answers)[:2]
     answers[refused][0] = ""
 
     def complete(endpoint, prompts, **settings):
         calls.append(len(prompts))
         assert settings["samples"] == smoke.rollouts.samples
-        return [[endpoints.Completion(text, "length" if text == CUT else "stop", 1, 1) for text in answers[prompt]] for prompt in prompts]
-    monkeypatch.setattr(endpoints, "complete", complete)
-    study = elsewhere(smoke, monkeypatch, "endpoint", "endpoint", endpoint=profiles.EndpointSettings(url="http://nowhere/v1", model="some-teacher"))
-    with pytest.warns(UserWarning, match=f"1 of {smoke.problems.train} problems are left out: some-teacher refused them"):
+        return [
+            [
+                servers.Completion(text, "length" if text == CUT else "stop", 1, 1)
+                for text in answers[prompt]
+            ]
+            for prompt in prompts
+        ]
+
+    monkeypatch.setattr(servers, "complete", complete)
+    study = elsewhere(
+        smoke,
+        monkeypatch,
+        "endpoint",
+        "endpoint",
+        endpoint=profiles.EndpointSettings(url="http://nowhere/v1", model="some-teacher"),
+    )
+    with pytest.warns(
+        UserWarning,
+        match=f"1 of {smoke.problems.train} problems are left out: some-teacher refused them",
+    ):
         rollouts.make_table(study)
     table = rollouts.load_table(study)
-    assert table.prompt.nunique() == smoke.problems.train - 1, "a problem without all its answers is not trained on"
+    assert table.prompt.nunique() == smoke.problems.train - 1, (
+        "a problem without all its answers is not trained on"
+    )
     assert refused not in set(table.prompt)
     assert first in set(table.prompt)
     assert calls[0] == smoke.problems.train, "one call for all, so that the server always has work"
     assert (table.truncated == (table.completion == CUT)).all(), "a text that was cut does not end"
-    with pytest.raises(ValueError, match="'teacher' of profile 'smoke' is 'endpoint': it wrote rollouts and can't be loaded"):
-        models.load_model(study, "teacher")
-    assert len(evaluation.teacher_rollouts(study)) == smoke.problems.validation, "one answer to each validation problem"
+    with pytest.raises(
+        ValueError,
+        match="'teacher' of profile 'smoke' is 'endpoint': it wrote rollouts and can't be loaded",
+    ):
+        loading.load_model(study, "teacher")
+    assert len(answering.teacher_rollouts(study)) == smoke.problems.validation, (
+        "one answer to each validation problem"
+    )
 
 
 # --- vLLM, a schedule that is cut, many answers --------------------------------------------------------------------
 
-def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_a_completion(smoke, table, monkeypatch):
+
+def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_a_completion(
+    smoke, table, monkeypatch
+):
     asked = []
 
     class LLM:
@@ -256,39 +391,79 @@ def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_a_completio
 
         def generate(self, prompts, settings, lora_request=None, use_tqdm=True):
             asked.append((prompts, settings, lora_request))
-            return [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=(number, 7))]) for number in range(len(prompts))]
+            return [
+                types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=(number, 7))])
+                for number in range(len(prompts))
+            ]
+
     vllm, request = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
-    vllm.LLM, vllm.SamplingParams, request.LoRARequest = LLM, lambda **settings: settings, lambda *parts: parts
-    for name, module in (("vllm", vllm), ("vllm.lora", types.ModuleType("vllm.lora")), ("vllm.lora.request", request)):
+    vllm.LLM, vllm.SamplingParams, request.LoRARequest = (
+        LLM,
+        lambda **settings: settings,
+        lambda *parts: parts,
+    )
+    for name, module in (
+        ("vllm", vllm),
+        ("vllm.lora", types.ModuleType("vllm.lora")),
+        ("vllm.lora.request", request),
+    ):
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(models, "folder", lambda where: where)
+    monkeypatch.setattr(loading, "folder", lambda where: where)
     study = computing(smoke, engine="vllm")
-    writer = evaluation.answering(study, study.runs["sft"])
-    found = rollouts.sample(writer, [[1, 2], [3]], max_new_tokens=5, end_id=9, batch_size=1, temperature=1.0, seed=3, indices=[10, 11])
+    writer = answering.answering(study, study.runs["sft"])
+    found = sampling.sample(
+        writer,
+        [[1, 2], [3]],
+        max_new_tokens=5,
+        end_id=9,
+        batch_size=1,
+        temperature=1.0,
+        seed=3,
+        indices=[10, 11],
+    )
     assert found == [[0, 7], [1, 7]], "token ids in the order of the prompts"
     (settings, (prompts, parameters, adapter)) = asked
     assert settings["enable_lora"]
-    assert adapter[2] == str(training.train(study, study.runs["sft"]) / "adapter")
+    assert adapter[2] == str(trainer.train(study, study.runs["sft"]) / "adapter")
     assert [prompt["prompt_token_ids"] for prompt in prompts] == [[1, 2], [3]]
     assert len({one["seed"] for one in parameters}) == 2, "equal prompts must not get equal answers"
-    assert all(one["stop_token_ids"] == [9] and one["max_tokens"] == 5 and one["temperature"] == 1.0 for one in parameters)
+    assert all(
+        one["stop_token_ids"] == [9] and one["max_tokens"] == 5 and one["temperature"] == 1.0
+        for one in parameters
+    )
 
 
 def test_a_run_stops_before_its_schedule_ends(table, smoke):
-    whole, cut = (pd.read_parquet(training.train(smoke, edited(smoke, "sft", **steps, warmup=0.25)) / "history.parquet")
-                  for steps in ({"steps": 8}, {"steps": 3, "schedule": 8}))
+    whole, cut = (
+        pd.read_parquet(
+            trainer.train(smoke, edited(smoke, "sft", **steps, warmup=0.25)) / "history.parquet"
+        )
+        for steps in ({"steps": 8}, {"steps": 3, "schedule": 8})
+    )
     assert len(cut) == 3
-    np.testing.assert_allclose(cut.learning_rate, whole.learning_rate[:3], err_msg="the rates of the longer schedule")
-    np.testing.assert_allclose(cut.loss, whole.loss[:3], rtol=1e-6, err_msg="and so the same first steps")
+    np.testing.assert_allclose(
+        cut.learning_rate, whole.learning_rate[:3], err_msg="the rates of the longer schedule"
+    )
+    np.testing.assert_allclose(
+        cut.loss, whole.loss[:3], rtol=1e-6, err_msg="and so the same first steps"
+    )
     assert "schedule" not in smoke.runs["sft"].model_dump(), "a run without one keeps its hash"
-    with pytest.raises(ValueError, match="a schedule of 2 steps ends before training does, after 3"):
+    with pytest.raises(
+        ValueError, match="a schedule of 2 steps ends before training does, after 3"
+    ):
         profiles.Run(**smoke.runs["sft"].model_dump() | {"schedule": 2})
 
 
 def test_sampled_answers_differ_from_one_another_and_are_stored(smoke, workplace):
-    study = smoke.model_copy(update={"sampled": profiles.SampledSettings(split="hard", samples=3, temperature=1.0)})
-    found = evaluation.sampled(study, "base")
+    study = smoke.model_copy(
+        update={"sampled": profiles.SampledSettings(split="hard", samples=3, temperature=1.0)}
+    )
+    found = answering.sampled(study, "base")
     assert len(found) == 3 * smoke.problems.hard
     assert set(found.sample_id) == {0, 1, 2}
-    assert found.groupby("problem_id").completion.nunique().max() > 1, "another seed, another answer"
-    pd.testing.assert_frame_equal(evaluation.sampled(study, "base").reset_index(drop=True), found.reset_index(drop=True))
+    assert found.groupby("problem_id").completion.nunique().max() > 1, (
+        "another seed, another answer"
+    )
+    pd.testing.assert_frame_equal(
+        answering.sampled(study, "base").reset_index(drop=True), found.reset_index(drop=True)
+    )

@@ -7,7 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import spectra, updates
+from adapter_geometry import spectra
+from adapter_geometry.adapters import AdapterError
+from adapter_geometry.spectra import THRESHOLD, TOP, BaseWeights
+from adapter_geometry.updates import Factors
 
 pytestmark = pytest.mark.filterwarnings("error")
 SHAPES = [(60, 60), (90, 40), (40, 90), (9, 9), (8, 30), (30, 8), (12, 14), (1, 5)]
@@ -28,7 +31,7 @@ def random_factors(shape, rank, norm, seed=1):
 
 
 def factors_of(B, A, scale=1.0):
-    return updates.Factors(torch.as_tensor(np.array(B)), torch.as_tensor(np.array(A)), scale)
+    return Factors(torch.as_tensor(np.array(B)), torch.as_tensor(np.array(A)), scale)
 
 
 def decomposition_of(weight, dtype=torch.float64):
@@ -38,23 +41,35 @@ def decomposition_of(weight, dtype=torch.float64):
 
 def dense_change(weight, factors):
     """(intruder dimensions, spectral shift) by numpy's SVDs of W0 and of W0 + dW."""
-    old, new = (np.linalg.svd(matrix, full_matrices=False) for matrix in (weight, weight + factors.scale * factors.B.numpy() @ factors.A.numpy()))
-    overlaps = np.abs(old.U.T @ new.U[:, :spectra.TOP]).max(0)
-    return int((overlaps < spectra.THRESHOLD).sum()), np.linalg.norm(new.S - old.S) / np.linalg.norm(old.S)
+    old, new = (
+        np.linalg.svd(matrix, full_matrices=False)
+        for matrix in (weight, weight + factors.scale * factors.B.numpy() @ factors.A.numpy())
+    )
+    overlaps = np.abs(old.U.T @ new.U[:, :TOP]).max(0)
+    return int((overlaps < THRESHOLD).sum()), np.linalg.norm(new.S - old.S) / np.linalg.norm(old.S)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("rank", [1, 4, 16])
-def test_intruders_are_counted_and_the_shift_is_within_its_bound_for_updates_of_all_sizes(shape, rank):
+def test_intruders_are_counted_and_the_shift_is_within_its_bound_for_updates_of_all_sizes(
+    shape, rank
+):
     weight = base_weights(shape)
     for norm in (1e-6, 0.01, 0.3, 3, 100):
         for seed in range(3):
             factors = random_factors(shape, rank, norm, seed)
-            found, (intruders, shift) = spectra.change_of_spectrum(factors, decomposition_of(weight)), dense_change(weight, factors)
+            found, (intruders, shift) = (
+                spectra.change_of_spectrum(factors, decomposition_of(weight)),
+                dense_change(weight, factors),
+            )
             assert found["intruders"] == intruders, f"|dW| = {norm}: intruder dimensions, dense"
-            assert abs(found["spectral_shift"] - shift) <= found["shift_error"] + 1e-12, f"|dW| = {norm}: the true shift is within the bound"
-            if min(shape) <= spectra.TOP + rank:
-                assert found["shift_error"] == pytest.approx(0, abs=1e-12), "all values are leading ones"
+            assert abs(found["spectral_shift"] - shift) <= found["shift_error"] + 1e-12, (
+                f"|dW| = {norm}: the true shift is within the bound"
+            )
+            if min(shape) <= TOP + rank:
+                assert found["shift_error"] == pytest.approx(0, abs=1e-12), (
+                    "all values are leading ones"
+                )
 
 
 @pytest.mark.parametrize("norm", [0.001, 1.0], ids=["a thousandth of W0", "as large as W0"])
@@ -62,38 +77,56 @@ def test_the_shift_by_small_and_by_large_updates_is_known_to_two_percent(norm):
     weight = np.random.default_rng(0).standard_normal((150, 120))
     for rank in (4, 16):
         factors = random_factors(weight.shape, rank, norm * np.linalg.norm(weight))
-        found, (_, shift) = spectra.change_of_spectrum(factors, decomposition_of(weight)), dense_change(weight, factors)
-        assert found["spectral_shift"] == pytest.approx(shift, rel=0.02), f"rank {rank}; between these sizes only the bound holds"
+        found, (_, shift) = (
+            spectra.change_of_spectrum(factors, decomposition_of(weight)),
+            dense_change(weight, factors),
+        )
+        assert found["spectral_shift"] == pytest.approx(shift, rel=0.02), (
+            f"rank {rank}; between these sizes only the bound holds"
+        )
 
 
 def test_a_decomposition_kept_in_float32_is_good_to_six_digits():
     weight = base_weights((90, 40))
     for norm in (0.01, 0.3, 3):
         factors = random_factors(weight.shape, 4, norm)
-        found, exact = (spectra.change_of_spectrum(factors, decomposition_of(weight, dtype)) for dtype in (torch.float32, torch.float64))
+        found, exact = (
+            spectra.change_of_spectrum(factors, decomposition_of(weight, dtype))
+            for dtype in (torch.float32, torch.float64)
+        )
         assert found["intruders"] == exact["intruders"]
         assert found["spectral_shift"] == pytest.approx(exact["spectral_shift"], abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(200, 200), (300, 150), (150, 300)], ids=["square", "tall", "wide"])
+@pytest.mark.parametrize(
+    "shape", [(200, 200), (300, 150), (150, 300)], ids=["square", "tall", "wide"]
+)
 @pytest.mark.parametrize("planted", [0, 1, 3])
 def test_each_planted_new_direction_is_an_intruder(planted, shape):
     weight, rng = base_weights(shape, 4), np.random.default_rng(5)
     new, _ = np.linalg.qr(rng.standard_normal((shape[0], 4)))
     inputs, _ = np.linalg.qr(rng.standard_normal((shape[1], 4)))
-    sizes = np.where(np.arange(4) < planted, 9.0, 1e-4)  # three times the largest singular value, or next to nothing
+    sizes = np.where(
+        np.arange(4) < planted, 9.0, 1e-4
+    )  # three times the largest singular value, or next to nothing
     found = spectra.change_of_spectrum(factors_of(new * sizes, inputs.T), decomposition_of(weight))
-    assert found["intruders"] == planted, "a random direction has an overlap of about 1/4 with the nearest of the old ones"
+    assert found["intruders"] == planted, (
+        "a random direction has an overlap of about 1/4 with the nearest of the old ones"
+    )
 
 
 def test_stretching_a_direction_of_the_base_makes_no_intruder_and_shifts_one_value():
     weight = base_weights((80, 50))
     U, sigma, Vh = np.linalg.svd(weight, full_matrices=False)
     for index, stretch in ((0, 2.0), (3, 50.0), (45, 7.0)):
-        found = spectra.change_of_spectrum(factors_of(stretch * U[:, [index]], Vh[[index]]), decomposition_of(weight))
+        found = spectra.change_of_spectrum(
+            factors_of(stretch * U[:, [index]], Vh[[index]]), decomposition_of(weight)
+        )
         assert found["intruders"] == 0, f"u_{index + 1} is a direction of W0"
         moved = np.sort(np.r_[np.delete(sigma, index), sigma[index] + stretch])[::-1]
-        assert found["spectral_shift"] == pytest.approx(np.linalg.norm(moved - sigma) / np.linalg.norm(sigma), rel=1e-8)
+        assert found["spectral_shift"] == pytest.approx(
+            np.linalg.norm(moved - sigma) / np.linalg.norm(sigma), rel=1e-8
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -108,92 +141,140 @@ def test_a_zero_update_changes_nothing(shape):
 def test_a_weight_stored_transposed_gives_the_same_numbers():
     weight, factors = base_weights((60, 35)), random_factors((60, 35), 3, 2.0)
     plain = spectra.change_of_spectrum(factors, decomposition_of(weight))
-    turned = spectra.change_of_spectrum(updates.Factors(factors.B, factors.A, factors.scale, True), decomposition_of(weight.T))
+    turned = spectra.change_of_spectrum(
+        Factors(factors.B, factors.A, factors.scale, True), decomposition_of(weight.T)
+    )
     assert turned == pytest.approx(plain, rel=1e-8), "GPT-2's Conv1D keeps W0' where others keep W0"
 
 
 def test_the_gauge_of_the_factors_does_not_matter():
     weight, factors = base_weights((60, 35)), random_factors((60, 35), 3, 2.0)
     change = torch.tensor([[2.0, 1, 0], [0, 1, 3], [1, 0, 1]], dtype=torch.float64)
-    other = updates.Factors(factors.B @ change, torch.linalg.inv(change) @ factors.A, factors.scale)
-    plain, turned = (spectra.change_of_spectrum(one, decomposition_of(weight)) for one in (factors, other))
+    other = Factors(factors.B @ change, torch.linalg.inv(change) @ factors.A, factors.scale)
+    plain, turned = (
+        spectra.change_of_spectrum(one, decomposition_of(weight)) for one in (factors, other)
+    )
     assert turned == pytest.approx(plain, rel=1e-8), "(B M, M^-1 A) is the same update"
 
 
 def test_bases_without_gaps_or_without_weights_have_a_defined_answer():
     factors = random_factors((50, 50), 2, 1.0)
-    found, (_, shift) = spectra.change_of_spectrum(factors, decomposition_of(np.eye(50))), dense_change(np.eye(50), factors)
-    assert abs(found["spectral_shift"] - shift) <= found["shift_error"] + 1e-12, "fifty equal singular values"
+    found, (_, shift) = (
+        spectra.change_of_spectrum(factors, decomposition_of(np.eye(50))),
+        dense_change(np.eye(50), factors),
+    )
+    assert abs(found["spectral_shift"] - shift) <= found["shift_error"] + 1e-12, (
+        "fifty equal singular values"
+    )
     found = spectra.change_of_spectrum(factors, decomposition_of(np.zeros((50, 50))))
     assert np.isnan(found["spectral_shift"]), "no share of nothing"
 
 
 # --- the base model's folder ---------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def base(tmp_path, workplace):
     """A folder with a base model of two modules, in two files with an index, and decompositions kept under `workplace`."""
     folder = tmp_path / "base"
     folder.mkdir()
-    weights = {f"model.layers.{layer}.self_attn.q_proj.weight": torch.tensor(base_weights((24, 20), layer)).float() for layer in (0, 1)}
+    weights = {
+        f"model.layers.{layer}.self_attn.q_proj.weight": torch.tensor(
+            base_weights((24, 20), layer)
+        ).float()
+        for layer in (0, 1)
+    }
     for number, (name, weight) in enumerate(weights.items()):
-        save_file({name: weight, f"other.{number}.weight": torch.ones(2)}, folder / f"part-{number}.safetensors")
+        save_file(
+            {name: weight, f"other.{number}.weight": torch.ones(2)},
+            folder / f"part-{number}.safetensors",
+        )
     files = {name: f"part-{number}.safetensors" for number, name in enumerate(weights)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     return folder
 
 
 def test_weights_are_read_from_the_file_that_the_index_names(base):
-    found = spectra.BaseWeights(base)
+    found = BaseWeights(base)
     for layer in (0, 1):
         expected = torch.tensor(base_weights((24, 20), layer)).float()
-        assert torch.equal(found.weight(f"model.layers.{layer}.self_attn.q_proj"), expected), f"W0 of layer {layer}"
+        assert torch.equal(found.weight(f"model.layers.{layer}.self_attn.q_proj"), expected), (
+            f"W0 of layer {layer}"
+        )
 
 
-def test_a_decomposition_is_computed_once_and_never_taken_for_other_weights(base, workplace, monkeypatch):
+def test_a_decomposition_is_computed_once_and_never_taken_for_other_weights(
+    base, cache, monkeypatch
+):
     solved, svd = [], torch.linalg.svd
-    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **options: solved.append(args) or svd(*args, **options))
-    first = spectra.BaseWeights(base).decomposition(Q_PROJ)
+    monkeypatch.setattr(
+        torch.linalg, "svd", lambda *args, **options: solved.append(args) or svd(*args, **options)
+    )
+    first = BaseWeights(base).decomposition(Q_PROJ)
     U, sigma, V = first
-    torch.testing.assert_close(U * sigma @ V.T, spectra.BaseWeights(base).weight(Q_PROJ), rtol=1e-5, atol=1e-6, msg="W0 = U S V'")
-    again = spectra.BaseWeights(base).decomposition(Q_PROJ)
+    torch.testing.assert_close(
+        U * sigma @ V.T, BaseWeights(base).weight(Q_PROJ), rtol=1e-5, atol=1e-6, msg="W0 = U S V'"
+    )
+    again = BaseWeights(base).decomposition(Q_PROJ)
     assert len(solved) == 1, "the second time it is read"
-    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True)), "to the last bit"
-    save_file({f"{Q_PROJ}.weight": torch.tensor(base_weights((24, 20), 9)).float()}, base / "part-1.safetensors")
-    other = spectra.BaseWeights(base).decomposition(Q_PROJ)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True)), (
+        "to the last bit"
+    )
+    save_file(
+        {f"{Q_PROJ}.weight": torch.tensor(base_weights((24, 20), 9)).float()},
+        base / "part-1.safetensors",
+    )
+    other = BaseWeights(base).decomposition(Q_PROJ)
     assert len(solved) == 2, "other weights in the same place are decomposed again"
     assert not torch.equal(other[0], U)
     transposed = torch.tensor(base_weights((24, 20), 9)).float().reshape(20, 24)
     save_file({f"{Q_PROJ}.weight": transposed}, base / "part-1.safetensors")
-    assert spectra.BaseWeights(base).decomposition(Q_PROJ)[0].shape[0] == 20, "the same bytes in another shape are another matrix"
-    kept = [path.name for path in (workplace / "results" / "decompositions").iterdir()]
+    assert BaseWeights(base).decomposition(Q_PROJ)[0].shape[0] == 20, (
+        "the same bytes in another shape are another matrix"
+    )
+    kept = [path.name for path in (cache / "adapter-geometry").iterdir()]
     assert len(kept) == 3, f"one file a matrix, and nothing half-written: {kept}"
 
 
 def test_the_table_has_a_row_for_each_run_and_module(base):
     modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
-    adapters = {run: {module: random_factors((24, 20), 3, size, seed) for seed, module in enumerate(modules)} for run, size in (("a", 0.3), ("b", 9.0))}
-    table = spectra.intruders_table(adapters, spectra.BaseWeights(base))
-    assert [tuple(row) for row in table[["run", "layer", "projection"]].to_numpy()] == [(run, layer, "q_proj") for run in "ab" for layer in (0, 1)]
+    adapters = {
+        run: {
+            module: random_factors((24, 20), 3, size, seed) for seed, module in enumerate(modules)
+        }
+        for run, size in (("a", 0.3), ("b", 9.0))
+    }
+    table = spectra.intruders_table(adapters, BaseWeights(base))
+    assert [tuple(row) for row in table[["run", "layer", "projection"]].to_numpy()] == [
+        (run, layer, "q_proj") for run in "ab" for layer in (0, 1)
+    ]
     for row in table.itertuples():
-        intruders, shift = dense_change(base_weights((24, 20), row.layer), adapters[row.run][modules[row.layer]])
+        intruders, shift = dense_change(
+            base_weights((24, 20), row.layer), adapters[row.run][modules[row.layer]]
+        )
         assert row.count == intruders, f"{row.run}, layer {row.layer}: dense count"
-        assert abs(row.spectral_shift - shift) <= row.shift_error + 1e-6, f"{row.run}, layer {row.layer}: dense shift"
+        assert abs(row.spectral_shift - shift) <= row.shift_error + 1e-6, (
+            f"{row.run}, layer {row.layer}: dense shift"
+        )
 
 
 def test_an_update_of_another_shape_is_refused_before_anything_is_decomposed(base, workplace):
     adapters = {"a": {Q_PROJ: random_factors((20, 24), 2, 1.0)}}
-    with pytest.raises(updates.AdapterError, match=rf"{Q_PROJ} is 24 x 20 in the base model .*, but the update is 20 x 24"):
-        spectra.intruders_table(adapters, spectra.BaseWeights(base))
+    with pytest.raises(
+        AdapterError, match=rf"{Q_PROJ} is 24 x 20 in the base model .*, but the update is 20 x 24"
+    ):
+        spectra.intruders_table(adapters, BaseWeights(base))
     assert not (workplace / "results").exists(), "nothing was computed"
     one = random_factors((20, 24), 2, 1.0)
-    spectra.BaseWeights(base).require({Q_PROJ: updates.Factors(one.B, one.A, one.scale, True)})  # a transposed one fits
+    BaseWeights(base).require(
+        {Q_PROJ: Factors(one.B, one.A, one.scale, True)}
+    )  # a transposed one fits
 
 
 def test_half_precision_weights_are_decomposed_in_float32(base):
     stored = torch.tensor(base_weights((24, 20), 1)).bfloat16()
     save_file({f"{Q_PROJ}.weight": stored}, base / "part-1.safetensors")
-    found = spectra.BaseWeights(base)
+    found = BaseWeights(base)
     U, sigma, V = found.decomposition(Q_PROJ)
     assert found.weight(Q_PROJ).dtype == torch.bfloat16, "as stored"
     torch.testing.assert_close(U * sigma @ V.T, stored.float(), rtol=1e-5, atol=1e-6)

@@ -13,37 +13,57 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmodels
 
-from helpers import statistics
+from helpers.evaluation import statistics
 
 COUNTS = draw.integers(0, 40)
 
 
-@pytest.mark.parametrize(("correct", "n", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
 def test_wilson_reproduces_the_table_of_newcombe_1998(correct, n, low, high):
-    assert statistics.wilson(correct, n) == pytest.approx((low, high), abs=6e-5), "Newcombe, Statistics in Medicine 17:857, table I, method 3"
+    assert statistics.wilson(correct, n) == pytest.approx((low, high), abs=6e-5), (
+        "Newcombe, Statistics in Medicine 17:857, table I, method 3"
+    )
 
 
 @given(draw.integers(0, 60), draw.integers(1, 60))
 def test_wilson_agrees_with_scipy(correct, n):
     correct = min(correct, n)
     interval = binomtest(correct, n).proportion_ci(method="wilson")
-    assert statistics.wilson(correct, n) == pytest.approx((interval.low, interval.high), abs=1e-9), "scipy's Wilson score interval"
+    assert statistics.wilson(correct, n) == pytest.approx(
+        (interval.low, interval.high), abs=1e-9
+    ), "scipy's Wilson score interval"
 
 
 def test_mcnemar_of_seven_against_one():
-    assert statistics.mcnemar(7, 1) == pytest.approx(2 * (1 + 8) / 2 ** 8), "2 P(X <= 1) for X ~ Bin(8, 1/2) = 18/256 = 0.0703125"
+    assert statistics.mcnemar(7, 1) == pytest.approx(2 * (1 + 8) / 2**8), (
+        "2 P(X <= 1) for X ~ Bin(8, 1/2) = 18/256 = 0.0703125"
+    )
 
 
 @given(COUNTS, COUNTS)
 def test_mcnemar_is_the_exact_test_of_statsmodels_and_symmetric(b, c):
     expected = mcnemar_of_statsmodels([[3, b], [c, 5]], exact=True).pvalue if b + c else 1.0
-    assert statistics.mcnemar(b, c) == pytest.approx(min(expected, 1.0)), "exact McNemar is a two-sided binomial test of the discordant pairs"
-    assert statistics.mcnemar(b, c) == statistics.mcnemar(c, b), "exchanging the models must not change the p-value"
+    assert statistics.mcnemar(b, c) == pytest.approx(min(expected, 1.0)), (
+        "exact McNemar is a two-sided binomial test of the discordant pairs"
+    )
+    assert statistics.mcnemar(b, c) == statistics.mcnemar(c, b), (
+        "exchanging the models must not change the p-value"
+    )
 
 
 def test_holm_multiplies_the_smallest_by_all_and_never_decreases():
     p = [0.01, 0.04, 0.03, 0.005]
-    assert statistics.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02]), "sorted: .005 x 4, .01 x 3, .03 x 2, then max(.04 x 1, .06)"
+    assert statistics.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02]), (
+        "sorted: .005 x 4, .01 x 3, .03 x 2, then max(.04 x 1, .06)"
+    )
     assert statistics.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0]), "adjusted p-values stop at 1"
 
 
@@ -52,41 +72,63 @@ def test_newcombe_is_antisymmetric_and_contains_the_difference(both, b, c, neith
     if both + b + c + neither == 0:
         return
     difference, low, high = statistics.newcombe_paired(both, b, c, neither)
-    assert difference == pytest.approx((b - c) / (both + b + c + neither)), "the difference of paired shares is (b - c) / n"
-    assert -1 - 1e-9 <= low <= difference + 1e-12, "the lower end is below the difference, within -1 and 1"
-    assert difference - 1e-12 <= high <= 1 + 1e-9, "the upper end is above the difference, within -1 and 1"
+    assert difference == pytest.approx((b - c) / (both + b + c + neither)), (
+        "the difference of paired shares is (b - c) / n"
+    )
+    assert -1 - 1e-9 <= low <= difference + 1e-12, (
+        "the lower end is below the difference, within -1 and 1"
+    )
+    assert difference - 1e-12 <= high <= 1 + 1e-9, (
+        "the upper end is above the difference, within -1 and 1"
+    )
     swapped = statistics.newcombe_paired(both, c, b, neither)
-    assert (-swapped[0], -swapped[2], -swapped[1]) == pytest.approx((difference, low, high), abs=1e-12), "exchanging the models mirrors the interval"
+    assert (-swapped[0], -swapped[2], -swapped[1]) == pytest.approx(
+        (difference, low, high), abs=1e-12
+    ), "exchanging the models mirrors the interval"
 
 
 def test_newcombe_reproduces_a_published_example():
     found = statistics.newcombe_paired(36, 12, 2, 0)
-    assert found == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4), "Newcombe 1998b (17:2635), table IV, method 10"
+    assert found == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4), (
+        "Newcombe 1998b (17:2635), table IV, method 10"
+    )
 
 
 def test_newcombe_corrects_a_positive_correlation_for_continuity():
     z, n = 1.959964, 100
-    phi = (40 * 40 - 10 * 10 - n / 2) / 50 ** 2
-    margin = z / (2 * np.sqrt(n + z ** 2)) * np.sqrt(2 * (1 - phi))
+    phi = (40 * 40 - 10 * 10 - n / 2) / 50**2
+    margin = z / (2 * np.sqrt(n + z**2)) * np.sqrt(2 * (1 - phi))
     found = statistics.newcombe_paired(40, 10, 10, 40)
-    assert found == pytest.approx((0, -margin, margin), abs=1e-6), "both shares 1/2: Wilson's half width z / (2 sqrt(n + z^2)) times sqrt(2 (1 - phi))"
+    assert found == pytest.approx((0, -margin, margin), abs=1e-6), (
+        "both shares 1/2: Wilson's half width z / (2 sqrt(n + z^2)) times sqrt(2 (1 - phi))"
+    )
 
 
 def test_newcombe_narrows_with_n_and_with_agreement():
-    width = {cells: statistics.newcombe_paired(*cells)[2] - statistics.newcombe_paired(*cells)[1] for cells in
-             ((40, 10, 10, 40), (4000, 1000, 1000, 4000), (25, 25, 25, 25))}
-    assert width[40, 10, 10, 40] / width[4000, 1000, 1000, 4000] == pytest.approx(10, rel=0.1), "a hundred times the problems, a tenth of the width"
-    assert width[40, 10, 10, 40] < width[25, 25, 25, 25], "models that agree more are compared more sharply"
+    width = {
+        cells: statistics.newcombe_paired(*cells)[2] - statistics.newcombe_paired(*cells)[1]
+        for cells in ((40, 10, 10, 40), (4000, 1000, 1000, 4000), (25, 25, 25, 25))
+    }
+    assert width[40, 10, 10, 40] / width[4000, 1000, 1000, 4000] == pytest.approx(10, rel=0.1), (
+        "a hundred times the problems, a tenth of the width"
+    )
+    assert width[40, 10, 10, 40] < width[25, 25, 25, 25], (
+        "models that agree more are compared more sharply"
+    )
 
 
 def simulate(n, cells, draws, seed):
     return np.random.default_rng(seed).multinomial(n, cells, size=draws)
 
 
-@pytest.mark.parametrize(("n", "cells"), [(100, (0.6, 0.1, 0.15, 0.15)), (300, (0.85, 0.03, 0.05, 0.07))])
+@pytest.mark.parametrize(
+    ("n", "cells"), [(100, (0.6, 0.1, 0.15, 0.15)), (300, (0.85, 0.03, 0.05, 0.07))]
+)
 def test_newcombe_covers_the_truth_in_95_percent_of_studies(n, cells):
     truth = cells[1] - cells[2]
-    intervals = [statistics.newcombe_paired(*counts.tolist()) for counts in simulate(n, cells, 1500, 3)]
+    intervals = [
+        statistics.newcombe_paired(*counts.tolist()) for counts in simulate(n, cells, 1500, 3)
+    ]
     coverage = np.mean([low <= truth <= high for _, low, high in intervals])
     assert 0.935 < coverage < 0.975, f"coverage {coverage:.3f}, wanted .95 (standard error .006)"
 
@@ -98,80 +140,137 @@ def test_detectable_difference_is_found_in_four_of_five_studies(n, discordant):
     counts = simulate(n, (0.5, b, c, 0.5 - discordant), 4000, 5)
     statistic = (counts[:, 1] - counts[:, 2]) / np.sqrt(counts[:, 1] + counts[:, 2])
     power = np.mean(np.abs(statistic) > 1.959964)
-    assert power == pytest.approx(0.8, abs=0.025), f"McNemar's test should find a difference of {difference:.4f} with power .8, found {power:.3f}"
+    assert power == pytest.approx(0.8, abs=0.025), (
+        f"McNemar's test should find a difference of {difference:.4f} with power .8, found {power:.3f}"
+    )
 
 
 @pytest.mark.parametrize(("n", "discordant"), [(1319, 0.1), (300, 0.1), (60, 0.2), (30, 0.5)])
 def test_detectable_difference_inverts_the_sample_size_of_connor(n, discordant):
     delta = statistics.detectable_difference(n, discordant)
-    needed = ((1.959964 * np.sqrt(discordant) + 0.841621 * np.sqrt(discordant - delta ** 2)) / delta) ** 2
-    assert needed == pytest.approx(n, rel=1e-5), "n = (z_level sqrt(psi) + z_power sqrt(psi - delta^2))^2 / delta^2"
+    needed = (
+        (1.959964 * np.sqrt(discordant) + 0.841621 * np.sqrt(discordant - delta**2)) / delta
+    ) ** 2
+    assert needed == pytest.approx(n, rel=1e-5), (
+        "n = (z_level sqrt(psi) + z_power sqrt(psi - delta^2))^2 / delta^2"
+    )
 
 
 def test_detectable_difference_is_undefined_where_no_difference_could_be_seen():
-    assert np.isnan(statistics.detectable_difference(30, 0.1)), "three discordant problems of thirty cannot reach significance"
+    assert np.isnan(statistics.detectable_difference(30, 0.1)), (
+        "three discordant problems of thirty cannot reach significance"
+    )
     assert np.isnan(statistics.detectable_difference(30, 0.0)), "models that never differ"
-    assert statistics.detectable_difference(10_000, 0.2) < statistics.detectable_difference(1000, 0.2), "more problems see smaller differences"
+    assert statistics.detectable_difference(10_000, 0.2) < statistics.detectable_difference(
+        1000, 0.2
+    ), "more problems see smaller differences"
 
 
 def test_bootstrap_of_a_mean_has_the_standard_error_of_the_mean():
     values = np.random.default_rng(0).normal(3, 1, 400)
     ratio, low, high = statistics.bootstrap_ratio(values, np.ones(400))
     assert ratio == pytest.approx(values.mean()), "with denominators of 1 the ratio is the mean"
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08), "the interval spans 2 x 1.96 standard errors"
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08), (
+        "the interval spans 2 x 1.96 standard errors"
+    )
 
 
 def test_bootstrap_keeps_numerator_and_denominator_of_a_problem_together():
     tokens = np.random.default_rng(1).integers(1, 50, 60)
-    assert statistics.bootstrap_ratio(0.3 * tokens, tokens) == pytest.approx((0.3, 0.3, 0.3)), "a constant rate has no spread, whatever is resampled"
+    assert statistics.bootstrap_ratio(0.3 * tokens, tokens) == pytest.approx((0.3, 0.3, 0.3)), (
+        "a constant rate has no spread, whatever is resampled"
+    )
 
 
 @pytest.fixture
 def records():
     """Three runs on the same ten problems of one split and four of another, in orders of their own."""
     right = {"base": "1111100000", "sft": "1111111000", "dpo": "1111111111"}
-    test = [(run, "test", f"p{i}", mark == "1", "no box" if i == 9 else "boxed", i == 8, i) for run, marks in right.items() for i, mark in enumerate(marks)]
-    hard = [(run, "hard", f"h{i}", run == "dpo", "boxed", False, 7) for run in right for i in range(4)]
-    rows = pd.DataFrame(test + hard, columns=["run", "split", "problem_id", "correct", "status", "truncated", "tokens"])
-    return pd.concat([group.sample(frac=1, random_state=number) for number, (_, group) in enumerate(rows.groupby("run", sort=False))])
+    test = [
+        (run, "test", f"p{i}", mark == "1", "no box" if i == 9 else "boxed", i == 8, i)
+        for run, marks in right.items()
+        for i, mark in enumerate(marks)
+    ]
+    hard = [
+        (run, "hard", f"h{i}", run == "dpo", "boxed", False, 7) for run in right for i in range(4)
+    ]
+    rows = pd.DataFrame(
+        test + hard,
+        columns=["run", "split", "problem_id", "correct", "status", "truncated", "tokens"],
+    )
+    return pd.concat(
+        [
+            group.sample(frac=1, random_state=number)
+            for number, (_, group) in enumerate(rows.groupby("run", sort=False))
+        ]
+    )
 
 
 def test_accuracy_table_counts_each_run_and_split(records):
     table = statistics.accuracy_table(records)
-    wanted = {"run", "split", "n", "correct", "accuracy", "low", "high", "unparsed", "truncated", "mean_tokens"}
+    wanted = {
+        "run",
+        "split",
+        "n",
+        "correct",
+        "accuracy",
+        "low",
+        "high",
+        "unparsed",
+        "truncated",
+        "mean_tokens",
+    }
     assert set(table.columns) == wanted, "columns told in design.md"
     row = table[(table.run == "sft") & (table.split == "test")].iloc[0]
     assert (row.n, row.correct, row.accuracy) == (10, 7, 0.7), "seven of ten"
-    assert (row.unparsed, row.truncated, row.mean_tokens) == (0.1, 0.1, 4.5), "one without a box, one cut, tokens 0 to 9"
+    assert (row.unparsed, row.truncated, row.mean_tokens) == (0.1, 0.1, 4.5), (
+        "one without a box, one cut, tokens 0 to 9"
+    )
     assert (row.low, row.high) == statistics.wilson(7, 10), "Wilson's interval"
 
 
 def test_accuracy_table_holds_whole_numbers_as_integers(records):
     table = statistics.accuracy_table(records)
-    assert table[["n", "correct"]].dtypes.map(lambda kind: kind.kind).tolist() == ["i", "i"], "counts are integers"
+    assert table[["n", "correct"]].dtypes.map(lambda kind: kind.kind).tolist() == ["i", "i"], (
+        "counts are integers"
+    )
 
 
 def test_mcnemar_table_pairs_problems_by_their_name(records):
     table = statistics.mcnemar_table(records)
     wanted = {"split", "run_a", "run_b", "b", "c", "p", "p_holm", "difference", "low", "high"}
     assert wanted <= set(table.columns), "columns told in design.md"
-    assert list(table[table.split == "test"][["run_a", "run_b"]].itertuples(index=False, name=None)) == [("base", "sft"), ("base", "dpo"), ("sft", "dpo")]
+    assert list(
+        table[table.split == "test"][["run_a", "run_b"]].itertuples(index=False, name=None)
+    ) == [("base", "sft"), ("base", "dpo"), ("sft", "dpo")]
     row = table[(table.split == "test") & (table.run_a == "base") & (table.run_b == "dpo")].iloc[0]
     assert (row.b, row.c, row.difference) == (0, 5, -0.5), "DPO alone solved five of ten problems"
-    assert row.p == pytest.approx(2 / 2 ** 5), "two-sided: 2 x 2^-5"
+    assert row.p == pytest.approx(2 / 2**5), "two-sided: 2 x 2^-5"
     assert row.p_holm == pytest.approx(3 * row.p), "Holm over the three pairs of its own split"
 
 
-def test_mcnemar_table_of_given_pairs_tests_each_on_what_both_answered_and_corrects_for_those_pairs(records):
+def test_mcnemar_table_of_given_pairs_tests_each_on_what_both_answered_and_corrects_for_those_pairs(
+    records,
+):
     one = statistics.mcnemar_table(records, [("dpo", "base")])
     row = one[one.split == "test"].iloc[0]
-    assert (row.run_a, row.b, row.c, row.difference) == ("dpo", 5, 0, 0.5), "the pair in the order given"
+    assert (row.run_a, row.b, row.c, row.difference) == ("dpo", 5, 0, 0.5), (
+        "the pair in the order given"
+    )
     assert row.p_holm == pytest.approx(row.p), "Holm over one pair corrects nothing"
     fewer = records[~((records.run == "sft") & (records.problem_id == "p0"))]
-    pd.testing.assert_frame_equal(statistics.mcnemar_table(fewer, [("dpo", "base")]), one, obj="what a third run did not answer changes nothing")
+    pd.testing.assert_frame_equal(
+        statistics.mcnemar_table(fewer, [("dpo", "base")]),
+        one,
+        obj="what a third run did not answer changes nothing",
+    )
     left = records[records.problem_id != "p0"]
     pair = [("sft", "base")]
-    pd.testing.assert_frame_equal(statistics.mcnemar_table(fewer, pair), statistics.mcnemar_table(left, pair), obj="the problems that both answered")
+    pd.testing.assert_frame_equal(
+        statistics.mcnemar_table(fewer, pair),
+        statistics.mcnemar_table(left, pair),
+        obj="the problems that both answered",
+    )
 
 
 def test_mcnemar_table_refuses_runs_on_different_problems(records):
@@ -181,8 +280,11 @@ def test_mcnemar_table_refuses_runs_on_different_problems(records):
 
 # --- crossed designs -----------------------------------------------------------------------------------------------
 
+
 def crossed(**sizes):
-    return pd.DataFrame(list(product(*(range(size) for size in sizes.values()))), columns=list(sizes))
+    return pd.DataFrame(
+        list(product(*(range(size) for size in sizes.values()))), columns=list(sizes)
+    )
 
 
 def vectors(levels, d, components, rng):
@@ -203,25 +305,43 @@ def test_observed_parts_are_the_sums_of_squares_of_an_analysis_of_variance():
     found = statistics.crossed_parts(columns @ columns.T, levels).set_index("part")
     sums = 0
     for y in columns.T:
-        sums = sums + anova_lm(ols("y ~ C(loss) * C(init) * C(order)", levels.assign(y=y)).fit()).sum_sq.iloc[:-1]
-    expected = {name.replace("C(", "").replace(")", "").replace(":", " x "): value for name, value in sums.items()}
+        sums = (
+            sums
+            + anova_lm(
+                ols("y ~ C(loss) * C(init) * C(order)", levels.assign(y=y)).fit()
+            ).sum_sq.iloc[:-1]
+        )
+    expected = {
+        name.replace("C(", "").replace(")", "").replace(":", " x "): value
+        for name, value in sums.items()
+    }
     expected["mean"] = len(levels) * (columns.mean(0) ** 2).sum()
     for part, value in expected.items():
-        assert found.observed[part] == pytest.approx(value / (columns ** 2).sum()), f"{part}: sum of squares by statsmodels, over all columns"
+        assert found.observed[part] == pytest.approx(value / (columns**2).sum()), (
+            f"{part}: sum of squares by statsmodels, over all columns"
+        )
     assert found.observed.sum() == pytest.approx(1), "the parts are orthogonal"
-    assert (found.by_chance * len(levels)).round(9).tolist() == [1, 2, 1, 3, 2, 6, 3, 6], "degrees of freedom"
+    assert (found.by_chance * len(levels)).round(9).tolist() == [1, 2, 1, 3, 2, 6, 3, 6], (
+        "degrees of freedom"
+    )
 
 
 def test_shares_solve_the_expected_mean_squares_of_the_random_effects_model():
     levels = crossed(init=3, order=4)
     X = np.random.default_rng(1).standard_normal((12, 7))
     found = statistics.crossed_parts(X @ X.T, levels).set_index("part")
-    total, squares = (X ** 2).sum(), found.observed / found.by_chance / 12
+    total, squares = (X**2).sum(), found.observed / found.by_chance / 12
     rest = squares["init x order"]
-    expected = {"init x order": rest, "init": (squares["init"] - rest) / 4, "order": (squares["order"] - rest) / 3,
-                "mean": (squares["mean"] - squares["init"] - squares["order"] + rest) / 12}
+    expected = {
+        "init x order": rest,
+        "init": (squares["init"] - rest) / 4,
+        "order": (squares["order"] - rest) / 3,
+        "mean": (squares["mean"] - squares["init"] - squares["order"] + rest) / 12,
+    }
     for part, value in expected.items():
-        assert found.share[part] == pytest.approx(12 * value, abs=1e-9), f"{part}: from E MS(init) = 4 s_init + s_rest and so on, over {total / 12:.2f}"
+        assert found.share[part] == pytest.approx(12 * value, abs=1e-9), (
+            f"{part}: from E MS(init) = 4 s_init + s_rest and so on, over {total / 12:.2f}"
+        )
     assert found.share.sum() == pytest.approx(1), "shares of the mean squared norm"
 
 
@@ -230,14 +350,20 @@ def test_shares_find_planted_components_and_observed_ones_do_not():
     planted = {(): 0.2, ("init",): 0.5, ("order",): 0.0, ("init", "order"): 0.3}
     X = vectors(levels, 4000, planted, rng)
     found = statistics.crossed_parts(X @ X.T, levels)
-    assert found.share.to_numpy() == pytest.approx(list(planted.values()), abs=0.03), "four thousand dimensions average for themselves"
-    assert found.observed[2] > 0.05, "the noise of nine vectors alone puts two ninths of its square into the order"
+    assert found.share.to_numpy() == pytest.approx(list(planted.values()), abs=0.03), (
+        "four thousand dimensions average for themselves"
+    )
+    assert found.observed[2] > 0.05, (
+        "the noise of nine vectors alone puts two ninths of its square into the order"
+    )
 
 
 def test_vectors_at_right_angles_have_only_the_last_share():
     found = statistics.crossed_parts(np.eye(8), crossed(loss=2, init=2, order=2))
     assert found.share.tolist() == pytest.approx([0] * 7 + [1]), "nothing is shared"
-    assert found.observed.tolist() == pytest.approx(found.by_chance.tolist()), "what unrelated vectors give"
+    assert found.observed.tolist() == pytest.approx(found.by_chance.tolist()), (
+        "what unrelated vectors give"
+    )
     same = statistics.crossed_parts(np.ones((8, 8)), crossed(loss=2, init=2, order=2))
     assert same.share.tolist() == pytest.approx([1] + [0] * 7), "one vector eight times is all mean"
 
@@ -264,9 +390,13 @@ def test_one_level_leaves_undefined_what_it_would_tell():
 
 def test_jackknife_over_levels_of_one_factor_is_the_t_interval_of_the_mean():
     levels, values = crossed(init=5), np.array([1.0, 4, 2, 8, 5])
-    value, low, high = statistics.jackknife_levels(levels, ["init"], lambda rows: values[rows].mean())
+    value, low, high = statistics.jackknife_levels(
+        levels, ["init"], lambda rows: values[rows].mean()
+    )
     expected = ttest_1samp(values, 0).confidence_interval()
-    assert (value, low, high) == pytest.approx((4, expected.low, expected.high)), "the jackknife of a mean is its standard error"
+    assert (value, low, high) == pytest.approx((4, expected.low, expected.high)), (
+        "the jackknife of a mean is its standard error"
+    )
 
 
 def test_jackknife_over_levels_covers_the_planted_shares():
@@ -275,16 +405,26 @@ def test_jackknife_over_levels_covers_the_planted_shares():
     covered = np.zeros(4)
     for _ in range(24):
         gram = (X := vectors(levels, 50, planted, rng)) @ X.T
-        _, low, high = statistics.jackknife_levels(levels, ["init", "order"], lambda rows, gram=gram: statistics.crossed_parts(
-            gram[np.ix_(rows, rows)], levels.iloc[rows]).share.to_numpy())
+        _, low, high = statistics.jackknife_levels(
+            levels,
+            ["init", "order"],
+            lambda rows, gram=gram: statistics.crossed_parts(
+                gram[np.ix_(rows, rows)], levels.iloc[rows]
+            ).share.to_numpy(),
+        )
         covered += (low <= list(planted.values())) & (list(planted.values()) <= high)
     assert (covered >= 20).all(), f"the 95 % intervals cover the truth in {covered} of 24 designs"
 
 
 def test_jackknife_of_two_levels_has_no_interval_where_one_level_says_nothing():
     levels = crossed(init=2, order=2)
-    value, *interval = statistics.jackknife_levels(levels, ["init", "order"], lambda rows: statistics.crossed_parts(
-        np.eye(4)[np.ix_(rows, rows)], levels.iloc[rows]).share.to_numpy())
+    value, *interval = statistics.jackknife_levels(
+        levels,
+        ["init", "order"],
+        lambda rows: statistics.crossed_parts(
+            np.eye(4)[np.ix_(rows, rows)], levels.iloc[rows]
+        ).share.to_numpy(),
+    )
     assert np.isfinite(value).all(), "the shares themselves are defined"
     assert np.isnan(interval).all(), "but not what they would be with other levels"
 
@@ -293,8 +433,12 @@ def test_clustered_mean_is_statsmodels_cluster_robust_interval():
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(30), 16)
     values = rng.random(len(clusters)) < np.repeat(rng.beta(0.5, 0.5, 30), 16)
-    fitted = sm.OLS(values.astype(float), np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
-    assert statistics.clustered_mean(values, clusters) == pytest.approx((fitted.params[0], *fitted.conf_int()[0])), "30 problems, 16 answers each"
+    fitted = sm.OLS(values.astype(float), np.ones(len(values))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
+    )
+    assert statistics.clustered_mean(values, clusters) == pytest.approx(
+        (fitted.params[0], *fitted.conf_int()[0])
+    ), "30 problems, 16 answers each"
 
 
 def test_more_answers_to_the_same_problems_do_not_make_more_problems():
@@ -306,7 +450,9 @@ def test_more_answers_to_the_same_problems_do_not_make_more_problems():
         widths.append(high - low)
     floor = 2 * 2.045 * rates.std(ddof=1) / np.sqrt(30)
     assert widths[0] > widths[1] > floor * 0.9, "many answers help"
-    assert widths[2] == pytest.approx(floor, rel=0.1), "down to what 30 problems know of all problems"
+    assert widths[2] == pytest.approx(floor, rel=0.1), (
+        "down to what 30 problems know of all problems"
+    )
 
 
 def test_a_rank_correlation_is_scipy_s_and_its_band_that_of_all_orders():
@@ -314,8 +460,12 @@ def test_a_rank_correlation_is_scipy_s_and_its_band_that_of_all_orders():
     value, low, high = statistics.rank_correlation(first, second)
     assert value == pytest.approx(spearmanr(first, second).statistic)
     assert -low == pytest.approx(high, abs=0.06), "a random order is as often reversed"
-    assert statistics.rank_correlation(range(4), range(4))[2] < 1, "of 24 orders one is the same, more than a fortieth"
-    assert 0.8 < statistics.rank_correlation(range(5), range(5))[2] < 1, "with five objects nothing short of nearly the same order is evidence"
+    assert statistics.rank_correlation(range(4), range(4))[2] < 1, (
+        "of 24 orders one is the same, more than a fortieth"
+    )
+    assert 0.8 < statistics.rank_correlation(range(5), range(5))[2] < 1, (
+        "with five objects nothing short of nearly the same order is evidence"
+    )
 
 
 def test_mantel_has_the_rank_correlation_and_the_band_of_exchanged_objects():
@@ -323,14 +473,23 @@ def test_mantel_has_the_rank_correlation_and_the_band_of_exchanged_objects():
     first, second = (part + part.T for part in rng.standard_normal((2, 6, 6)))
     value, low, high = statistics.mantel(first, second)
     above = np.triu_indices(6, 1)
-    assert value == pytest.approx(spearmanr(first[above], second[above]).statistic), "scipy's, on the entries above the diagonal"
+    assert value == pytest.approx(spearmanr(first[above], second[above]).statistic), (
+        "scipy's, on the entries above the diagonal"
+    )
     order = rng.permutation(6)
-    assert statistics.mantel(first[np.ix_(order, order)], second[np.ix_(order, order)]) == pytest.approx((value, low, high)), "names of objects do not matter"
+    assert statistics.mantel(
+        first[np.ix_(order, order)], second[np.ix_(order, order)]
+    ) == pytest.approx((value, low, high)), "names of objects do not matter"
     assert low < 0 < high, "unrelated matrices lie on both sides of zero"
 
 
 def test_mantel_s_band_is_wider_than_that_of_independent_pairs_where_one_object_stands_apart():
     apart = np.ones((6, 6))
-    apart[5], apart[:, 5] = 0, 0  # one object unlike all others: the pairs fall together or not at all
+    apart[5], apart[:, 5] = (
+        0,
+        0,
+    )  # one object unlike all others: the pairs fall together or not at all
     value, _, high = statistics.mantel(apart, apart)
-    assert (value, high) == pytest.approx((1, 1)), "one exchange in six leaves the odd one in place, so that 1 is no surprise"
+    assert (value, high) == pytest.approx((1, 1)), (
+        "one exchange in six leaves the odd one in place, so that 1 is no surprise"
+    )

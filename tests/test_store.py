@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from adapter_geometry import storage
 from helpers import profiles, store
 from helpers.__main__ import main
 
@@ -19,9 +20,10 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
     path.write_text(store.as_json(1))
 
     def fail():
-        with store.whole(path) as beside:
+        with storage.whole(path) as beside:
             beside.write_text("half")
             raise RuntimeError("killed")
+
     with pytest.raises(RuntimeError, match="killed"):
         fail()
     assert json.loads(path.read_text()) == 1, "the old file survives a failed write"
@@ -30,28 +32,35 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
 
 def test_a_failed_folder_leaves_nothing_and_keeps_the_old_folder(tmp_path):
     def write(content, fails):
-        with store.whole(tmp_path / "run") as beside:
+        with storage.whole(tmp_path / "run") as beside:
             (beside / "deep").mkdir(parents=True)
             (beside / "deep" / content).write_text(content)
             if fails:
                 raise RuntimeError("killed")
+
     write("old", fails=False)
     with pytest.raises(RuntimeError, match="killed"):
         write("new", fails=True)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old"], "the old folder is whole and nothing else exists"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old"], (
+        "the old folder is whole and nothing else exists"
+    )
     write("new", fails=False)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["new"], "a folder is replaced as a whole"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["new"], (
+        "a folder is replaced as a whole"
+    )
 
 
 def test_a_file_is_not_visible_before_it_is_complete(tmp_path):
-    with store.whole(tmp_path / "deep" / "file") as beside:
+    with storage.whole(tmp_path / "deep" / "file") as beside:
         beside.write_text("all")
-        assert not (tmp_path / "deep" / "file").exists(), "the name appears only when the content is complete"
+        assert not (tmp_path / "deep" / "file").exists(), (
+            "the name appears only when the content is complete"
+        )
     assert (tmp_path / "deep" / "file").read_text() == "all"
 
 
 def finish(path, fingerprint):
-    with store.whole(path) as beside:
+    with storage.whole(path) as beside:
         beside.mkdir()
         (beside / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
 
@@ -63,9 +72,13 @@ def test_an_entry_of_other_settings_steps_aside_and_comes_back(tmp_path):
     second = store.entry(tmp_path, "sft", "b" * 16)
     assert second == tmp_path / "sft", "the book's name always belongs to today's settings"
     assert not second.exists(), "an entry that no longer fits is not served"
-    assert store.is_finished(tmp_path / "sft-aaaaaaaa", "a" * 16), "it waits under its own fingerprint"
+    assert store.is_finished(tmp_path / "sft-aaaaaaaa", "a" * 16), (
+        "it waits under its own fingerprint"
+    )
     finish(second, "b" * 16)
-    assert store.is_finished(store.entry(tmp_path, "sft", "a" * 16), "a" * 16), "it comes back with its settings"
+    assert store.is_finished(store.entry(tmp_path, "sft", "a" * 16), "a" * 16), (
+        "it comes back with its settings"
+    )
     assert store.is_finished(tmp_path / "sft-bbbbbbbb", "b" * 16), "the other one now waits"
 
 
@@ -79,7 +92,9 @@ def test_a_spec_that_no_profile_names_leaves_the_book_alone(tmp_path):
 def test_an_entry_steps_aside_even_where_its_place_is_taken(tmp_path):
     finish(store.entry(tmp_path, "sft", "a" * 16), "a" * 16)
     finish(store.entry(tmp_path, "sft", "a" * 16, is_ours=False), "a" * 16)
-    assert not store.entry(tmp_path, "sft", "b" * 16).exists(), "the same run made once as the book's and once as a reader's is no obstacle"
+    assert not store.entry(tmp_path, "sft", "b" * 16).exists(), (
+        "the same run made once as the book's and once as a reader's is no obstacle"
+    )
 
 
 def test_an_unreadable_entry_is_never_served_however_often(tmp_path):
@@ -95,21 +110,35 @@ def test_frames_are_computed_once_for_each_fingerprint(tmp_path):
     def compute(value):
         made.append(value)
         return pd.DataFrame({"value": [value]})
-    served = [store.frame(tmp_path, "base", mark * 16, lambda value=value: compute(value)).value[0] for mark, value in (("a", 1), ("a", 2), ("b", 3), ("a", 4))]
-    assert served == [1, 1, 3, 1], "a frame is served for its own fingerprint only, and returns with it"
+
+    served = [
+        store.frame(tmp_path, "base", mark * 16, lambda value=value: compute(value)).value[0]
+        for mark, value in (("a", 1), ("a", 2), ("b", 3), ("a", 4))
+    ]
+    assert served == [1, 1, 3, 1], (
+        "a frame is served for its own fingerprint only, and returns with it"
+    )
     assert made == [1, 3], "nothing is computed twice"
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of four modules, where first imports second, second imports the package third, third imports fourth."""
-    monkeypatch.setattr(store, "PACKAGE", tmp_path)
+    monkeypatch.setattr(store, "SOURCE", tmp_path)
+    tmp_path = tmp_path / "helpers"
+    tmp_path.mkdir()
     store.imported_modules.cache_clear()
     store.code_digest.cache_clear()
     (tmp_path / "third").mkdir()
-    (tmp_path / "first.py").write_text("from helpers import second\n\n\ndef f(x):\n    return second.g(x)\n")
-    (tmp_path / "second.py").write_text("def g(x):\n    import helpers.third\n    return helpers.third.h(x)\n")
-    (tmp_path / "third" / "__init__.py").write_text("from helpers.fourth import k\n\n\ndef h(x):\n    return k(x)\n")
+    (tmp_path / "first.py").write_text(
+        "from helpers import second\n\n\ndef f(x):\n    return second.g(x)\n"
+    )
+    (tmp_path / "second.py").write_text(
+        "def g(x):\n    import helpers.third\n    return helpers.third.h(x)\n"
+    )
+    (tmp_path / "third" / "__init__.py").write_text(
+        "from helpers.fourth import k\n\n\ndef h(x):\n    return k(x)\n"
+    )
     (tmp_path / "fourth.py").write_text("import math\n\n\ndef k(x):\n    return x + 1\n")
     (tmp_path / "other.py").write_text("from helpers import first\n")
     yield tmp_path
@@ -120,12 +149,16 @@ def package(tmp_path, monkeypatch):
 def digest_of_first():
     store.imported_modules.cache_clear()
     store.code_digest.cache_clear()
-    return store.code_digest("first")
+    return store.code_digest("helpers.first")
 
 
 def test_imports_are_followed_directly_through_others_and_into_packages(package):
     found = store.imported_modules(package / "first.py")
-    assert set(found) == {package / "second.py", package / "third" / "__init__.py", package / "fourth.py"}, "imports inside functions and packages count too"
+    assert set(found) == {
+        package / "second.py",
+        package / "third" / "__init__.py",
+        package / "fourth.py",
+    }, "imports inside functions and packages count too"
     assert store.imported_modules(package / "fourth.py") == (), "libraries are not helper modules"
 
 
@@ -150,7 +183,9 @@ def test_the_code_fingerprint_does_not_depend_on_modules_it_does_not_import(pack
 
 
 @pytest.mark.parametrize("valueless", ["store.py", "profiles/__init__.py"])
-def test_the_code_fingerprint_leaves_out_what_determines_no_value_but_not_what_that_imports(package, valueless):
+def test_the_code_fingerprint_leaves_out_what_determines_no_value_but_not_what_that_imports(
+    package, valueless
+):
     (package / "profiles").mkdir()
     for module in ("store.py", "profiles/__init__.py"):
         (package / module).write_text("from helpers import fifth\n")
@@ -158,19 +193,32 @@ def test_the_code_fingerprint_leaves_out_what_determines_no_value_but_not_what_t
     (package / "first.py").write_text("from helpers import profiles, second, store\n")
     before = digest_of_first()
     (package / valueless).write_text("from helpers import fifth\n\nCONSTANT = 2\n")
-    assert digest_of_first() == before, f"{valueless} says where results lie and how settings are read; the settings are hashed themselves"
+    assert digest_of_first() == before, (
+        f"{valueless} says where results lie and how settings are read; the settings are hashed themselves"
+    )
     (package / "fifth.py").write_text("CONSTANT = 2\n")
     assert digest_of_first() != before, "any other module counts, whoever imports it"
 
 
 def test_the_real_training_module_depends_on_profiles_and_rollouts():
-    names = {path.parent.name if path.name == "__init__.py" else path.stem for path in store.imported_modules(store.PACKAGE / "training.py")}
-    assert {"models", "objectives", "rollouts", "store", "profiles", "problems"} <= names, "direct imports and those of models and rollouts"
+    names = {
+        path.parent.name if path.name == "__init__.py" else path.stem
+        for path in store.imported_modules(store.SOURCE / "helpers" / "training" / "trainer.py")
+    }
+    assert {
+        "loading",
+        "objectives",
+        "rollouts",
+        "store",
+        "profiles",
+        "problems",
+        "updates",
+    } <= names, "direct imports and those of models and rollouts"
 
 
 def test_digest_is_independent_of_the_order_of_keys_and_sees_every_value():
-    assert store.digest({"a": 1, "b": [1, 2]}) == store.digest({"b": [1, 2], "a": 1})
-    assert store.digest({"a": 1, "b": [1, 2]}) != store.digest({"a": 1, "b": [2, 1]})
+    assert storage.digest({"a": 1, "b": [1, 2]}) == storage.digest({"b": [1, 2], "a": 1})
+    assert storage.digest({"a": 1, "b": [1, 2]}) != storage.digest({"a": 1, "b": [2, 1]})
 
 
 def test_file_digest_sees_content_and_names_and_says_what_is_missing(tmp_path):
@@ -180,13 +228,17 @@ def test_file_digest_sees_content_and_names_and_says_what_is_missing(tmp_path):
     (tmp_path / "folder" / "a").rename(tmp_path / "folder" / "b")
     renamed = store.file_digest(tmp_path / "folder")
     (tmp_path / "folder" / "b").write_text("2")
-    assert len({before, renamed, store.file_digest(tmp_path / "folder")}) == 3, "a renamed or edited file changes the hash of its folder"
+    assert len({before, renamed, store.file_digest(tmp_path / "folder")}) == 3, (
+        "a renamed or edited file changes the hash of its folder"
+    )
     with pytest.raises(FileNotFoundError, match="nothing does not exist or is empty"):
         store.file_digest(tmp_path / "nothing")
 
 
 def test_a_missing_table_says_how_to_make_it(workplace):
-    with pytest.raises(FileNotFoundError, match=r"no table results/smoke/tables/accuracy\.parquet yet: `make book`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no table results/smoke/tables/accuracy\.parquet yet: `make book`"
+    ):
         store.read_table("smoke", "accuracy")
     frame = pd.DataFrame({"run": ["base"], "accuracy": [0.5]})
     store.write_table("smoke", "accuracy", frame)
@@ -194,6 +246,7 @@ def test_a_missing_table_says_how_to_make_it(workplace):
 
 
 # --- profiles ------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def edit(tmp_path, monkeypatch):
@@ -209,6 +262,7 @@ def edit(tmp_path, monkeypatch):
         place[last] = value
         (tmp_path / "edited.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
         return profiles.load("edited")
+
     return load
 
 
@@ -216,15 +270,25 @@ def edit(tmp_path, monkeypatch):
 def test_every_profile_loads_and_its_main_runs_exist(name):
     profile = profiles.load(name)
     assert set(profile.main_runs) <= set(profile.runs), "main_runs name runs of the profile"
-    assert {run.base for run in profile.runs.values()} <= set(profile.models), "runs start from models of the profile"
+    assert {run.base for run in profile.runs.values()} <= set(profile.models), (
+        "runs start from models of the profile"
+    )
     assert all(key == run.name for key, run in profile.runs.items()), "a run knows its name"
 
 
-@pytest.mark.parametrize(("path", "value", "field"), [
-    ("problems.trian", 8, "problems.trian"), ("lora.rank", 0, "lora.rank"), ("rollouts.temperature", -1, "rollouts.temperature"),
-    ("rollouts.source", "internet", "rollouts.source"), ("problems.train", {"path": "x"}, "problems.train.split"),
-    ("run_defaults.warmup", 2, "runs.sft.warmup"), ("runs.sft.objektive", "sft", "runs.sft.objektive"),
-    ("evaluation.max_new_tokens", "many", "evaluation.max_new_tokens")])
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("problems.trian", 8, "problems.trian"),
+        ("lora.rank", 0, "lora.rank"),
+        ("rollouts.temperature", -1, "rollouts.temperature"),
+        ("rollouts.source", "internet", "rollouts.source"),
+        ("problems.train", {"path": "x"}, "problems.train.split"),
+        ("run_defaults.warmup", 2, "runs.sft.warmup"),
+        ("runs.sft.objektive", "sft", "runs.sft.objektive"),
+        ("evaluation.max_new_tokens", "many", "evaluation.max_new_tokens"),
+    ],
+)
 def test_a_bad_field_gives_one_message_with_file_and_field(edit, path, value, field):
     with pytest.raises(ValueError, match=f"edited.yaml: {field}: ") as caught:
         edit(path, value)
@@ -234,26 +298,41 @@ def test_a_bad_field_gives_one_message_with_file_and_field(edit, path, value, fi
 
 def test_run_defaults_are_overridden_by_a_run(edit):
     profile = edit("runs.sft.learning_rate", 0.5)
-    assert (profile.runs["sft"].learning_rate, profile.runs["rft"].learning_rate) == (0.5, 1e-3), "a run's own value wins over the default"
+    assert (profile.runs["sft"].learning_rate, profile.runs["rft"].learning_rate) == (0.5, 1e-3), (
+        "a run's own value wins over the default"
+    )
 
 
-@pytest.mark.parametrize(("path", "value"), [("run_defaults.accumulation", 3), ("main_runs", ["sft", "nothing"]), ("runs.sft.base", "nothing")])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("run_defaults.accumulation", 3),
+        ("main_runs", ["sft", "nothing"]),
+        ("runs.sft.base", "nothing"),
+    ],
+)
 def test_settings_that_contradict_each_other_are_refused(edit, path, value):
     with pytest.raises(ValueError, match=r"edited\.yaml"):
         edit(path, value)
 
 
 def test_unknown_profile_and_run_are_refused_naming_those_that_exist(smoke):
-    with pytest.raises(ValueError, match=r"unknown profile 'huge': choose one of .*smoke.*, or add huge.yaml"):
+    with pytest.raises(
+        ValueError, match=r"unknown profile 'huge': choose one of .*smoke.*, or add huge.yaml"
+    ):
         profiles.load("huge")
-    with pytest.raises(ValueError, match="unknown run 'ppo' in profile 'smoke': choose one of sft, rft"):
+    with pytest.raises(
+        ValueError, match="unknown run 'ppo' in profile 'smoke': choose one of sft, rft"
+    ):
         profiles.run(smoke, "ppo")
 
 
 def test_an_empty_folder_is_no_entry(tmp_path):
     (tmp_path / "sft").mkdir()
     assert store.entry(tmp_path, "sft", "0123456789abcdef") == tmp_path / "sft"
-    assert list(tmp_path.iterdir()) == [], "a folder that Snakemake made in advance must not be kept as a broken run"
+    assert list(tmp_path.iterdir()) == [], (
+        "a folder that Snakemake made in advance must not be kept as a broken run"
+    )
 
 
 def test_the_command_for_fault_reports_names_versions_and_no_place_of_the_machine(capsys):
@@ -266,15 +345,20 @@ def test_the_command_for_fault_reports_names_versions_and_no_place_of_the_machin
 
 
 def test_one_process_at_a_time_writes_an_entry_and_the_lock_of_a_killed_one_is_free(workplace):
-    code = ("import sys, time; from pathlib import Path; from helpers import store; store.ROOT = Path(sys.argv[1])\n"
-            "with store.alone('a run'): print('mine', flush=True); time.sleep(60)")
-    held = subprocess.Popen([sys.executable, "-c", code, str(workplace)], stdout=subprocess.PIPE, text=True)
+    code = (
+        "import sys, time; from pathlib import Path; from helpers import store; store.ROOT = Path(sys.argv[1])\n"
+        "with store.alone('a run'): print('mine', flush=True); time.sleep(60)"
+    )
+    held = subprocess.Popen(
+        [sys.executable, "-c", code, str(workplace)], stdout=subprocess.PIPE, text=True
+    )
     assert held.stdout.readline() == "mine\n"
     got = threading.Event()
 
     def wait():
         with store.alone("a run"):
             got.set()
+
     threading.Thread(target=wait, daemon=True).start()
     assert not got.wait(1), "the second one waits"
     held.kill()
@@ -283,14 +367,26 @@ def test_one_process_at_a_time_writes_an_entry_and_the_lock_of_a_killed_one_is_f
 
 
 def test_a_command_waits_for_the_one_before_it_and_a_killed_one_leaves_no_lock(workplace):
-    command = [sys.executable, "-m", "helpers.locks", sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
+    command = [
+        sys.executable,
+        "-m",
+        "helpers.locks",
+        sys.executable,
+        "-c",
+        "import time; print(1, flush=True); time.sleep(60)",
+    ]
 
     def start():
-        return subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
     first = start()
     assert first.stdout.readline() == "1\n"
     second = start()
     assert "is at work in this folder" in second.stderr.readline(), "it says what it waits for"
     first.kill()
-    assert second.stdout.readline() == "1\n", "and starts when the first one is gone, however it ended"
+    assert second.stdout.readline() == "1\n", (
+        "and starts when the first one is gone, however it ended"
+    )
     second.kill()

@@ -10,7 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import models, objectives, profiles, rollouts, store, training
+from adapter_geometry import storage
+from helpers import profiles, store
+from helpers.data import rollouts
+from helpers.models import loading, logprobs
+from helpers.training import batches, objectives, trainer
+from helpers.training.batches import collate, row_order
 
 
 def weights(folder):
@@ -19,13 +24,22 @@ def weights(folder):
 
 def content(folder):
     """{file: bytes} of a finished run."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def assert_same_adapter(found, expected, why, **tolerance):
     assert found.keys() == expected.keys(), "the same modules carry an adapter"
     for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, **tolerance or {"rtol": 0, "atol": 0}, msg=lambda text, name=name: f"{why}: {name}\n{text}")
+        torch.testing.assert_close(
+            found[name],
+            weight,
+            **tolerance or {"rtol": 0, "atol": 0},
+            msg=lambda text, name=name: f"{why}: {name}\n{text}",
+        )
 
 
 def edited(smoke, name, **changes):
@@ -35,197 +49,309 @@ def edited(smoke, name, **changes):
 @pytest.fixture
 def never_train(monkeypatch):
     """From here on training is an error."""
+
     def forbid():
         def refuse(*_, **__):
             raise AssertionError("a finished run must not be trained again")
-        monkeypatch.setattr(training.ObjectiveTrainer, "train", refuse)
+
+        monkeypatch.setattr(trainer.ObjectiveTrainer, "train", refuse)
+
     return forbid
 
 
 @pytest.fixture
 def seen(monkeypatch):
     """Lists the table rows of each micro-batch that training collates."""
-    batches, collate = [], training.collate
+    seen_rows, collate = [], batches.collate
 
     def listen(table, numbers, *rest):
-        batches.append(list(numbers))
+        seen_rows.append(list(numbers))
         return collate(table, numbers, *rest)
-    monkeypatch.setattr(training, "collate", listen)
-    return batches
+
+    monkeypatch.setattr(batches, "collate", listen)
+    return seen_rows
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(("name", "divided"), [("sft", (2, 4)), ("topr", (2,)), ("dpo", (4,))])
 def test_accumulation_changes_nothing(name, divided, table, smoke):
     found = {}
     for accumulation in (1, *divided):
         run = edited(smoke, "sft", objective=name, accumulation=accumulation)
-        folder = training.train(smoke, run)
+        folder = trainer.train(smoke, run)
         found[accumulation] = weights(folder), pd.read_parquet(folder / "history.parquet")
     for accumulation in divided:
-        assert_same_adapter(found[accumulation][0], found[1][0], f"{name} in {accumulation} micro-batches", rtol=1e-4, atol=2e-6)
+        assert_same_adapter(
+            found[accumulation][0],
+            found[1][0],
+            f"{name} in {accumulation} micro-batches",
+            rtol=1e-4,
+            atol=2e-6,
+        )
         for column in ("loss", "grad_norm"):
-            np.testing.assert_allclose(found[accumulation][1][column], found[1][1][column], rtol=1e-4, err_msg=f"{column} is that of the whole step")
+            np.testing.assert_allclose(
+                found[accumulation][1][column],
+                found[1][1][column],
+                rtol=1e-4,
+                err_msg=f"{column} is that of the whole step",
+            )
 
 
 def test_padding_changes_nothing(table, smoke):
-    model = models.attach_adapter(models.load_model(smoke), smoke.lora, 1)
-    short, long = sorted(range(len(table)), key=lambda row: len(table.prompt_ids[row]) + table.tokens[row])[::len(table) - 1]
-    alone, together = training.collate(table, [short]), training.collate(table, [short, long])
+    model = loading.attach_adapter(loading.load_model(smoke), smoke.lora, 1)
+    short, long = sorted(
+        range(len(table)), key=lambda row: len(table.prompt_ids[row]) + table.tokens[row]
+    )[:: len(table) - 1]
+    alone, together = collate(table, [short]), collate(table, [short, long])
     width = alone["rows"].mask.shape[1]
     assert together["rows"].mask.shape[1] > width, "the long row must add columns of padding"
     for field in ("mask", "behaviour", "reference"):
         one, two = getattr(alone["rows"], field)[0], getattr(together["rows"], field)[0]
-        torch.testing.assert_close(two[:width], one, rtol=0, atol=0, msg=f"{field} of a row does not depend on its neighbours")
+        torch.testing.assert_close(
+            two[:width],
+            one,
+            rtol=0,
+            atol=0,
+            msg=f"{field} of a row does not depend on its neighbours",
+        )
         assert (two[width:] == 0).all(), f"{field} is 0 on padding"
-    logp = [models.token_logprobs(model, batch["input_ids"], batch["completion_mask"])[0] for batch in (alone, together)]
-    torch.testing.assert_close(logp[1][:width], logp[0], rtol=1e-5, atol=1e-5, msg="log-probabilities of a row do not depend on padding")
-    other_pad = training.collate(table, [short, long], pad_id=5)
-    found = models.token_logprobs(model, other_pad["input_ids"], other_pad["completion_mask"])[0]
-    torch.testing.assert_close(found, logp[1], rtol=0, atol=0, msg="the padding token is never looked at")
+    logp = [
+        logprobs.token_logprobs(model, batch["input_ids"], batch["completion_mask"])[0]
+        for batch in (alone, together)
+    ]
+    torch.testing.assert_close(
+        logp[1][:width],
+        logp[0],
+        rtol=1e-5,
+        atol=1e-5,
+        msg="log-probabilities of a row do not depend on padding",
+    )
+    other_pad = collate(table, [short, long], pad_id=5)
+    found = logprobs.token_logprobs(model, other_pad["input_ids"], other_pad["completion_mask"])[0]
+    torch.testing.assert_close(
+        found, logp[1], rtol=0, atol=0, msg="the padding token is never looked at"
+    )
 
 
 def test_a_shared_prompt_changes_neither_log_probabilities_nor_gradients(table, smoke):
     k = smoke.rollouts.samples
-    batch = training.collate(table, [*range(k), 2 * k, k + 1, k])
+    batch = collate(table, [*range(k), 2 * k, k + 1, k])
     found, expected = [], []
     for logps, together in ((found, True), (expected, False)):
-        model = models.attach_adapter(models.load_model(smoke), smoke.lora, 1).double()
+        model = loading.attach_adapter(loading.load_model(smoke), smoke.lora, 1).double()
         if together:
-            logp = models.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
+            logp = logprobs.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
         else:
             inside = batch["completion_mask"][:, 1:]
-            all_of_them = torch.log_softmax(model(input_ids=batch["input_ids"]).logits[:, :-1].double(), -1)
+            all_of_them = torch.log_softmax(
+                model(input_ids=batch["input_ids"]).logits[:, :-1].double(), -1
+            )
             logp = all_of_them.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1) * inside
         (logp * torch.linspace(-1, 2, logp.numel()).reshape(logp.shape)).sum().backward()
-        logps += [logp.detach(), *(weight.grad for weight in model.parameters() if weight.requires_grad)]
+        logps += [
+            logp.detach(),
+            *(weight.grad for weight in model.parameters() if weight.requires_grad),
+        ]
     for one, two in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), two.double(), rtol=1e-5, atol=1e-5, msg="prompts computed once against each row by itself")
+        torch.testing.assert_close(
+            one.double(),
+            two.double(),
+            rtol=1e-5,
+            atol=1e-5,
+            msg="prompts computed once against each row by itself",
+        )
 
 
 def test_collated_log_probabilities_stand_at_their_tokens(table, smoke):
-    batch = training.collate(table, [0, 5])
-    base = models.load_model(smoke, "base")
-    found = models.token_logprobs(base, batch["input_ids"], batch["completion_mask"])
-    torch.testing.assert_close(batch["rows"].reference, found, rtol=1e-4, atol=1e-4, msg="the table's logp_base is the base's own, token by token")
-    assert batch["rows"].mask.sum(1).tolist() == table.tokens[[0, 5]].tolist(), "the mask covers the completion, the end token included"
+    batch = collate(table, [0, 5])
+    base = loading.load_model(smoke, "base")
+    found = logprobs.token_logprobs(base, batch["input_ids"], batch["completion_mask"])
+    torch.testing.assert_close(
+        batch["rows"].reference,
+        found,
+        rtol=1e-4,
+        atol=1e-4,
+        msg="the table's logp_base is the base's own, token by token",
+    )
+    assert batch["rows"].mask.sum(1).tolist() == table.tokens[[0, 5]].tolist(), (
+        "the mask covers the completion, the end token included"
+    )
 
 
 def plain_loop(smoke, run, table):
     """SFT in plain PyTorch: rows one by one, transformers' own loss, AdamW, a cosine after one warm-up step."""
-    model = models.attach_adapter(models.load_model(smoke), smoke.lora, run.init_seed)
+    model = loading.attach_adapter(loading.load_model(smoke), smoke.lora, run.init_seed)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.999), eps=1e-8, weight_decay=run.weight_decay)
-    prompts, k = np.random.default_rng([run.seed, 0]).permutation(smoke.problems.train), smoke.rollouts.samples
+    optimizer = torch.optim.AdamW(
+        trained, betas=(0.9, 0.999), eps=1e-8, weight_decay=run.weight_decay
+    )
+    prompts, k = (
+        np.random.default_rng([run.seed, 0]).permutation(smoke.problems.train),
+        smoke.rollouts.samples,
+    )
     order = [prompt * k + sample for prompt in prompts for sample in range(k)]
     warm = math.ceil(run.warmup * run.steps)
     losses = []
     for step in range(run.steps):
-        rate = step / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (run.steps - warm))) / 2
+        rate = (
+            step / warm
+            if step < warm
+            else (1 + math.cos(math.pi * (step - warm) / (run.steps - warm))) / 2
+        )
         optimizer.param_groups[0]["lr"] = run.learning_rate * rate
-        chosen = table.iloc[order[step * run.batch_size:(step + 1) * run.batch_size]]
+        chosen = table.iloc[order[step * run.batch_size : (step + 1) * run.batch_size]]
         count = sum(map(len, chosen.completion_ids))
         total = 0.0
         for row in chosen.itertuples():
             prompt, completion = list(row.prompt_ids), list(row.completion_ids)
-            loss = model(input_ids=torch.tensor([prompt + completion]), labels=torch.tensor([[-100] * len(prompt) + completion])).loss
+            loss = model(
+                input_ids=torch.tensor([prompt + completion]),
+                labels=torch.tensor([[-100] * len(prompt) + completion]),
+            ).loss
             total = total + loss * len(completion) / count
         losses.append(total.item())
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, run.clip)
         optimizer.step()
-    names = {name.replace(".default", ""): weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    names = {
+        name.replace(".default", ""): weight.detach()
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+    }
     return names, losses
 
 
 def test_three_steps_are_those_of_a_plain_loop(table, smoke):
     run = edited(smoke, "sft", steps=4, warmup=0.25, clip=0.05)
-    folder = training.train(smoke, run)
+    folder = trainer.train(smoke, run)
     expected, losses = plain_loop(smoke, run, table)
     history = pd.read_parquet(folder / "history.parquet")
     assert history.grad_norm.max() > run.clip, "the clip must act, or it is not tested"
-    np.testing.assert_allclose(history.loss, losses, rtol=1e-4, err_msg="the recorded loss is the token mean of the step")
-    assert_same_adapter(weights(folder), expected, "Trainer against plain PyTorch", rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        history.loss, losses, rtol=1e-4, err_msg="the recorded loss is the token mean of the step"
+    )
+    assert_same_adapter(
+        weights(folder), expected, "Trainer against plain PyTorch", rtol=1e-3, atol=1e-5
+    )
 
 
 def test_equal_initial_seeds_share_a_and_start_at_zero(smoke):
-    adapters = [dict(models.attach_adapter(models.load_model(smoke), smoke.lora, seed).named_parameters()) for seed in (7, 7, 8)]
+    adapters = [
+        dict(loading.attach_adapter(loading.load_model(smoke), smoke.lora, seed).named_parameters())
+        for seed in (7, 7, 8)
+    ]
     for name, weight in adapters[0].items():
         if "lora_B" in name:
-            assert (weight == 0).all(), f"{name}: B starts at 0, so that the first policy is the base"
+            assert (weight == 0).all(), (
+                f"{name}: B starts at 0, so that the first policy is the base"
+            )
         if "lora_A" in name:
             assert torch.equal(weight, adapters[1][name]), f"{name}: equal seeds share A exactly"
             assert not torch.equal(weight, adapters[2][name]), f"{name}: another seed, another A"
             bound = 1 / math.sqrt(weight.shape[1])
-            assert weight.abs().max() <= bound, "kaiming uniform with a = sqrt 5: |A| <= 1 / sqrt(d_in)"
+            assert weight.abs().max() <= bound, (
+                "kaiming uniform with a = sqrt 5: |A| <= 1 / sqrt(d_in)"
+            )
 
 
 def test_the_mirrored_start_draws_b_as_the_usual_one_draws_a(smoke):
-    first, again, other, usual = (dict(models.attach_adapter(models.load_model(smoke), smoke.lora, seed, zero).named_parameters())
-                                  for seed, zero in ((7, "A"), (7, "A"), (8, "A"), (7, "B")))
+    first, again, other, usual = (
+        dict(
+            loading.attach_adapter(
+                loading.load_model(smoke), smoke.lora, seed, zero
+            ).named_parameters()
+        )
+        for seed, zero in ((7, "A"), (7, "A"), (8, "A"), (7, "B"))
+    )
     for name, weight in first.items():
         if "lora_A" in name:
-            assert (weight == 0).all(), f"{name}: A starts at 0, so that the first policy is the base here too"
+            assert (weight == 0).all(), (
+                f"{name}: A starts at 0, so that the first policy is the base here too"
+            )
         if "lora_B" in name:
             assert torch.equal(weight, again[name]), f"{name}: equal seeds share B exactly"
             assert not torch.equal(weight, other[name]), f"{name}: another seed, another B"
             bound = 1 / math.sqrt(weight.shape[0])
-            assert bound / 2 < weight.abs().max() <= bound, "kaiming uniform with a = sqrt 5 on the transpose: |B| <= 1 / sqrt(d_out)"
-            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2), "uniform on that interval"
+            assert bound / 2 < weight.abs().max() <= bound, (
+                "kaiming uniform with a = sqrt 5 on the transpose: |B| <= 1 / sqrt(d_out)"
+            )
+            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2), (
+                "uniform on that interval"
+            )
         if "lora_" not in name:
             assert torch.equal(weight, usual[name]), f"{name}: the base is the same"
 
 
 def test_the_mirrored_start_moves_a_first_and_stays_in_the_drawn_columns(table, smoke):
     run = edited(smoke, "sft", zero="A", steps=2, warmup=0.0, weight_decay=0.0, snapshots=())
-    start = models.attach_adapter(models.load_model(smoke), smoke.lora, run.init_seed, "A")
-    drawn = {name.replace(".default", ""): weight for name, weight in start.named_parameters() if "lora_B" in name}
-    one = weights(training.train(smoke, run.model_copy(update={"steps": 1})))
+    start = loading.attach_adapter(loading.load_model(smoke), smoke.lora, run.init_seed, "A")
+    drawn = {
+        name.replace(".default", ""): weight
+        for name, weight in start.named_parameters()
+        if "lora_B" in name
+    }
+    one = weights(trainer.train(smoke, run.model_copy(update={"steps": 1})))
     for name, B in drawn.items():
-        assert torch.equal(one[name], B), f"{name}: the first gradient with respect to B is 0, since A is"
+        assert torch.equal(one[name], B), (
+            f"{name}: the first gradient with respect to B is 0, since A is"
+        )
         assert one[name.replace("lora_B", "lora_A")].norm() > 0, "the first step moves A"
-    two = weights(training.train(smoke, run))
-    assert all((two[name] - B).norm() > 0 for name, B in drawn.items()), "from the second step on B moves as well"
+    two = weights(trainer.train(smoke, run))
+    assert all((two[name] - B).norm() > 0 for name, B in drawn.items()), (
+        "from the second step on B moves as well"
+    )
 
 
 def test_the_initial_adapter_does_not_depend_on_the_state_of_the_generator(smoke):
     torch.manual_seed(1)
-    first = models.attach_adapter(models.load_model(smoke), smoke.lora, 7).state_dict()
+    first = loading.attach_adapter(loading.load_model(smoke), smoke.lora, 7).state_dict()
     torch.manual_seed(2)
     torch.rand(10)
-    second = models.attach_adapter(models.load_model(smoke), smoke.lora, 7).state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first), "A is a function of init_seed alone"
+    second = loading.attach_adapter(loading.load_model(smoke), smoke.lora, 7).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first), (
+        "A is a function of init_seed alone"
+    )
 
 
 def test_dpo_starts_at_log_two(table, smoke):
-    history = pd.read_parquet(training.train(smoke, smoke.runs["dpo"]) / "history.parquet")
-    assert history.loss[0] == pytest.approx(math.log(2), abs=1e-4), "B = 0: the policy is its reference"
+    history = pd.read_parquet(trainer.train(smoke, smoke.runs["dpo"]) / "history.parquet")
+    assert history.loss[0] == pytest.approx(math.log(2), abs=1e-4), (
+        "B = 0: the policy is its reference"
+    )
 
 
 def test_methods_differ_and_a_run_is_a_function_of_its_spec(table, smoke):
-    first = {name: weights(training.train(smoke, smoke.runs[name])) for name in ("sft", "rft")}
+    first = {name: weights(trainer.train(smoke, smoke.runs[name])) for name in ("sft", "rft")}
     module = next(name for name in first["sft"] if "lora_B" in name)
     assert not torch.equal(first["sft"][module], first["rft"][module]), "other rows, another update"
-    store.remove(store.results("smoke") / "runs")
-    assert_same_adapter(weights(training.train(smoke, smoke.runs["sft"])), first["sft"], "the same spec twice is the same to the last bit")
+    storage.remove(store.results("smoke") / "runs")
+    assert_same_adapter(
+        weights(trainer.train(smoke, smoke.runs["sft"])),
+        first["sft"],
+        "the same spec twice is the same to the last bit",
+    )
 
 
 # --- which rows, in which order ------------------------------------------------------------------------------------
 
+
 def test_rft_trains_on_correct_rows_only(table, smoke, seen):
-    training.train(smoke, smoke.runs["rft"])
+    trainer.train(smoke, smoke.runs["rft"])
     rows = list(itertools.chain(*seen))
     assert len(rows) >= 12, "three steps of four rows"
     assert (table.reward[rows] == 1).all(), "RFT never sees a wrong completion"
 
 
 def test_dpo_trains_on_alternating_chosen_and_rejected(table, smoke, seen):
-    training.train(smoke, smoke.runs["dpo"])
+    trainer.train(smoke, smoke.runs["dpo"])
     rows = list(itertools.chain(*seen))
     assert {len(batch) for batch in seen} == {8}, "a batch of four pairs holds eight rows"
-    assert table.reward[rows].tolist() == [1, 0] * (len(rows) // 2), "chosen, rejected, chosen, rejected, ..."
+    assert table.reward[rows].tolist() == [1, 0] * (len(rows) // 2), (
+        "chosen, rejected, chosen, rejected, ..."
+    )
     prompts = table.problem_id[rows].tolist()
     assert prompts[::2] == prompts[1::2], "a pair answers one prompt"
 
@@ -236,68 +362,99 @@ def test_every_method_walks_through_the_prompts_in_one_order(table):
     for rows in ("all", "correct", "correct-one", "pairs"):
         taken = rollouts.select(table, rows)
         length = 2 * sum(map(len, taken.values()))
-        order = training.row_order(taken, prompts, 42, length)
-        passes[rows] = [[prompt for prompt, _ in itertools.groupby(table.problem_id[part])] for part in (order[:length // 2], order[length // 2:])]
-        assert sorted(order[:length // 2]) == sorted(itertools.chain(*taken.values())), f"{rows}: a pass takes each of its rows once"
+        order = row_order(taken, prompts, 42, length)
+        passes[rows] = [
+            [prompt for prompt, _ in itertools.groupby(table.problem_id[part])]
+            for part in (order[: length // 2], order[length // 2 :])
+        ]
+        assert sorted(order[: length // 2]) == sorted(itertools.chain(*taken.values())), (
+            f"{rows}: a pass takes each of its rows once"
+        )
     assert passes["all"][0] != passes["all"][1], "each pass has an order of its own"
     assert sorted(passes["all"][0]) == sorted(prompts), "rows of a prompt stay together"
     for rows, (first, second) in passes.items():
-        assert first == [prompt for prompt in passes["all"][0] if prompt in first], f"{rows}: first pass in the common order"
-        assert second == [prompt for prompt in passes["all"][1] if prompt in second], f"{rows}: second pass in the common order"
+        assert first == [prompt for prompt in passes["all"][0] if prompt in first], (
+            f"{rows}: first pass in the common order"
+        )
+        assert second == [prompt for prompt in passes["all"][1] if prompt in second], (
+            f"{rows}: second pass in the common order"
+        )
     every = rollouts.select(table, "all")
-    assert training.row_order(every, prompts, 43, 32) != training.row_order(every, prompts, 42, 32), "another seed, another order"
+    assert row_order(every, prompts, 43, 32) != row_order(every, prompts, 42, 32), (
+        "another seed, another order"
+    )
 
 
 def test_training_follows_the_order_of_rows(table, smoke, seen):
-    training.train(smoke, smoke.runs["sft"])
-    expected = training.row_order(rollouts.select(table, "all"), list(table.problem_id.unique()), 42, 12)
-    assert list(itertools.chain(*seen))[:12] == expected, "batches are taken in order, without a second shuffle"
+    trainer.train(smoke, smoke.runs["sft"])
+    expected = row_order(rollouts.select(table, "all"), list(table.problem_id.unique()), 42, 12)
+    assert list(itertools.chain(*seen))[:12] == expected, (
+        "batches are taken in order, without a second shuffle"
+    )
 
 
 # --- the store -----------------------------------------------------------------------------------------------------
 
+
 def test_a_finished_run_is_not_trained_again(table, smoke, never_train):
-    folder = training.train(smoke, smoke.runs["sft"])
+    folder = trainer.train(smoke, smoke.runs["sft"])
     before = content(folder)
-    assert set(before) >= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "history.parquet", "run.json"}, "a whole run"
+    assert set(before) >= {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "history.parquet",
+        "run.json",
+    }, "a whole run"
     assert len(pd.read_parquet(folder / "history.parquet")) == 3, "one row a step"
-    assert json.loads(before["run.json"])["spec"] == smoke.runs["sft"].model_dump(mode="json"), "the record holds the spec"
-    assert not list((store.results("smoke") / "checkpoints").glob("*")), "checkpoints of a finished run are gone"
+    assert json.loads(before["run.json"])["spec"] == smoke.runs["sft"].model_dump(mode="json"), (
+        "the record holds the spec"
+    )
+    assert not list((store.results("smoke") / "checkpoints").glob("*")), (
+        "checkpoints of a finished run are gone"
+    )
     never_train()
-    assert training.train(smoke, smoke.runs["sft"]) == folder
+    assert trainer.train(smoke, smoke.runs["sft"]) == folder
     assert content(folder) == before, "asking again changes nothing"
 
 
 def test_an_edited_spec_has_a_folder_of_its_own(table, smoke, never_train):
-    book = training.train(smoke, smoke.runs["sft"])
+    book = trainer.train(smoke, smoke.runs["sft"])
     before = content(book)
-    mine = training.train(smoke, edited(smoke, "sft", learning_rate=5e-4))
+    mine = trainer.train(smoke, edited(smoke, "sft", learning_rate=5e-4))
     assert mine != book
     assert content(book) == before, "a reader's experiment leaves the book's run alone, to the byte"
-    assert any(not torch.equal(weight, weights(mine)[name]) for name, weight in weights(book).items()), "another rate, another adapter"
+    assert any(
+        not torch.equal(weight, weights(mine)[name]) for name, weight in weights(book).items()
+    ), "another rate, another adapter"
     never_train()
-    assert training.train(smoke, edited(smoke, "sft", learning_rate=5e-4)) == mine, "the experiment is found again"
+    assert trainer.train(smoke, edited(smoke, "sft", learning_rate=5e-4)) == mine, (
+        "the experiment is found again"
+    )
 
 
 def test_an_edited_profile_moves_the_run_aside_and_finds_it_again(table, smoke, never_train):
-    book = training.train(smoke, smoke.runs["sft"])
+    book = trainer.train(smoke, smoke.runs["sft"])
     before = content(book)
     run = edited(smoke, "sft", seed=43)
     other = smoke.model_copy(update={"runs": {**smoke.runs, "sft": run}})
-    assert training.train(other, run) == book, "the name belongs to the profile's spec of today"
+    assert trainer.train(other, run) == book, "the name belongs to the profile's spec of today"
     after = content(book)
-    assert after["adapter/adapter_model.safetensors"] != before["adapter/adapter_model.safetensors"], "another order of rows, another adapter"
+    assert (
+        after["adapter/adapter_model.safetensors"] != before["adapter/adapter_model.safetensors"]
+    ), "another order of rows, another adapter"
     never_train()
-    assert content(training.train(smoke, smoke.runs["sft"])) == before, "the old run comes back, untouched, when its spec returns"
-    assert content(training.train(other, run)) == after, "and so does the new one"
+    assert content(trainer.train(smoke, smoke.runs["sft"])) == before, (
+        "the old run comes back, untouched, when its spec returns"
+    )
+    assert content(trainer.train(other, run)) == after, "and so does the new one"
 
 
 def test_a_run_tried_before_it_entered_the_profile_is_taken_over(table, smoke, never_train):
     run = edited(smoke, "sft", seed=43)
-    before = content(training.train(smoke, run))
+    before = content(trainer.train(smoke, run))
     never_train()
     other = smoke.model_copy(update={"runs": {**smoke.runs, "sft": run}})
-    folder = training.train(other, run)
+    folder = trainer.train(other, run)
     assert folder.name == "sft", "it moves to the name the profile gives it"
     assert content(folder) == before, "without training again"
 
@@ -305,97 +462,125 @@ def test_a_run_tried_before_it_entered_the_profile_is_taken_over(table, smoke, n
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_killed_run_goes_on_to_the_same_adapter(stop, table, smoke, monkeypatch):
     run = edited(smoke, "sft", steps=6)
-    folder = training.train(smoke, run)
+    folder = trainer.train(smoke, run)
     whole, history = weights(folder), pd.read_parquet(folder / "history.parquet")
-    store.remove(folder)
-    on_step_end, steps = training._Recorder.on_step_end, []
+    storage.remove(folder)
+    on_step_end, steps = trainer._Recorder.on_step_end, []
 
     def kill(self, args, state, control, **kwargs):
         on_step_end(self, args, state, control, **kwargs)
         steps.append(state.global_step)
         if state.global_step == stop and steps.count(stop) == 1:
             raise KeyboardInterrupt
-    monkeypatch.setattr(training._Recorder, "on_step_end", kill)
+
+    monkeypatch.setattr(trainer._Recorder, "on_step_end", kill)
     with pytest.raises(KeyboardInterrupt):
-        training.train(smoke, run)
+        trainer.train(smoke, run)
     assert not folder.exists(), "a killed run leaves no folder that looks finished"
-    resumed = training.train(smoke, run)
+    resumed = trainer.train(smoke, run)
     saved = (stop - 1) // 2 * 2
-    assert steps == [*range(1, stop + 1), *range(saved + 1, 7)], "it goes on from its last checkpoint, every second step"
+    assert steps == [*range(1, stop + 1), *range(saved + 1, 7)], (
+        "it goes on from its last checkpoint, every second step"
+    )
     assert_same_adapter(weights(resumed), whole, f"killed at step {stop} and resumed")
     pd.testing.assert_frame_equal(pd.read_parquet(resumed / "history.parquet"), history)
 
 
 def test_options_of_the_objective_take_part(table, smoke):
-    plain = training.train(smoke, edited(smoke, "rift"))
-    strong = training.train(smoke, edited(smoke, "rift", options={"negative_reward": -5.0}))
+    plain = trainer.train(smoke, edited(smoke, "rift"))
+    strong = trainer.train(smoke, edited(smoke, "rift", options={"negative_reward": -5.0}))
     assert plain != strong, "other options, another run"
-    assert any(not torch.equal(weight, weights(strong)[name]) for name, weight in weights(plain).items()), "options reach the loss"
+    assert any(
+        not torch.equal(weight, weights(strong)[name]) for name, weight in weights(plain).items()
+    ), "options reach the loss"
 
 
 # --- messages ------------------------------------------------------------------------------------------------------
 
+
 def test_a_loss_that_is_not_a_number_stops_the_run(table, smoke, monkeypatch):
     def broken(logp, rows):
         return logp.sum() * float("nan"), rows.mask.sum()
-    monkeypatch.setitem(objectives.OBJECTIVES, "broken", objectives.Objective(broken, "all", "a test"))
+
+    monkeypatch.setitem(
+        objectives.OBJECTIVES, "broken", objectives.Objective(broken, "all", "a test")
+    )
     run = edited(smoke, "sft", objective="broken")
-    with pytest.raises(FloatingPointError, match=r"training sft: loss nan at step 1, of rows \d+(, \d+)+ of the table.*Lower the learning rate"):
-        training.train(smoke, run)
-    assert not training.run_folder(smoke, run).exists(), "nothing that looks finished is left"
+    with pytest.raises(
+        FloatingPointError,
+        match=r"training sft: loss nan at step 1, of rows \d+(, \d+)+ of the table.*Lower the learning rate",
+    ):
+        trainer.train(smoke, run)
+    assert not trainer.run_folder(smoke, run).exists(), "nothing that looks finished is left"
 
 
 def test_unknown_objective_rows_and_options_are_refused(table, smoke):
     with pytest.raises(ValueError, match="unknown objective 'ppo': choose one of sft"):
-        training.train(smoke, edited(smoke, "sft", objective="ppo"))
+        trainer.train(smoke, edited(smoke, "sft", objective="ppo"))
     with pytest.raises(ValueError, match="unknown choice of rows 'best'"):
-        training.train(smoke, edited(smoke, "sft", rows="best"))
+        trainer.train(smoke, edited(smoke, "sft", rows="best"))
     with pytest.raises(ValueError, match="betta"):
-        training.train(smoke, edited(smoke, "dpo", options={"betta": 0.1}))
+        trainer.train(smoke, edited(smoke, "dpo", options={"betta": 0.1}))
 
 
 def test_unknown_model_is_refused(table, smoke):
-    with pytest.raises(ValueError, match="unknown model 'huge' in profile 'smoke': choose one of base"):
-        training.train(smoke, edited(smoke, "sft", base="huge"))
+    with pytest.raises(
+        ValueError, match="unknown model 'huge' in profile 'smoke': choose one of base"
+    ):
+        trainer.train(smoke, edited(smoke, "sft", base="huge"))
 
 
 def test_training_without_a_table_says_how_to_make_it(workplace, smoke):
     with pytest.raises(FileNotFoundError, match="python -m helpers rollouts smoke"):
-        training.train(smoke, smoke.runs["sft"])
+        trainer.train(smoke, smoke.runs["sft"])
 
 
 def test_a_foreign_or_missing_adapter_is_named_and_nothing_is_touched(smoke, table):
     run = smoke.runs["sft"]
-    folder = training.train(smoke, run)
+    folder = trainer.train(smoke, run)
     adapter = folder / "adapter" / "adapter_model.safetensors"
-    other = training.train(smoke, smoke.runs["rft"]) / "adapter" / "adapter_model.safetensors"
+    other = trainer.train(smoke, smoke.runs["rft"]) / "adapter" / "adapter_model.safetensors"
     adapter.write_bytes(other.read_bytes())
-    with pytest.raises(ValueError, match=r"runs/sft/adapter/adapter_model\.safetensors is missing, damaged or changed"):
-        training.train(smoke, run)
+    with pytest.raises(
+        ValueError,
+        match=r"runs/sft/adapter/adapter_model\.safetensors is missing, damaged or changed",
+    ):
+        trainer.train(smoke, run)
     assert adapter.read_bytes() == other.read_bytes(), "the message must come before any change"
     with pytest.raises(FileNotFoundError, match="holds no adapter"):
-        models.load_adapted(smoke, run, folder / "nowhere")
+        loading.load_adapted(smoke, run, folder / "nowhere")
 
 
 @pytest.mark.parametrize("rewards", ["all right", "all wrong", "one rollout a prompt"])
 @pytest.mark.parametrize("name", ["sft", "rift", "offline-grpo"])
-def test_tables_without_mixed_groups_train_what_can_be_trained(name, rewards, table, smoke, monkeypatch):
-    edited_table = table.assign(reward=float(rewards == "all right")) if "all" in rewards else table.groupby("problem_id").head(1)
+def test_tables_without_mixed_groups_train_what_can_be_trained(
+    name, rewards, table, smoke, monkeypatch
+):
+    edited_table = (
+        table.assign(reward=float(rewards == "all right"))
+        if "all" in rewards
+        else table.groupby("problem_id").head(1)
+    )
     monkeypatch.setattr(rollouts, "load_table", lambda *_: edited_table)
-    history = pd.read_parquet(training.train(smoke, edited(smoke, name)) / "history.parquet")
+    history = pd.read_parquet(trainer.train(smoke, edited(smoke, name)) / "history.parquet")
     assert np.isfinite(history[["loss", "grad_norm"]]).all(axis=None), f"{name}: {rewards}"
     with pytest.raises(ValueError, match="the table of rollouts has no rows of the kind 'pairs'"):
-        training.train(smoke, edited(smoke, "dpo")) if "all" in rewards else rollouts.select(edited_table, "pairs")
+        trainer.train(smoke, edited(smoke, "dpo")) if "all" in rewards else rollouts.select(
+            edited_table, "pairs"
+        )
 
 
 def test_an_adapter_of_another_base_is_refused_by_name(smoke, table):
-    adapter = training.train(smoke, smoke.runs["sft"]) / "adapter"
+    adapter = trainer.train(smoke, smoke.runs["sft"]) / "adapter"
     with pytest.raises(ValueError, match="was made for another base than 'base' of profile 'tiny'"):
-        models.load_adapted(profiles.load("tiny"), profiles.load("tiny").runs["sft"], adapter)
+        loading.load_adapted(profiles.load("tiny"), profiles.load("tiny").runs["sft"], adapter)
 
 
 def test_an_adapter_that_names_another_base_of_its_shape_is_refused():
     tiny = profiles.load("tiny")
     adapter = store.shipped("tiny") / "runs" / "strong-sft" / "adapter"
-    with pytest.raises(ValueError, match=r"another base than 'base' of profile 'tiny': for 'data/models/tiny/strong-base', not 'data/models/tiny/base'"):
-        models.load_adapted(tiny, tiny.runs["sft"], adapter)
+    with pytest.raises(
+        ValueError,
+        match=r"another base than 'base' of profile 'tiny': for 'data/models/tiny/strong-base', not 'data/models/tiny/base'",
+    ):
+        loading.load_adapted(tiny, tiny.runs["sft"], adapter)

@@ -6,16 +6,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import store, verdict
+from helpers import store
+from helpers.analysis import verdict
 
 METHODS = (*verdict.FAMILY, "dpo")
 SEEDS = (42, 43, 44)
 
 
-@pytest.mark.parametrize(("is_true", "low", "high", "band", "expected"), [
-    (True, 0.3, 0.4, (-0.1, 0.1), verdict.HOLDS), (True, -0.4, -0.3, (-0.1, 0.1), verdict.HOLDS), (True, 0.05, 0.4, (-0.1, 0.1), verdict.CHANCE),
-    (True, -0.3, 0.3, (-0.1, 0.1), verdict.CHANCE), (False, 0.3, 0.4, (-0.1, 0.1), verdict.FAILS), (True, -1, 1, None, verdict.HOLDS)])
-def test_a_claim_holds_when_it_is_true_and_its_interval_leaves_the_band(is_true, low, high, band, expected):
+@pytest.mark.parametrize(
+    ("is_true", "low", "high", "band", "expected"),
+    [
+        (True, 0.3, 0.4, (-0.1, 0.1), verdict.HOLDS),
+        (True, -0.4, -0.3, (-0.1, 0.1), verdict.HOLDS),
+        (True, 0.05, 0.4, (-0.1, 0.1), verdict.CHANCE),
+        (True, -0.3, 0.3, (-0.1, 0.1), verdict.CHANCE),
+        (False, 0.3, 0.4, (-0.1, 0.1), verdict.FAILS),
+        (True, -1, 1, None, verdict.HOLDS),
+    ],
+)
+def test_a_claim_holds_when_it_is_true_and_its_interval_leaves_the_band(
+    is_true, low, high, band, expected
+):
     assert verdict.judge(is_true, low, high, band) == expected
 
 
@@ -24,7 +35,10 @@ def test_what_arithmetic_makes_true_is_no_finding():
     assert verdict.judge(False, 0.9, 1.0, (0, 0.1), by_construction=True) == verdict.FAILS
 
 
-@pytest.mark.parametrize(("low", "high", "expected"), [(-1, 2, verdict.HOLDS), (-17, 32, verdict.CHANCE), (-1, 6, verdict.CHANCE)])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(-1, 2, verdict.HOLDS), (-17, 32, verdict.CHANCE), (-1, 6, verdict.CHANCE)],
+)
 def test_an_equality_holds_only_if_larger_differences_are_left_out(low, high, expected):
     assert verdict.judge(True, low, high, margin=5) == expected
     assert verdict.judge(False, low, high, margin=5) == verdict.FAILS, "a difference that was seen"
@@ -37,10 +51,27 @@ def planted(cosine_of, chance=0.05):
         for seed in SEEDS:
             rows.append(("cosine", a, b, seed, seed, cosine_of(a, b, seed)))
             rows += [(f"by norm, {where}", a, b, seed, seed, 0.7) for where in ("middle", "last")]
-    rows += [("cosine", method, method, a, b, 0.3) for method, (a, b) in product(METHODS, combinations(SEEDS, 2))]
-    bands = [{"scope": "global", "run_a": a, "run_b": b, "cosine": cosine_of(a, b, SEEDS[0]), "chance_low": -chance, "chance_high": chance}
-             for a, b in combinations(METHODS, 2)]
-    return {"replicas": pd.DataFrame(rows, columns=["statistic", "run_a", "run_b", "seed_a", "seed_b", "value"]), "cosine": pd.DataFrame(bands)}
+    rows += [
+        ("cosine", method, method, a, b, 0.3)
+        for method, (a, b) in product(METHODS, combinations(SEEDS, 2))
+    ]
+    bands = [
+        {
+            "scope": "global",
+            "run_a": a,
+            "run_b": b,
+            "cosine": cosine_of(a, b, SEEDS[0]),
+            "chance_low": -chance,
+            "chance_high": chance,
+        }
+        for a, b in combinations(METHODS, 2)
+    ]
+    return {
+        "replicas": pd.DataFrame(
+            rows, columns=["statistic", "run_a", "run_b", "seed_a", "seed_b", "value"]
+        ),
+        "cosine": pd.DataFrame(bands),
+    }
 
 
 def as_in_the_paper(a, b, seed):
@@ -57,11 +88,21 @@ def verdicts(tables):
 
 def test_the_paper_s_own_cosines_would_confirm_its_claims():
     found = verdicts(planted(as_in_the_paper))
-    for claim in ("SFT and RFT are nearly one direction", "Offline GRPO is near the cluster, but not in it", "DFT is further from SFT than Offline GRPO is"):
+    for claim in (
+        "SFT and RFT are nearly one direction",
+        "Offline GRPO is near the cluster, but not in it",
+        "DFT is further from SFT than Offline GRPO is",
+    ):
         assert found[claim]["verdict"] == verdict.HOLDS, f"{claim}: the ordering is planted"
-    assert found["Two thirds of Offline GRPO are orthogonal to SFT"]["verdict"] == verdict.CONSTRUCTION, "it is the cosine again"
-    assert found["Two thirds of Offline GRPO are orthogonal to SFT"]["value"] == pytest.approx(np.sqrt(1 - 0.74 ** 2))
-    assert found["It is most orthogonal in the last layers"]["verdict"] == verdict.FAILS, "planted as equal"
+    assert (
+        found["Two thirds of Offline GRPO are orthogonal to SFT"]["verdict"] == verdict.CONSTRUCTION
+    ), "it is the cosine again"
+    assert found["Two thirds of Offline GRPO are orthogonal to SFT"]["value"] == pytest.approx(
+        np.sqrt(1 - 0.74**2)
+    )
+    assert found["It is most orthogonal in the last layers"]["verdict"] == verdict.FAILS, (
+        "planted as equal"
+    )
 
 
 def test_parts_without_their_controls_are_left_out(monkeypatch):
@@ -71,16 +112,30 @@ def test_parts_without_their_controls_are_left_out(monkeypatch):
         if name not in tables:
             raise FileNotFoundError(name)
         return tables[name]
+
     monkeypatch.setattr(store, "read_table", read)
-    for part in ("_vectors", "_size", "_angles", "_seeds"):  # what the planted tables say nothing of
+    for part in (
+        "_vectors",
+        "_size",
+        "_angles",
+        "_seeds",
+    ):  # what the planted tables say nothing of
         monkeypatch.setattr(verdict, part, verdict._rate)
-    assert list(verdict.verdict_table("tiny").part.unique()) == ["direction", "a second model", "untested"], "tables of directions alone were written"
+    assert list(verdict.verdict_table("tiny").part.unique()) == [
+        "direction",
+        "a second model",
+        "untested",
+    ], "tables of directions alone were written"
 
 
 def test_a_claim_that_fails_at_one_seed_does_not_hold():
     def broken(a, b, seed):
         return 0.5 if {a, b} == {"sft", "rft"} and seed == 44 else as_in_the_paper(a, b, seed)
-    assert verdicts(planted(broken))["SFT and RFT are nearly one direction"]["verdict"] == verdict.FAILS, "true in every seed is what the rule says"
+
+    assert (
+        verdicts(planted(broken))["SFT and RFT are nearly one direction"]["verdict"]
+        == verdict.FAILS
+    ), "true in every seed is what the rule says"
 
 
 def test_a_true_ordering_inside_the_band_is_at_chance():
@@ -89,21 +144,48 @@ def test_a_true_ordering_inside_the_band_is_at_chance():
 
 
 def test_differences_of_accuracy_do_not_depend_on_the_order_of_the_pair():
-    table = pd.DataFrame([{"run_a": "sft", "run_b": "dpo", "difference": -0.2, "low": -0.3, "high": -0.1, "least": -0.25, "most": -0.15}])
-    assert verdict._difference({"accuracy_seeds": table}, "sft", "dpo") == pytest.approx([-20, -30, -10, -25, -15])
-    assert verdict._difference({"accuracy_seeds": table}, "dpo", "sft") == pytest.approx([20, 10, 30, 15, 25]), "a turned pair turns its interval"
+    table = pd.DataFrame(
+        [
+            {
+                "run_a": "sft",
+                "run_b": "dpo",
+                "difference": -0.2,
+                "low": -0.3,
+                "high": -0.1,
+                "least": -0.25,
+                "most": -0.15,
+            }
+        ]
+    )
+    assert verdict._difference({"accuracy_seeds": table}, "sft", "dpo") == pytest.approx(
+        [-20, -30, -10, -25, -15]
+    )
+    assert verdict._difference({"accuracy_seeds": table}, "dpo", "sft") == pytest.approx(
+        [20, 10, 30, 15, 25]
+    ), "a turned pair turns its interval"
 
 
 def test_the_difference_of_independent_shares_adds_their_errors_as_squares():
-    first, second = (pd.Series({"accuracy": value, "low": value - 0.03, "high": value + 0.03}) for value in (0.6, 0.5))
-    assert verdict._apart(first, second) == pytest.approx((10, 10 - 3 * 2 ** 0.5, 10 + 3 * 2 ** 0.5))
+    first, second = (
+        pd.Series({"accuracy": value, "low": value - 0.03, "high": value + 0.03})
+        for value in (0.6, 0.5)
+    )
+    assert verdict._apart(first, second) == pytest.approx((10, 10 - 3 * 2**0.5, 10 + 3 * 2**0.5))
 
 
 def test_profiles_stand_beside_each_other_by_claim(workplace):
     for name, text in (("tiny", "first"), ("smoke", "second")):
-        store.write_table(name, "verdict", pd.DataFrame({"claim": ["one"], "paper": [".9"], "ours": [text], "verdict": [verdict.HOLDS]}))
-    found = verdict.beside(["tiny", "smoke"]).loc["one"]
-    assert [found[("tiny", "ours")], found[("smoke", "ours")]] == ["first", "second"], "one pair of columns a profile"
+        store.write_table(
+            name,
+            "verdict",
+            pd.DataFrame(
+                {"claim": ["one"], "paper": [".9"], "ours": [text], "verdict": [verdict.HOLDS]}
+            ),
+        )
+    found = verdict.side_by_side(["tiny", "smoke"]).loc["one"]
+    assert [found[("tiny", "ours")], found[("smoke", "ours")]] == ["first", "second"], (
+        "one pair of columns a profile"
+    )
 
 
 def unrelated(seed):
@@ -111,17 +193,31 @@ def unrelated(seed):
     return lambda *_: rng.uniform(-1, 1)
 
 
-@pytest.mark.parametrize(("cosine_of", "expected"), [(as_in_the_paper, {verdict.HOLDS}), (unrelated(1), {verdict.CHANCE, verdict.FAILS})])
-def test_a_second_model_confirms_the_geometry_if_its_cosines_are_in_the_same_order(monkeypatch, cosine_of, expected):
+@pytest.mark.parametrize(
+    ("cosine_of", "expected"),
+    [(as_in_the_paper, {verdict.HOLDS}), (unrelated(1), {verdict.CHANCE, verdict.FAILS})],
+)
+def test_a_second_model_confirms_the_geometry_if_its_cosines_are_in_the_same_order(
+    monkeypatch, cosine_of, expected
+):
     tables = {"tiny": planted(as_in_the_paper), verdict.PRETRAINED: planted(cosine_of)}
     monkeypatch.setattr(store, "read_table", lambda name, table: tables[name][table])
     row = next(iter(verdict._second(verdict._Tables("tiny"))))
-    assert row["verdict"] in expected, f"rank correlation {row['value']:.2f}, by chance {row['chance_low']:.2f} to {row['chance_high']:.2f}"
-    assert not list(verdict._second(verdict._Tables(verdict.PRETRAINED))), "a model is no second model to itself"
+    assert row["verdict"] in expected, (
+        f"rank correlation {row['value']:.2f}, by chance {row['chance_low']:.2f} to {row['chance_high']:.2f}"
+    )
+    assert not list(verdict._second(verdict._Tables(verdict.PRETRAINED))), (
+        "a model is no second model to itself"
+    )
 
 
 def test_agreement_sorts_the_claims_of_two_studies(workplace):
     for name, states in (("tiny", "hhff-"), ("smoke", "hfhf-")):
-        known = [{"h": verdict.HOLDS, "f": verdict.FAILS, "-": verdict.UNTESTED}[state] for state in states]
+        known = [
+            {"h": verdict.HOLDS, "f": verdict.FAILS, "-": verdict.UNTESTED}[state]
+            for state in states
+        ]
         store.write_table(name, "verdict", pd.DataFrame({"claim": [*"abcde"], "verdict": known}))
-    assert list(verdict.agreement("tiny", "smoke").values()) == [["a"], ["b"], ["c"], ["d"]], "both, the first only, the second only, neither; untested in none"
+    assert list(verdict.agreement("tiny", "smoke").values()) == [["a"], ["b"], ["c"], ["d"]], (
+        "both, the first only, the second only, neither; untested in none"
+    )

@@ -36,7 +36,11 @@ def drop_thebe_nodes(app, doctree, docname):
 
 def reread_gluing_pages(app, env, added, changed, removed):
     """Pages to read again because a notebook that they may glue from has changed."""
-    return [page for page in GLUING if page in env.found_docs] if any(name.startswith("book/notebooks/") for name in added | changed) else []
+    return (
+        [page for page in GLUING if page in env.found_docs]
+        if any(name.startswith("book/notebooks/") for name in added | changed)
+        else []
+    )
 
 
 def finish_pages(app, exception):
@@ -48,8 +52,21 @@ def finish_pages(app, exception):
         for page in Path(app.outdir).rglob("*.html"):
             head, end, body = page.read_text().partition("</head>")
             body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
-            head = re.sub(r"<script (?=[^>]*\bsrc=)(?![^>]*(?:\bdefer\b|documentation_options))", "<script defer ", head)
-            page.write_text(head + end + re.sub(r"(<div class=\"highlight\"><pre>)((?:(?!<span class=\"line\").)*?)(</pre>)", _by_line, body, flags=re.DOTALL))
+            head = re.sub(
+                r"<script (?=[^>]*\bsrc=)(?![^>]*(?:\bdefer\b|documentation_options))",
+                "<script defer ",
+                head,
+            )
+            page.write_text(
+                head
+                + end
+                + re.sub(
+                    r"(<div class=\"highlight\"><pre>)((?:(?!<span class=\"line\").)*?)(</pre>)",
+                    _by_line,
+                    body,
+                    flags=re.DOTALL,
+                )
+            )
 
 
 def _by_line(block):
@@ -59,7 +76,9 @@ def _by_line(block):
     for line in code.removesuffix("\n").split("\n"):  # Pygments closes its spans at the end of each
         text = re.sub(r"<[^>]*>", "", line)
         hang = len(text) - len(text.lstrip(" ")) + 4
-        lines.append(f'<span class="line" style="padding-left: {hang}ch; text-indent: -{hang}ch">{line}\n</span>')
+        lines.append(
+            f'<span class="line" style="padding-left: {hang}ch; text-indent: -{hang}ch">{line}\n</span>'
+        )
     return start + "".join(lines) + end
 
 

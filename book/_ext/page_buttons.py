@@ -16,15 +16,53 @@ PAGES = "book/notebooks/"
 def add_buttons(app, pagename, templatename, context, doctree):
     if not pagename.startswith(PAGES):
         return
-    name, repository = pagename.removeprefix(PAGES), os.environ.get("BOOK_REPOSITORY", "").rstrip("/")
-    downloads = next(button["buttons"] for button in context["header_buttons"] if button.get("label") == "download-buttons")
-    downloads.insert(1, _link(f"{context['pathto']('_sources', 1)}/notebooks/{name}.py", ".py", "Download source as Python", "fas fa-file-code"))
+    name, repository = (
+        pagename.removeprefix(PAGES),
+        os.environ.get("BOOK_REPOSITORY", "").rstrip("/"),
+    )
+    downloads = next(
+        button["buttons"]
+        for button in context["header_buttons"]
+        if button.get("label") == "download-buttons"
+    )
+    downloads.insert(
+        1,
+        _link(
+            f"{context['pathto']('_sources', 1)}/notebooks/{name}.py",
+            ".py",
+            "Download source as Python",
+            "fas fa-file-code",
+        ),
+    )
     if repository:
         place = repository.removeprefix("https://github.com/")
-        links = [_link(f"https://mybinder.org/v2/gh/{place}/executed?urlpath=lab/tree/{pagename}.ipynb", "Binder", "Launch on Binder", "fas fa-rocket"),
-                 _link(f"https://colab.research.google.com/github/{place}/blob/executed/{pagename}.ipynb", "Colab", "Open in Colab", "fas fa-cloud"),
-                 _link(f"{repository}/edit/main/notebooks/{name}.py", "Suggest edit", "Edit this page", "fas fa-pencil-alt")]
-        group = {"type": "group", "tooltip": "Run or edit this page", "icon": "fas fa-rocket", "buttons": links, "label": "launch-buttons"}
+        links = [
+            _link(
+                f"https://mybinder.org/v2/gh/{place}/executed?urlpath=lab/tree/{pagename}.ipynb",
+                "Binder",
+                "Launch on Binder",
+                "fas fa-rocket",
+            ),
+            _link(
+                f"https://colab.research.google.com/github/{place}/blob/executed/{pagename}.ipynb",
+                "Colab",
+                "Open in Colab",
+                "fas fa-cloud",
+            ),
+            _link(
+                f"{repository}/edit/main/notebooks/{name}.py",
+                "Suggest edit",
+                "Edit this page",
+                "fas fa-pencil-alt",
+            ),
+        ]
+        group = {
+            "type": "group",
+            "tooltip": "Run or edit this page",
+            "icon": "fas fa-rocket",
+            "buttons": links,
+            "label": "launch-buttons",
+        }
         context["header_buttons"].insert(0, group)
 
 

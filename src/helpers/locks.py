@@ -26,7 +26,11 @@ def main(command):
     path.parent.mkdir(exist_ok=True)
     lock = take(path)
     if lock is None:
-        print("another `make` is at work in this folder; waiting for it to end", file=sys.stderr, flush=True)
+        print(
+            "another `make` is at work in this folder; waiting for it to end",
+            file=sys.stderr,
+            flush=True,
+        )
         lock = take(path, waits=True)
     os.set_inheritable(lock, True)
     os.execvp(command[0], command)

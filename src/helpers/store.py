@@ -12,20 +12,19 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
-import shutil
-import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
+import filelock
 import pyarrow.parquet as pq
 
-from helpers import locks
+from adapter_geometry import storage
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = Path(__file__).resolve().parent
-_VALUELESS = ("store", "locks", "profiles")  # where values lie and how settings are read; the settings themselves are hashed with each artefact
+SOURCE = ROOT / "src"
+PACKAGES = ("adapter_geometry", "helpers")
+# Where values lie and how settings are read; the settings themselves are hashed with each artefact.
+_VALUELESS = ("adapter_geometry/storage", "helpers/store", "helpers/locks", "helpers/profiles/")
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "numpy", "math-verify")
 SUMS = "SHA256SUMS"  # a folder's list of checksums, as `sha256sum` writes and checks it
 
@@ -42,7 +41,12 @@ def shipped(profile_name):
 
     With CONTROLS=all in the environment it is one that never exists, so that everything is made again.
     """
-    return ROOT / "results" / ("prerun" if os.environ.get("CONTROLS") != "all" else "none") / profile_name
+    return (
+        ROOT
+        / "results"
+        / ("prerun" if os.environ.get("CONTROLS") != "all" else "none")
+        / profile_name
+    )
 
 
 def find(profile_name, file):
@@ -51,10 +55,12 @@ def find(profile_name, file):
     return ready if ready.exists() else results(profile_name) / file
 
 
-def place(profile_name, run):
+def home(profile_name, run):
     """Folder under which a run (its spec) and what was measured of it is found or is to be made: the shipped one if it has a run of this spec."""
     try:
-        is_shipped = json.loads((shipped(profile_name) / "runs" / run.name / "run.json").read_text())["spec"] == run.model_dump(mode="json")
+        is_shipped = json.loads(
+            (shipped(profile_name) / "runs" / run.name / "run.json").read_text()
+        )["spec"] == run.model_dump(mode="json")
     except (OSError, ValueError, KeyError):
         is_shipped = False
     return shipped(profile_name) if is_shipped else results(profile_name)
@@ -62,42 +68,22 @@ def place(profile_name, run):
 
 def origin(profile_name, runs):
     """A sentence for the page: how many of these runs (specs) were trained by this build, and when and with what the others were."""
-    folders = {run.name: place(profile_name, run) for run in runs}
+    folders = {run.name: home(profile_name, run) for run in runs}
     if any(_mark(folder / "runs" / name, "published") for name, folder in folders.items()):
         return "The adapters of this page were published by others. All geometry and all statistics are computed here."
-    records = [read_json(folder / "runs" / name / "run.json") for name, folder in folders.items() if folder == shipped(profile_name)]
+    records = [
+        read_json(folder / "runs" / name / "run.json")
+        for name, folder in folders.items()
+        if folder == shipped(profile_name)
+    ]
     if not records:
         return f"These {len(runs)} runs were all trained by this build."
     dates = sorted({record["date"] for record in records})
     places = sorted({made_on(record["place"]) for record in records})
-    return (f"Of these {len(runs)} runs, {len(runs) - len(records)} were trained by this build; {len(records)} come with the book, trained on "
-            f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))} ({'; '.join(places)}). All geometry and all statistics are computed here.")
-
-
-# --- whole files ---------------------------------------------------------------------------------------------------
-
-@contextlib.contextmanager
-def whole(path):
-    """Yield a path beside `path` to write to; it takes its place, synced to disk, only if the block ends well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    remove(beside)
-    try:
-        yield beside
-        for file in [beside] if beside.is_file() else [child for child in beside.rglob("*") if child.is_file()]:
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
-        if path.is_dir():
-            old = path.with_name(f".{path.name}.old")
-            remove(old)
-            os.replace(path, old)
-            os.replace(beside, path)
-            remove(old)
-        else:
-            os.replace(beside, path)
-    finally:
-        remove(beside)
+    return (
+        f"Of these {len(runs)} runs, {len(runs) - len(records)} were trained by this build; {len(records)} come with the book, trained on "
+        f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))} ({'; '.join(places)}). All geometry and all statistics are computed here."
+    )
 
 
 @contextlib.contextmanager
@@ -105,18 +91,8 @@ def alone(name):
     """Hold the lock called `name`, so that one process at a time makes what it stands for; a second one waits. The lock of a killed process is free."""
     folder = ROOT / "results" / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = locks.take(folder / f"{name}.lock", waits=True)
-    try:
+    with filelock.FileLock(folder / f"{name}.lock"):
         yield
-    finally:
-        os.close(lock)
-
-
-def remove(path):
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def as_json(content):
@@ -126,18 +102,34 @@ def as_json(content):
 
 # --- damage --------------------------------------------------------------------------------------------------------
 
+
 def list_sums(folder, files=None):
     """Write the checksums of a folder's files, or of those of `files`, into its list."""
     files = [path for path in (files or folder.rglob("*")) if path != folder / SUMS]
-    _write_sums(folder / SUMS, {path: _sha256(path, path.stat().st_mtime_ns) for path in files if path.is_file()})
+    _write_sums(
+        folder / SUMS,
+        {path: _sha256(path, path.stat().st_mtime_ns) for path in files if path.is_file()},
+    )
 
 
 def relist(path):
     """Enter a file or folder that was made anew in the list of checksums that covers its place, if there is one."""
     listed = _list_above(path.parent)  # not the folder's own
     if listed:
-        kept = {listed.parent / name: value for name, value in _sums(listed).items() if not (listed.parent / name).is_relative_to(path)}
-        _write_sums(listed, kept | {file: _sha256(file, file.stat().st_mtime_ns) for file in (path, *path.rglob("*")) if file.is_file()})
+        kept = {
+            listed.parent / name: value
+            for name, value in _sums(listed).items()
+            if not (listed.parent / name).is_relative_to(path)
+        }
+        _write_sums(
+            listed,
+            kept
+            | {
+                file: _sha256(file, file.stat().st_mtime_ns)
+                for file in (path, *path.rglob("*"))
+                if file.is_file()
+            },
+        )
 
 
 def intact(path):
@@ -146,9 +138,13 @@ def intact(path):
     listed = _list_above(path)
     for name, wanted in (_sums(listed) if listed else {}).items():
         file = listed.parent / name
-        if file.is_relative_to(path) and not (file.is_file() and _sha256(file, file.stat().st_mtime_ns) == wanted):
-            raise ValueError(f"{shown(file)} is missing, damaged or changed: it is not the file that {shown(listed)} lists. "
-                             f"Put the right one back, or delete {shown(path)} to have it made again")
+        if file.is_relative_to(path) and not (
+            file.is_file() and _sha256(file, file.stat().st_mtime_ns) == wanted
+        ):
+            raise ValueError(
+                f"{shown(file)} is missing, damaged or changed: it is not the file that {shown(listed)} lists. "
+                f"Put the right one back, or delete {shown(path)} to have it made again"
+            )
     return path
 
 
@@ -163,14 +159,21 @@ def _list_above(path):
 
 
 def _write_sums(listed, sums):
-    with whole(listed) as beside:
-        beside.write_text("".join(f"{value}  {path.relative_to(listed.parent).as_posix()}\n" for path, value in sorted(sums.items())))
+    with storage.whole(listed) as beside:
+        beside.write_text(
+            "".join(
+                f"{value}  {path.relative_to(listed.parent).as_posix()}\n"
+                for path, value in sorted(sums.items())
+            )
+        )
 
 
 def _sums(listed):
     lines = [line.split("  ", 1) for line in listed.read_text(errors="replace").splitlines()]
     if any(len(line) != 2 for line in lines):
-        raise ValueError(f"{shown(listed)} is damaged: put the right one back, or delete {shown(listed.parent)} to have it made again")
+        raise ValueError(
+            f"{shown(listed)} is damaged: put the right one back, or delete {shown(listed.parent)} to have it made again"
+        )
     return {name: value for value, name in lines}
 
 
@@ -193,9 +196,14 @@ def read_frame(path):
     intact(path)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-        found, columns = table.to_pandas(), json.loads((table.schema.metadata or {}).get(b"columns", b"null"))
+        found, columns = (
+            table.to_pandas(),
+            json.loads((table.schema.metadata or {}).get(b"columns", b"null")),
+        )
         if columns not in (None, list(found.columns)):
-            raise KeyError(f"its columns were {', '.join(columns)}")  # the names stand where Parquet has no checksum
+            raise KeyError(
+                f"its columns were {', '.join(columns)}"
+            )  # the names stand where Parquet has no checksum
         return found
     except FileNotFoundError:
         raise
@@ -212,22 +220,21 @@ def read_metadata(path, key):
 
 
 def _damaged(path, error):
-    return ValueError(f"{shown(path)} is damaged ({type(error).__name__}: {error}): put the right one back, or delete it to have it made again")
-
-
-# --- fingerprints --------------------------------------------------------------------------------------------------
-
-def digest(content):
-    """Hash of anything JSON can hold, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return ValueError(
+        f"{shown(path)} is damaged ({type(error).__name__}: {error}): put the right one back, or delete it to have it made again"
+    )
 
 
 def file_digest(path):
     """Hash of a file, or of all files of a folder with their names."""
     path = Path(path)
-    files = [path] if path.is_file() else sorted(child for child in path.rglob("*") if child.is_file())
+    files = (
+        [path] if path.is_file() else sorted(child for child in path.rglob("*") if child.is_file())
+    )
     if not files:
-        raise FileNotFoundError(f"{path} does not exist or is empty; `make help` lists the commands that make data")
+        raise FileNotFoundError(
+            f"{path} does not exist or is empty; `make help` lists the commands that make data"
+        )
     found = hashlib.sha256()
     for file in files:
         found.update(str(file.relative_to(path)).encode())
@@ -237,44 +244,56 @@ def file_digest(path):
 
 @functools.cache
 def imported_modules(source):
-    """Helper modules that a Python file imports, directly or through other helpers, as sorted paths."""
-    seen, open_ = set(), [Path(source)]
-    while open_:
-        tree = ast.parse(open_.pop().read_text())
-        for node in ast.walk(tree):
+    """Modules of our two packages that a Python file imports, directly or through others, as sorted paths."""
+    seen, waiting = set(), [Path(source)]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text())):
             names = []
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+            if isinstance(node, ast.ImportFrom) and node.module:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names if alias.name.split(".")[0] == "helpers"]
-            for name in names:
-                parts = name.split(".")[1:2]
-                for path in (PACKAGE / f"{parts[0]}.py", PACKAGE / parts[0] / "__init__.py") if parts else ():
-                    if path.exists() and path not in seen:
-                        seen.add(path)
-                        open_.append(path)
+                names = [alias.name for alias in node.names]
+            for path in filter(None, map(_module_file, names)):
+                if path not in seen:
+                    seen.add(path)
+                    waiting.append(path)
     return tuple(sorted(seen))
+
+
+def _module_file(name):
+    """File of the module that a dotted name is, or is a name in; None for what is not of our packages."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1) if parts[0] in PACKAGES else ():
+        path = SOURCE.joinpath(*parts[:count])
+        if path.with_suffix(".py").exists():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").exists():
+            return path / "__init__.py"
+    return None
 
 
 @functools.cache
 def code_digest(*modules):
-    """Hash of the named helper modules and those that they import, and of the library versions.
+    """Hash of the named modules ("helpers.training.trainer") and those that they import, and of the library versions.
 
-    Comments, layout and docstrings are left out, and so are the modules that determine no value: this one, `locks` and `profiles`.
+    Comments, layout and docstrings are left out, and so are the modules that determine no value (`_VALUELESS`).
     """
-    paths = {PACKAGE / f"{module}.py" for module in modules}
+    paths = {_module_file(module) for module in modules}
     for path in sorted(paths):
         paths.update(imported_modules(path))
-    paths -= {path for path in paths if path.stem in _VALUELESS or path.parent.name in _VALUELESS}
-    dumps = {path.name if path.name != "__init__.py" else path.parent.name: _meaning(path) for path in paths}
-    return digest({"modules": dumps, "libraries": versions()})
+    dumps = {path.relative_to(SOURCE).as_posix(): _meaning(path) for path in paths}
+    dumps = {name: dump for name, dump in dumps.items() if not name.startswith(_VALUELESS)}
+    return storage.digest({"modules": dumps, "libraries": versions()})
 
 
 def _meaning(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
@@ -286,9 +305,7 @@ def versions():
 
 def provenance():
     """What a record says of the place it was made in: processor, GPU where one is used, Python and library versions."""
-    torch = sys.modules.get("torch")
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {}
-    return {"processor": platform.machine(), **gpu, "python": platform.python_version(), **versions()}
+    return storage.provenance(_LIBRARIES)
 
 
 def made_on(place):
@@ -297,6 +314,7 @@ def made_on(place):
 
 
 # --- entries -------------------------------------------------------------------------------------------------------
+
 
 def entry(folder, name, fingerprint, is_ours=True):
     """Path of the entry `name` with this fingerprint under `folder`; it may not exist yet.
@@ -320,9 +338,9 @@ def entry(folder, name, fingerprint, is_ours=True):
 
 def _move_aside(named, aside, fingerprint):
     if fingerprint and _fingerprint_of(aside) == fingerprint:
-        remove(named)  # the same entry was kept before
+        storage.remove(named)  # the same entry was kept before
     else:
-        remove(aside)
+        storage.remove(aside)
         os.replace(named, aside)
 
 
@@ -358,29 +376,32 @@ def frame(folder, name, fingerprint, compute, is_ours=True, **about):
     """The DataFrame stored as `<name>.parquet` under `folder` if its fingerprint fits, else `compute()`, stored whole; `about` goes into its metadata."""
     path = entry(folder, f"{name}.parquet", fingerprint, is_ours)
     if not is_finished(path, fingerprint):
-        write_frame(path, compute(), {"fingerprint": fingerprint, **about})
+        storage.write_frame(path, compute(), {"fingerprint": fingerprint, **about})
     return read_frame(path)
 
 
 def record(profile_name, folder, name, identity, code, compute, is_ours=True):
     """`frame` under the profile's results, or the shipped record of the same identity; a record's fingerprint is its identity and its code."""
-    fingerprint, made, ready = digest({"identity": identity, "code": code}), results(profile_name) / folder, shipped(profile_name) / folder / f"{name}.parquet"
-    if not is_finished(entry(made, f"{name}.parquet", fingerprint, is_ours), fingerprint) and identity_of(ready) == identity:
+    fingerprint, made, ready = (
+        storage.digest({"identity": identity, "code": code}),
+        results(profile_name) / folder,
+        shipped(profile_name) / folder / f"{name}.parquet",
+    )
+    if (
+        not is_finished(entry(made, f"{name}.parquet", fingerprint, is_ours), fingerprint)
+        and identity_of(ready) == identity
+    ):
         return read_frame(ready)
     return frame(made, name, fingerprint, compute, is_ours, identity=identity)
 
 
-def write_frame(path, frame_, metadata=None, schema=None):
-    """Write a DataFrame as Parquet, whole or not at all, with text metadata and checksums, its columns of the types in `schema` if one is given."""
-    table = pa.Table.from_pandas(frame_, schema, preserve_index=False)
-    about = {**(table.schema.metadata or {}), "columns": json.dumps(table.column_names), **(metadata or {})}
-    with whole(path) as beside:
-        pq.write_table(table.replace_schema_metadata(about), beside, compression="zstd", write_page_checksum=True)
-
-
 def write_table(profile_name, name, frame_):
     """Write a tidy table of results, `results/<profile>/tables/<name>.parquet`, one value a row; returns it unchanged."""
-    write_frame(results(profile_name) / "tables" / f"{name}.parquet", frame_, {"date": time.strftime("%Y-%m-%d"), "place": as_json(provenance())})
+    storage.write_frame(
+        results(profile_name) / "tables" / f"{name}.parquet",
+        frame_,
+        {"date": time.strftime("%Y-%m-%d"), "place": as_json(provenance())},
+    )
     return frame_
 
 
@@ -395,7 +416,9 @@ def read_table(profile_name, name):
     """A tidy table that a notebook wrote; FileNotFoundError says which notebooks to run."""
     path = table_path(profile_name, name)
     if not path.exists():
-        raise FileNotFoundError(f"no table {path.relative_to(ROOT)} yet: `make book` runs the notebooks that write it")
+        raise FileNotFoundError(
+            f"no table {path.relative_to(ROOT)} yet: `make book` runs the notebooks that write it"
+        )
     return read_frame(path)
 
 

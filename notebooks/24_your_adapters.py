@@ -1,0 +1,655 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   reads: [adapters, held-out]
+# ---
+
+# %% [markdown]
+# # Your own adapters
+#
+# *Previously,* [the verdict](23_verdict.ipynb) closed the study of six adapters. *Now* the same analysis is one command for any set of LoRA folders that
+# share a base model, and this page says what it reads, what it refuses, what it computes, and how far to trust the answer. The book's own six adapters stand in for yours.
+#
+# **Key takeaways**
+# - One command or one call compares any PEFT LoRA folders, each number with its chance level. What is not of the form $\Delta W = s B A$ is refused by name.
+# - A question without an answer, such as the direction of a zero update, gets NaN and not a number that looks like one.
+# - Counts of {term}`intruder dimensions <intruder dimension>` follow the *length* of an update: read them beside an update of equal length that has no meaning.
+# - A weighted sum of adapters is exact as factors of the summed rank; what a smaller rank loses is a number that one can ask for.
+#
+# You need: [norms and cosines](10_norms.ipynb), [principal angles](11_angles.ipynb). Reads all six runs. Time to run: under a minute, once they exist.
+
+# %% tags=["parameters"]
+profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+
+# %%
+import contextlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+from IPython.utils.capture import capture_output
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+import adapter_geometry
+from adapter_geometry import geometry, spectra, updates
+from adapter_geometry.adapters import load_update
+from adapter_geometry.cli import main
+from adapter_geometry.spectra import THRESHOLD, TOP, BaseWeights
+from adapter_geometry.updates import Factors
+from helpers import profiles, store
+from helpers.analysis import interventions
+from helpers.book import figures
+from helpers.evaluation import answering, statistics
+from helpers.models import loading
+from helpers.training import trainer
+
+study = profiles.load(profile)
+figures.use_style()
+scratch = tempfile.TemporaryDirectory()
+place = Path(scratch.name)
+cache = store.results(study.name) / "decompositions"
+
+# %% [markdown]
+# ## One command, one call
+#
+# In a terminal, with folders or hub names of the form `owner/name` or `owner/name/folder`:
+#
+# ```bash
+# adapter-geometry compare run-a/adapter run-b/adapter third=elsewhere/lora \
+#     --base path/to/base-model --reference run-a --out report
+# ```
+#
+# The first adapter is the *reference* unless another is named; `NAME=FOLDER` gives a name of your own. Without `--base`, everything that needs only the factors
+# is computed; with it, also relative norms, intruder dimensions and {term}`spectral shifts <spectral shift>`; with `--texts FILE`, also losses along paths and {term}`CKA <centred kernel alignment>`. The
+# same from Python is one function, which takes a dictionary of folders:
+
+# %%
+folders = {name: trainer.train(study, study.runs[name]) / "adapter"
+           for name in study.main_runs}
+base = place / "base"
+for part in (loading.load_model(study), loading.load_tokenizer(study)):
+    part.save_pretrained(base)
+found = adapter_geometry.compare_adapters(folders, base=base, reference="sft",
+    cache=cache)
+
+# %%
+print(found.summary())
+
+# %% [markdown]
+# Each line ends in pairs: a number, then where chance would put it. *By chance, up to* is the upper end of the band of unrelated updates with the same spectra; *by chance, from* is the lower end of
+# the band of random subspaces, so a cosine speaks when it is above the first and an angle when it is below the second.
+
+# %%
+cosine = found.tables["cosine"].query("scope == 'global' and run_a == 'sft'").set_index(
+    "run_b")
+inside = cosine.index[(cosine.cosine >= cosine.chance_low)
+                      & (cosine.cosine <= cosine.chance_high)]
+angles = found.tables["angles"].query(
+    "side == 'left' and index == 1 and run_a == 'sft'").groupby("run_b")[["degrees",
+        "chance_low"]].median()
+near = angles.index[angles.degrees < angles.chance_low]
+listed = [", ".join(figures.LABELS[run] for run in runs) or "none" for runs in (inside,
+        near)]
+Markdown(f"Of the {len(cosine)} others, the cosine with SFT lies within its band for: "
+         f"{listed[0]}. The median smallest angle with SFT lies below its band for: "
+         f"{listed[1]}.")
+
+# %% [markdown]
+# An adapter in the first list and in the second shares directions with SFT and yet has no cosine with it. The page on [angles](11_angles.ipynb) explains how both can be true.
+#
+# ## What is read
+#
+# A PEFT folder {cite:p}`mangrulkar2022peft` holds a configuration and a file of factors. The rank $r_m$ and the numerator $\alpha_m$ may differ from module to module (`rank_pattern`, `alpha_pattern`), and
+# rank-stabilised LoRA {cite:p}`kalajdzievski2023rslora` divides by a root. So each module $m$ has its own scale,
+#
+# ```{math}
+# :label: eq-adapters-scale
+# \Delta W_m = s_m B_m A_m , \qquad s_m = \frac{\alpha_m}{r_m} \quad\text{or, with rsLoRA,}\quad s_m = \frac{\alpha_m}{\sqrt{r_m}} .
+# ```
+#
+# An adapter with all three, made by PEFT and read back:
+
+# %%
+config = LoraConfig(r=8, lora_alpha=16, use_rslora=True,
+                    target_modules=["q_proj", "v_proj"],
+                    rank_pattern={"layers.0.self_attn.q_proj": 2},
+                    alpha_pattern={"v_proj": 4}, task_type="CAUSAL_LM")
+get_peft_model(loading.load_model(study), config).save_pretrained(place / "patterns")
+read = adapter_geometry.load_update(place / "patterns")
+rows = [{"module": module, "rank": factors.A.shape[0], "scale": factors.scale}
+        for module, factors in read.items()]
+figures.table(pd.DataFrame(rows).head(4))
+
+# %% [markdown]
+# Adapters with different modules are compared on those that all have, and the report names what was left out. Ranks may differ too. The patterned adapter beside SFT:
+
+# %%
+both, left_out = adapter_geometry.common_modules({"sft": load_update(folders["sft"]),
+        "patterns": read})
+Markdown(f"In common: {len(both['sft'])} modules. Left out of SFT: "
+         f"{len(left_out['sft'])}, for example `{left_out['sft'][0]}`; left out of "
+         f"the other: {len(left_out['patterns'])}.")
+
+# %% [markdown]
+# ## What is refused
+#
+# Everything on these pages is algebra on $s B A$. DoRA rescales columns of the sum, trained biases and embeddings are not matrices of that form, and a NaN spoils every sum that it enters. A tool that
+# quietly left such parts out would compare something other than the models. So the folder is refused, with the file, the reason and a way out:
+
+# %%
+def damaged(name, change, **settings):
+    """A copy of SFT's adapter with other settings and a change made to its weights."""
+    folder = shutil.copytree(folders["sft"], place / name)
+    configuration = folder / "adapter_config.json"
+    configuration.write_text(json.dumps(json.loads(configuration.read_text())
+            | settings))
+    weights = load_file(folder / "adapter_model.safetensors")
+    change(weights, next(key for key in weights if "lora_B" in key))
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+damaged("dora", lambda weights, key: None, use_dora=True)
+damaged("diverged", lambda weights, key: weights[key].view(-1)[:1].fill_(torch.nan))
+damaged("incomplete", lambda weights, key: weights.pop(key))
+damaged("mixed-up", lambda weights, key: None, r=study.lora.rank + 1)
+
+# %%
+for name in ("dora", "diverged", "incomplete", "mixed-up", "missing"):
+    try:
+        adapter_geometry.load_update(place / name)
+    except (adapter_geometry.AdapterError, FileNotFoundError) as error:
+        print(f"{type(error).__name__}: {str(error).replace(f'{place}/', '')}\n")
+
+# %% [markdown]
+# The list of refusals is longer: broken JSON, another `peft_type`, factors of convolutions, a truncated file, a link that leads out of its folder, no common module, two adapters of one name, and a `.bin` file, which is a
+# pickle and can run code when it is opened; its message holds the command that converts it. No code from a folder or from the hub is ever run. On the command line the message goes to the error stream, and the exit code is 2:
+
+# %%
+with contextlib.redirect_stderr(sys.stdout):
+    try:
+        main(["compare", str(folders["sft"])])
+    except SystemExit as stopped:
+        print("exit code", stopped.code)
+
+# %% [markdown]
+# A different base model named in the configurations is a *warning* and no refusal: the matrices can be compared, and whether that means anything is for you to judge.
+#
+# ## Stored as they are, computed in float64
+#
+# Factors keep the type in which they are stored: each bfloat16 number is exactly a float64 number, so reading loses nothing. All sums are in float64, because the interesting quantities are often small differences of large
+# ones. The distance between two updates from their inner products, for example, is
+#
+# ```{math}
+# :label: eq-adapters-distance
+# \lVert \Delta W_1 - \Delta W_2 \rVert^2 = \lVert \Delta W_1 \rVert^2 - 2 \langle \Delta W_1, \Delta W_2 \rangle + \lVert \Delta W_2 \rVert^2 ,
+# ```
+#
+# and if the two differ by a part in $10^5$, all but one part in $10^{10}$ cancels. Here is {eq}`eq-adapters-distance` for one module and a copy that is longer by such a part, in both types:
+
+# %%
+adapters = {name: load_update(folder) for name, folder in folders.items()}
+module, factors = next(iter(adapters["sft"].items()))
+
+
+def distance(dtype):
+    """Relative distance of the module's update and a copy that is longer by a part in 10^5, from their inner products."""
+    B, A = factors.B.to(dtype), factors.A.to(dtype)
+    longer = B * (1 + 1e-5)
+    own, both, other = (float((one.T @ two * (A @ A.T)).sum()) for one,
+                        two in ((B, B), (B, longer), (longer, longer)))
+    return max(own - 2 * both + other, 0) ** 0.5 / own ** 0.5
+
+
+Markdown(f"The relative distance, true value 1.00e-05: "
+         f"**{distance(torch.float32):.2e}** in float32, "
+         f"**{distance(torch.float64):.2e}** in float64.")
+
+# %% [markdown]
+# ## When there is no answer
+#
+# Mathematics leaves some questions open, and a program must not close them by accident. The rules are: a zero update has no direction, hence no cosine, no angles, no effective rank. An update of rank
+# below $k$ takes part with the whole space that it has, and the angles beyond it are NaN. Where singular values are equal, single vectors mean nothing, though a subspace still may: the top $k$ vectors span a definite
+# subspace only if $\sigma_k > \sigma_{k+1}$. Beside one ordinary module of SFT:
+
+# %%
+column = torch.arange(factors.B.shape[1])
+(Q, _), (P, _) = torch.linalg.qr(factors.B.double()), torch.linalg.qr(
+    factors.A.double().T)
+cases = {"ordinary": adapters["dpo"][module], "zero": Factors(0 * factors.B, factors.A,
+        factors.scale), "rank one": Factors(factors.B * (column < 1), factors.A,
+        factors.scale), "all singular values equal": Factors(Q, P.T, 1.0)}
+compared = geometry.compare({"sft": {module: factors}} | {name: {module: case} for name,
+        case in cases.items()})
+degenerate = pd.DataFrame({"second update": list(cases),
+                           "cosine": geometry.stacked_cosine(compared)[0][0, 1:],
+                           "effective rank":
+                           geometry.effective_rank(compared.singular_values[0, 1:]),
+                           f"defined angles, of {compared.angles['left'].shape[-1]}":
+                           np.isfinite(compared.angles["left"][0, 0, 1:]).sum(-1),
+                           "first left vectors": compared.first["left"][0, 0, 1:]})
+figures.table(degenerate)
+
+# %% [markdown]
+# The last line has a cosine, since all of it is there to be multiplied, and no angles, since any $k$ of its directions are as good as any others.
+#
+# ## What an update does to the spectrum
+#
+# So far the base model was only a yardstick. A different question is how $W_0 + \Delta W$ looks from within: {cite:t}`shuttleworth2024intruder` compare the singular vectors of the trained matrix with those of the old one, and
+# call a leading vector that resembles none of them an {term}`intruder dimension`. With $u_j$ the left singular vectors of $W_0$ and $u'_i$ those of $W_0 + \Delta W$, the count is
+#
+# ```{math}
+# :label: eq-adapters-intruders
+# \#\Big\{ i \le 10 : \; \max_j \lvert \langle u_j, u'_i \rangle \rvert < \tfrac12 \Big\} .
+# ```
+#
+# And the normalised {term}`spectral shift` says how far the singular values moved,
+#
+# ```{math}
+# :label: eq-adapters-shift
+# \frac{\lVert \sigma(W_0 + \Delta W) - \sigma(W_0) \rVert}{\lVert \sigma(W_0) \rVert} .
+# ```
+#
+# Done densely, each needs the decomposition of every $W_0 + \Delta W$, for each adapter anew. The decomposition of $W_0 = U S V^\top$ has to be computed only once, and then the rank of the update helps: in the singular frame of the base,
+#
+# ```{math}
+# :label: eq-adapters-frame
+# U^\top (W_0 + \Delta W) V = S + P Q^\top , \qquad P = s\, U^\top B , \quad Q = V^\top A^\top ,
+# ```
+#
+# a diagonal matrix plus one of rank $r$. Multiplying a vector by {eq}`eq-adapters-frame` costs $O(r d)$ instead of $O(d^2)$, so that an iterative solver finds the leading $r + 10$ singular values and vectors cheaply. And in this frame the old singular
+# vectors are the axes: the overlaps $\langle u_j, u'_i \rangle$ of {eq}`eq-adapters-intruders` are the *entries* of the new vectors, with nothing more to compute. The frame in code, for one module:
+
+# %%
+weights = BaseWeights(base, cache)
+U, S, V = (part.double() for part in weights.decomposition(module))
+P, Q = factors.scale * U.T @ factors.B.double(), V.T @ factors.A.double().T
+trained = weights.weight(
+    module).double() + factors.scale * factors.B.double() @ factors.A.double()
+error = (U.T @ trained @ V - torch.diag(S) - P @ Q.T).abs().max()
+Markdown(f"Largest error of {{eq}}`eq-adapters-frame` in `{module}`, whose "
+         f"decomposition is kept in float32: {float(error):.0e}.")
+
+# %% [markdown]
+# The singular values behind the leading ones are not computed but estimated, by the first-order change $\sigma_i + (P Q^\top)_{ii}$. What is known of them for certain {cite:p}`horn2013matrix` is Weyl's bound and interlacing,
+#
+# ```{math}
+# :label: eq-adapters-bounds
+# \lvert \sigma'_i - \sigma_i \rvert \le \lVert \Delta W \rVert_2 , \qquad \sigma_{i+r} \le \sigma'_i \le \sigma_{i-r} ,
+# ```
+#
+# and each estimate is moved into the interval that {eq}`eq-adapters-bounds` allows. How wide these intervals are is the column `shift_error`. A third bound concerns the sum, $\lVert \sigma' - \sigma \rVert \le \lVert \Delta W \rVert_F$: the shift can never exceed the relative norm.
+#
+# These are guarantees for the worst case. Our matrices are small enough to look at what happened, by a dense decomposition of every module of two runs:
+
+# %%
+intruders = store.write_table(profile, "intruders", found.tables["intruders"])
+rows = []
+for run in ("sft", "dpo"):
+    for module, factors in adapters[run].items():
+        old, U = weights.weight(module).double(), weights.decomposition(module)[
+            0].double()
+        left, new, _ = torch.linalg.svd(old + factors.scale
+                                        * factors.B.double() @ factors.A.double())
+        layer, projection = updates.layer_and_projection(module)
+        rows.append({"run": run, "layer": layer, "projection": projection,
+                     "dense shift": float((new - torch.linalg.svdvals(old)).norm()
+                                          / old.norm()),
+                     "dense count":
+                     int(((U.T @ left[:, :TOP]).abs().amax(0) < THRESHOLD).sum())})
+dense = pd.DataFrame(rows).merge(intruders)
+dense["error"] = (dense.spectral_shift - dense["dense shift"]).abs()
+dense["wrong counts"] = (dense["count"] != dense["dense count"]).astype(int)
+how = {"wrong counts": "sum", "dense shift": "mean", "spectral_shift": "mean",
+       "error": "max", "shift_error": "mean"}
+check = dense.groupby("run", sort=False).agg(how)
+figures.table(check.reset_index().rename(columns={"spectral_shift": "estimated shift",
+        "error": "largest error", "shift_error": "mean bound"}))
+
+# %%
+worst = dense.loc[dense.error.idxmax()]
+Markdown(f"Counts of intruders agree in {int((dense['wrong counts'] == 0).sum())} of "
+         f"{len(dense)} modules. The estimated shift misses the dense one by at most "
+         f"{dense.error.max():.4f}, in a module where it is "
+         f"{worst['dense shift']:.4f}. The bound is "
+         f"{dense.shift_error.mean() / dense.error.mean():,.0f} times the mean error: "
+         f"for a rank that is no small part of the width, as here, it says little.")
+
+# %% [markdown]
+# ## Intruders, and what chance would give
+#
+# What would an update of the same length and the same spectrum do if it had no meaning at all? Turn its outputs: $Q\,\Delta W$ with a {term}`Haar rotation` $Q$ of the module's output space keeps the norm, all singular values and all right vectors. If the turned outputs
+# have no preferred direction, $u_i^\top Q\, \Delta W\, v_i$ has variance $\lVert \Delta W v_i \rVert^2 / d_\text{out}$, and summed over a whole basis of $v_i$ the first-order shift is about
+#
+# ```{math}
+# :label: eq-adapters-chance
+# \frac{1}{\sqrt{d_\text{out}}} \, \frac{\lVert \Delta W \rVert}{\lVert W_0 \rVert} .
+# ```
+
+# %%
+copies = {run: interventions.rotated(update, "left", number) for number,
+          (run, update) in enumerate(adapters.items())}
+by_chance = spectra.intruders_table(copies, weights)
+
+# %%
+sizes = found.tables["updates"].query("layer >= 0").groupby("run").relative_norm.mean()
+ours, null = (table.groupby("run")[["count", "spectral_shift"]].agg({"count": "sum",
+        "spectral_shift": "mean"}) for table in (intruders, by_chance))
+width = compared.modules.d_out.iloc[0]
+spectrum = pd.DataFrame({"intruders": ours["count"], "intruders, turned": null["count"],
+                         "spectral shift": ours.spectral_shift,
+                         "shift, turned": null.spectral_shift, "by the formula": sizes
+                         / np.sqrt(width), "relative norm": sizes}).loc[list(folders)]
+spectrum.rename_axis("run").reset_index().style.format(precision=4).hide()
+
+# %%
+possible = TOP * len(adapters["sft"])
+ratio = spectrum["spectral shift"] / spectrum["shift, turned"]
+having = ", ".join(figures.LABELS[run] for run in spectrum.index[spectrum.intruders
+        > 0]) or "none"
+Markdown(f"Of {possible} leading vectors a run, at most {spectrum.intruders.max()} are "
+         f"intruders (runs with any: {having}); turned outputs give at most "
+         f"{spectrum['intruders, turned'].max()}. The mean shift is {ratio.min():.2f} "
+         f"to {ratio.max():.2f} times that of the turned update, and at most "
+         f"{(spectrum['spectral shift'] / spectrum['relative norm']).max():.0%} of "
+         f"what an update of its relative norm could do.")
+
+# %% mystnb={"image": {"alt": "Strips of dots, one for each module, of the normalised spectral shift of six objectives on a logarithmic scale, with the range of updates with turned outputs in grey"}, "figure": {"caption": "Normalised spectral shift {eq}`eq-adapters-shift`, one dot a module, bar: median. Grey: the range over modules of the same updates with turned outputs, one draw.", "name": "fig-adapters-shift"}}
+dots = {run: intruders[intruders.run == run].spectral_shift.to_numpy()
+        for run in folders}
+bands = {run: tuple(by_chance[by_chance.run == run].spectral_shift.agg(["min", "max"]))
+         for run in folders}
+figures.strips({"": dots}, "spectral shift", {"": bands}, log=True);
+
+# %%
+above = {run: int((dots[run] > bands[run][1]).sum()) for run in folders}
+Markdown("Modules in {numref}`fig-adapters-shift` that lie above the whole range of "
+         "the turned updates: " + ", ".join(f"{figures.LABELS[run]} {count} of "
+                                            f"{len(dots[run])}" for run,
+        count in above.items()) + f". If trained and turned modules were alike, "
+                                  f"{len(dots['sft']) / (len(dots['sft']) + 1):.1f} a "
+                                  f"run would be expected there.")
+
+# %% [markdown]
+# The formula {eq}`eq-adapters-chance` is of first order and tends to be too low: it leaves out that an update also pushes the leading values up, whatever its direction, and the column of the table inherits the errors of the estimates checked above.
+#
+# A dot well above the grey says that an update is aligned with the base's own singular directions: it strengthens or weakens what was there more than a stranger of its size would. That is a statement about direction, made after length was taken out. The counts of intruders need the same care.
+# A rank-$r$ update brings a vector of its own to the top when its singular values are as large as the base's leading ones, whatever it points at. So let us make two updates longer, both as trained and with turned outputs, and set them to the *same* length:
+
+# %%
+total = np.linalg.norm([float(weights.weight(module).double().norm())
+                        for module in adapters["sft"]])
+rows = []
+for share in (12.5, 25, 50, 100):
+    for name in ("sft", "dpo"):
+        for heading, update in (("as trained", adapters[name]),
+                                ("outputs turned", interventions.rotated(adapters[name],
+                "left"))):
+            stretched = updates.combine([update],
+                                        [share / 100 * total / updates.norm(update)])
+            counted = spectra.intruders_table({name: stretched}, weights)
+            rows.append({"panel": heading, "run": name, "share": share,
+                         "count": counted["count"].mean()})
+stretched = pd.DataFrame(rows)
+
+# %% mystnb={"image": {"alt": "Two panels of intruder dimensions a module against the norm of the update as a percentage of the base's, for SFT and DPO as trained and with turned outputs; all lines rise"}, "figure": {"caption": "Intruder dimensions a module, of ten possible, when the updates of SFT and DPO are stretched to the same norm; left as trained, right with turned outputs.", "name": "fig-adapters-stretched"}}
+panels = {heading: rows for heading, rows in stretched.groupby("panel", sort=False)}
+figures.lines_of_runs(panels, "share", "count", "norm of the update, % of the base's",
+                      "intruders a module");
+
+# %%
+means = stretched.pivot_table(index="share", columns="panel", values="count")
+longest = stretched[stretched.share == stretched.share.max()].set_index(["panel",
+        "run"])["count"]
+Markdown(f"From the shortest to the longest the mean count goes from "
+         f"{means['as trained'].iloc[0]:.2f} to {means['as trained'].iloc[-1]:.2f} as "
+         f"trained, and from {means['outputs turned'].iloc[0]:.2f} to "
+         f"{means['outputs turned'].iloc[-1]:.2f} with turned outputs. At the largest "
+         f"norm SFT has {longest['as trained', 'sft']:.2f} and DPO "
+         f"{longest['as trained', 'dpo']:.2f}.")
+
+# %% [markdown]
+# In {numref}`fig-adapters-stretched` the count is first of all a measure of length. Where the right panel is as high as the left, training has brought no more strangers to the top than a meaningless update of that size. Two adapters may be compared by {eq}`eq-adapters-intruders` only at equal norms, or each beside its own
+# turned copy; and with a threshold of one half, a count of zero says that no leading vector is *mostly* new, not that none has changed.
+#
+# ## Merging done right
+#
+# A weighted sum of updates is one update whose factors stand side by side, which the page on [connectivity](13_connectivity.ipynb) derives together with the error of PEFT's `"linear"`. Here PEFT itself merges SFT and DPO half and half, in three of its ways; the merged adapters are saved, read back, and compared with the exact sum.
+
+# %%
+halves = adapter_geometry.combine([adapters["sft"], adapters["dpo"]], [0.5, 0.5])
+model = PeftModel.from_pretrained(loading.load_model(study), folders["sft"],
+                                  adapter_name="sft")
+model.load_adapter(folders["dpo"], adapter_name="dpo")
+rows = []
+for way in ("linear", "svd", "cat"):
+    model.add_weighted_adapter(["sft", "dpo"], [0.5, 0.5], way, combination_type=way)
+    model.save_pretrained(place / "merged", selected_adapters=[way])
+    merged = adapter_geometry.load_update(place / "merged" / way)
+    rows.append({"combination_type": way,
+                 "rank": next(iter(merged.values())).A.shape[0],
+                 "relative norm": updates.norm(merged) / updates.norm(halves),
+                 "relative error":
+                 updates.norm(adapter_geometry.combine([merged, halves], [1, -1]))
+                 / updates.norm(halves)})
+ways = pd.DataFrame(rows).set_index("combination_type")
+ways.reset_index().style.format({"relative norm": "{:.3f}",
+                                 "relative error": "{:.1e}"}).hide()
+
+# %%
+Markdown(f"`linear` is another matrix, off by "
+         f"**{ways['relative error']['linear']:.0%}** of the sum's norm and "
+         f"{ways['relative norm']['linear']:.2f} times as long. `cat` is the exact "
+         f"sum, up to rounding. `svd` is the best approximation of the old rank, off "
+         f"by {ways['relative error']['svd']:.2%}.")
+
+# %% [markdown]
+# The exact sum has the summed rank. `adapter_geometry.compress` brings it down again, module by module, with the best approximation that a rank allows, and says what share of the squared norm is lost. By the theorem of Eckart and Young {cite:p}`horn2013matrix` that is
+#
+# ```{math}
+# :label: eq-adapters-lost
+# \frac{\sum_m \sum_{i > \rho} \sigma_{m,i}^2}{\sum_m \sum_i \sigma_{m,i}^2}
+# ```
+#
+# for a rank of $\rho$ in every module. Its yardstick is again a sum of unrelated updates: the same two, the second with outputs *and* inputs turned. (With the outputs alone turned, two runs from one initial $A$ would still share their inputs, and the sum of such a pair needs no more directions on that side.)
+# Both updates are brought to length one before they are added.
+
+# %%
+def added(first, second):
+    """The sum of two updates, each brought to length one."""
+    return adapter_geometry.combine([first, second],
+                                    [1 / updates.norm(first), 1 / updates.norm(second)])
+
+
+pairs = {}
+for other in ("rft", "dpo"):
+    pairs[f"SFT + {figures.LABELS[other]}"] = added(adapters["sft"], adapters[other])
+    pairs[f"SFT + {figures.LABELS[other]}, turned"] = added(adapters["sft"],
+        interventions.rotated(interventions.rotated(adapters[other], "left", 1),
+                              "right", 2))
+
+# %%
+rank = study.lora.rank
+ranks = sorted({max(1, round(share * rank)) for share in (0.0625, 0.125, 0.25, 0.5,
+        0.75, 1, 1.25, 1.5, 2)})
+rows = [{"run": name, "rank": kept, "lost": adapter_geometry.compress(update, kept)[1]}
+        for name, update in pairs.items() for kept in ranks]
+lost = pd.DataFrame(rows)
+
+# %% mystnb={"image": {"alt": "Four falling curves of the share of the squared norm that is lost against the rank kept, for the sums of SFT with RFT and with DPO, each as trained and with the second update turned"}, "figure": {"caption": "Energy that a sum of two updates loses when it is compressed to a rank, by {eq}`eq-adapters-lost`; *turned*: the second update with turned outputs and inputs.", "name": "fig-adapters-lost"}}
+figures.lines_of_runs({"": lost}, "rank", "lost", "rank that is kept",
+                      "share of the squared norm lost");
+
+# %%
+at_rank = lost[lost["rank"] == rank].set_index("run").lost
+Markdown(f"At the rank of one adapter, {rank}, the sum of SFT and RFT loses "
+         f"{at_rank['SFT + RFT']:.2%} of its energy where unrelated ones lose "
+         f"{at_rank['SFT + RFT, turned']:.2%}; SFT and DPO lose "
+         f"{at_rank['SFT + DPO']:.2%}, and {at_rank['SFT + DPO, turned']:.2%} "
+         f"unrelated.")
+
+# %% [markdown]
+# In {numref}`fig-adapters-lost`, a curve well below its turned twin belongs to updates that share directions, on either side, so that their sum needs less room. With one initial $A$ part of that is [there by construction](11_angles.ipynb).
+#
+# Without the equal lengths the energy can mislead. The large singular values are kept first, and they belong to the longer update; the whole of a short one may be less than what is lost. The sum of SFT and DPO as they are:
+
+# %%
+plain = adapter_geometry.combine([adapters["sft"], adapters["dpo"]], [1, 1])
+short = updates.norm(adapters["dpo"]) ** 2 / updates.norm(plain) ** 2
+gone = {kept: adapter_geometry.compress(plain, kept)[1] for kept in (rank, rank // 2)}
+Markdown(f"DPO's whole update has {short:.1%} of the energy of that sum. "
+         + " ".join(f"At rank {kept} the sum loses {value:.2%} of its energy, which is "
+                    f"{value / short:.0%} of DPO's." for kept, value in gone.items()))
+
+# %% [markdown]
+# A loss that is small for the sum can be large for one of its parts, so measure it against the part that you care about.
+#
+# ## From factors back to a folder
+#
+# `adapter_geometry.export_adapter` writes any update as a folder that PEFT loads. The test is the model's own: the logits of the loaded adapter against those of the base with the exact sum written into its weights.
+
+# %%
+adapter_geometry.export_adapter(halves, place / "halves")
+loaded = PeftModel.from_pretrained(loading.load_model(study), place / "halves").eval()
+bare = loading.load_model(study)
+tokens = torch.randint(bare.config.vocab_size, (4, 32),
+                       generator=torch.Generator().manual_seed(0)).to(bare.device)
+with torch.no_grad():
+    untouched = bare(tokens).logits
+    updates.put(bare, updates.weights_of(bare, halves), halves)
+    difference, effect = (float((bare(tokens).logits - other).abs().max())
+                          for other in (loaded(tokens).logits, untouched))
+Markdown(f"The largest difference of a logit is {difference:.0e}; the update itself "
+         f"changes logits by up to {effect:.2g}.")
+
+# %% [markdown]
+# The two differ by rounding, because PEFT multiplies $x$ by $A$ and then by $B$ while `updates.put` adds the product to the weights first.
+#
+# ## What the report holds
+#
+# With `--out`, or `found.write(folder)`, the tables are written as Parquet files, tidy, one value a row, and with them one HTML file that needs nothing else: its figures are inside, its texts are escaped, and it says which library versions made it.
+
+# %%
+page = found.write(place / "report")
+headings = re.findall(r"<h2>(.*?)</h2>", page.read_text())
+contents = [{"table": name, "rows": len(table), "columns": ", ".join(table.columns)}
+            for name, table in found.tables.items()]
+display(Markdown(f"`{page.name}`, {page.stat().st_size / 2**20:.1f} MiB, with the "
+                 f"sections: {'; '.join(headings)}."),
+        pd.DataFrame(contents).style.hide().set_properties(**{"text-align": "left"}))
+
+# %% [markdown]
+# The tables have the columns of the book's own, so every figure of these pages can be drawn from them. For losses along paths and CKA the tool needs texts, ten or more, as JSON lines with `prompt` and `completion`. The ten shortest of the teacher's held-out rollouts show the form; a statement needs hundreds.
+
+# %%
+texts, tokenizer = answering.held_out(study, 50).nsmallest(10,
+    "tokens"), loading.load_tokenizer(study)
+lines = [json.dumps({part: tokenizer.decode(getattr(row, f"{part}_ids"))
+                     for part in ("prompt", "completion")})
+         for row in texts.itertuples()]
+(place / "texts.jsonl").write_text("\n".join(lines))
+with capture_output():  # the progress bars
+    with_texts = adapter_geometry.compare_adapters(
+        {name: folders[name] for name in ("sft", "dpo")}, base=base,
+        texts=place / "texts.jsonl", cache=cache)
+figures.table(with_texts.tables["barriers"].drop(columns="metric"))
+
+# %% [markdown]
+# Each line is one path, from the reference to another adapter or to the base, with its {term}`barrier` above the {term}`chord` and above the mean of the ends.
+#
+# ## Larger models
+#
+# For $n$ adapters of rank $r$, all pairs on all modules cost in multiplications, from the factors and densely (without any dense decomposition, which would cost far more),
+#
+# ```{math}
+# :label: eq-adapters-cost
+# \sum_m (n r)^2 (d_\text{out} + d_\text{in}) \qquad\text{and}\qquad \sum_m \Big( n r + \tfrac{n (n + 1)}{2} \Big)\, d_\text{out}\, d_\text{in} .
+# ```
+#
+# The authors of {cite:t}`nikolich2026geometry` released 28 adapters of rank 32 on a model of 4 billion parameters with 36 layers:
+
+# %%
+shapes = np.array([(4096, 2560), (1024, 2560), (1024, 2560), (2560, 4096)])
+rows = []
+for count in (len(folders), 28):
+    thin = 36 * float(((count * 32) ** 2 * shapes.sum(1)).sum())
+    full = 36 * float(((count * 32 + count * (count + 1) / 2) * shapes.prod(1)).sum())
+    stored = count * 36 * 32 * shapes.sum() * 4 / 1e9
+    rows.append({"adapters": count, "from factors": thin, "densely": full,
+                 "factors in float32, GB": stored})
+pd.DataFrame(rows).style.format({"from factors": "{:.1e}", "densely": "{:.1e}",
+                                 "factors in float32, GB": "{:.2f}"}).hide()
+
+# %% [markdown]
+# By {eq}`eq-adapters-cost` the factors win as long as $n r$ is well below the width; the angles and spectra, which densely would each take a decomposition of a large matrix, are then almost free. The stored factors are mapped from their files and not copied into memory, so the system may drop them and fetch them again, and modules are converted to float64 a few at a time: 28 adapters need no more memory than six.
+# `make benchmark` times six such adapters on your machine. Intruders are the slow part with `--base`: each $W_0$ is decomposed once, and the decompositions are kept under `results/decompositions/` by a hash of the weights, so that the next comparison on the same base begins with them.
+#
+# ## How to read your results
+#
+# 1. **Band first, number second.** A cosine of .05 can be far outside its band and an angle of 80 degrees well inside. Bands depend on width, rank and spectrum, so numbers from different models are compared by their distance from their own bands.
+# 2. **Ask how $A$ was drawn.** PEFT starts with $B = 0$ and a random $A$. Runs with one initial $A$ share their right (input) subspaces [by construction](11_angles.ipynb), whatever they learnt; the band of the right angles takes each run's own $A$ as given and so accounts for it. Look at the left side for what training chose.
+# 3. **Length is not direction.** A cosine is blind to length, an intruder count and a barrier are not. Before a short update is called different, stretch it to the length of the other.
+# 4. **One seed proves little.** Modules of one run are not independent runs. Two seeds of one method tell how large a difference between two methods has to be; without them, a difference is an observation about two files.
+# 5. **Geometry is not behaviour.** That two updates are orthogonal doesn't say that the models answer differently. That needs [paired tests](09_evaluation.ipynb) on the same problems.
+#
+# ## The paper's numbers beside ours
+#
+# The paper reports neither intruders nor spectral shifts. What it does report of directions and lengths, the command gives for our adapters as
+
+# %%
+paper = {"rft": (".977", "2.82"), "rift": (".967", "3.04"), "dft": (".572", "–"),
+         "offline-grpo": ("about .74", "–"), "dpo": (".057 to .065", "2.84 / 13")}
+norms = found.tables["updates"].query("layer == -1").set_index("run").norm
+beside = pd.DataFrame([{"run": run, "cosine with SFT, paper": stated,
+                        "cosine, ours": cosine.cosine[run],
+                        "by chance, up to": cosine.chance_high[run],
+                        "norm, paper": length, "norm, ours": norms[run]} for run,
+                       (stated, length) in paper.items()])
+figures.table(beside)
+
+# %%
+order, low, high = statistics.rank_correlation(beside["cosine, ours"],
+    [.977, .967, .572, .74, .06])
+Markdown(f"The rank correlation of the two columns of cosines is {order:+.2f}, that of "
+         f"random orders {low:+.2f} to {high:+.2f}. SFT's norm is {norms['sft']:.2f} "
+         f"here and 2.84 in the paper; over DPO's it is "
+         f"{norms['sft'] / norms['dpo']:.1f} here and 13 there.")
+
+# %%
+scratch.cleanup()
+
+# %% [markdown]
+# ## Try it
+#
+# 1. Compare `sft` with an adapter that is SFT's in another gauge: $(B M, M^{-1} A)$ for a random invertible $M$, written by `adapter_geometry.export_adapter`. What do you expect of the cosine, and of a cosine of the flattened factors?
+#
+# ````{dropdown} What happens
+# The tool's cosine is 1 up to the rounding of the file, and all angles are zero in the same sense, because the update is the same matrix. The cosine of the flattened factors is some other number that depends on $M$; the page on [norms](10_norms.ipynb) shows how misleading it can be.
+# ````
+#
+# 2. Export `halves` with `dtype=torch.bfloat16` and measure the relative error of what `adapter_geometry.load_update` reads back. Is it large beside the loss of a compression?
+#
+# ````{dropdown} What to expect
+# A bfloat16 number has 8 significant bits, so each entry is off by up to a part in 500, at random, and the update by about two parts in 1000 of its norm. Squared, that is a few millionths of the energy: compare it with the loss at your rank in {numref}`fig-adapters-lost`.
+# ````
+#
+# 3. Give the tool two adapters trained from different seeds of the initial $A$. Which bands change, the left or the right ones?
+#
+# ````{dropdown} Answer
+# The right ones. With one $A$ for all, the right subspaces of unrelated runs are random within one space of dimension $r$; with two, within two spaces that are random to each other, so that the band moves up towards 90 degrees, where the left one is already.
+# ````
+#
+# ## Summary
+#
+# Folders in, numbers with their chance levels out. Updates are read with each module's own rank and scale {eq}`eq-adapters-scale`; what is not such an update is refused; what is not defined is NaN. Intruders and shifts come from a diagonal matrix plus a thin product, checked here against dense decompositions, and grow with length for any update. Sums are exact
+# as factors, and compression tells what it costs. The rest of the book is how to read what comes out.

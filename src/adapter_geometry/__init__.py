@@ -1,0 +1,59 @@
+"""Geometry of LoRA updates: directions, angles, norms, ranks and paths, each beside what chance gives.
+
+    import adapter_geometry
+
+    report = adapter_geometry.compare_adapters(["run-a/adapter", "run-b/adapter"])
+    print(report.summary())
+    report.tables["cosine"]
+
+The names below are stable. They are imported when they are first asked for: torch takes seconds that
+`adapter-geometry --help` need not wait for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adapter_geometry.adapters import (
+        AdapterError,
+        common_modules,
+        export_adapter,
+        load_update,
+    )
+    from adapter_geometry.chance import compare_by_chance
+    from adapter_geometry.geometry import Comparison, compare
+    from adapter_geometry.report.comparison import Report, compare_adapters
+    from adapter_geometry.spectra import BaseWeights
+    from adapter_geometry.updates import Factors, combine, compress
+
+__all__ = [
+    "AdapterError",
+    "BaseWeights",
+    "Comparison",
+    "Factors",
+    "Report",
+    "combine",
+    "common_modules",
+    "compare",
+    "compare_adapters",
+    "compare_by_chance",
+    "compress",
+    "export_adapter",
+    "load_update",
+]
+
+_MODULES = {
+    "adapters": ("AdapterError", "common_modules", "export_adapter", "load_update"),
+    "chance": ("compare_by_chance",),
+    "geometry": ("Comparison", "compare"),
+    "report.comparison": ("Report", "compare_adapters"),
+    "spectra": ("BaseWeights",),
+    "updates": ("Factors", "combine", "compress"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

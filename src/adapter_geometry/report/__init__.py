@@ -1,0 +1,1 @@
+"""From adapters to tables, a summary for the terminal, and a page in HTML."""

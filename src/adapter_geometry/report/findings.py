@@ -1,0 +1,34 @@
+"""What a comparison of adapters found, as data: what the summary and the page are made from."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from adapter_geometry.geometry import Comparison
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured of the adapters that were compared.
+
+    `tables` are tidy DataFrames by name; each is described by the function that makes it.
+    """
+
+    folders: dict[str, str]  # name -> where the adapter was read
+    reference: str
+    compared: Comparison
+    tables: dict[str, pd.DataFrame]
+    left_out: dict[str, list[str]]  # name -> modules that not all adapters have
+    warnings: list[str]
+    base: str | None = None
+    settings: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # name -> PEFT's configuration
+
+
+def with_reference(findings: Findings, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table of pairs that hold the reference, with the other adapter as `run`."""
+    reference = findings.reference
+    table = table[(table.run_a == reference) != (table.run_b == reference)]
+    return table.assign(run=table.run_a.where(table.run_a != reference, table.run_b))

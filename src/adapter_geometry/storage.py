@@ -1,0 +1,102 @@
+"""Files and folders that are written whole or not at all, and hashes of what is in them.
+
+Before everything else in the flow of data: whatever the package writes goes through `whole`, to the
+path that the caller names.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_SYNCED = "rb+" if os.name == "nt" else "rb"  # Windows syncs only what is open for writing
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path to write a file or folder to; it takes the place of `path`, synced to
+    disk, only if the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    remove(temporary)
+    try:
+        yield temporary
+        files = [temporary] if temporary.is_file() else temporary.rglob("*")
+        for file in files:
+            if file.is_file():
+                with open(file, _SYNCED) as written:
+                    os.fsync(written.fileno())
+        if path.is_dir():
+            old = path.with_name(f".{path.name}.old")
+            remove(old)
+            os.replace(path, old)
+            os.replace(temporary, path)
+            remove(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing happens where nothing lies."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_frame(
+    path: Path,
+    frame: pd.DataFrame,
+    metadata: Mapping[str, str] | None = None,
+    schema: pa.Schema | None = None,
+) -> None:
+    """Write a DataFrame as Parquet, whole or not at all, with text metadata and checksums.
+
+    Its columns get the types in `schema` if one is given.
+    """
+    table = pa.Table.from_pandas(frame, schema, preserve_index=False)
+    about = {
+        **(table.schema.metadata or {}),
+        "columns": json.dumps(table.column_names),
+        **(metadata or {}),
+    }
+    with whole(path) as temporary:
+        pq.write_table(
+            table.replace_schema_metadata(about),
+            temporary,
+            compression="zstd",
+            write_page_checksum=True,
+        )
+
+
+def digest(content: Any) -> str:
+    """Hash of anything JSON can hold, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def provenance(libraries: Iterable[str]) -> dict[str, str]:
+    """Where something is computed: processor, GPU where one is used, versions of Python and of the
+    named libraries."""
+    torch = sys.modules.get("torch")
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {}
+    versions = {library: importlib.metadata.version(library) for library in libraries}
+    return {
+        "processor": platform.machine(),
+        **gpu,
+        "python": platform.python_version(),
+        **versions,
+    }

@@ -1,0 +1,1 @@
+"""Figures, explorers and pages, and the pipeline that makes them."""

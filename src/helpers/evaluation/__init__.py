@@ -1,0 +1,1 @@
+"""Answers to held-out problems, divergence from the base, and the statistics of both."""

@@ -1,0 +1,1 @@
+"""Models of a profile: loading, log-probabilities, sampling."""

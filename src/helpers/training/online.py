@@ -1,0 +1,95 @@
+"""Online training: GRPO and DAPO on the policy's own rollouts, with TRL's trainer.
+
+Comes after `objectives`, before `training`, which calls it for the runs that need no table of rollouts.
+"""
+
+import warnings
+
+import numpy as np
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from helpers.data import grading, problems
+from helpers.models import loading, sampling
+
+warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental feature.*")
+ROLLOUTS_A_PROMPT = 8
+_OPTIONS = {
+    "grpo": {"loss_type": "grpo", "epsilon": 0.2},
+    "dapo": {
+        "loss_type": "dapo",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "mask_truncated_completions": True,
+    },
+}
+
+
+def trainer(profile, run, model, settings, callbacks):
+    """TRL's `GRPOTrainer` for a run: eight rollouts a prompt, reward as for the table, no penalty on the divergence from the base.
+
+    A step samples `run.batch_size` completions from the policy of that moment, as the table's are sampled (temperature 1, nothing cut
+    off), for prompts in the order in which a first pass of the other methods meets them, and updates once on all of them.
+    settings: arguments that all runs share, as for transformers' `TrainingArguments`.
+
+    `grpo` (2402.03300, without its divergence term) averages over tokens of a completion and then over completions. `dapo` (2503.14476)
+    averages over all tokens, clips the ratio at .8 and 1.28 and leaves truncated completions out; its dynamic sampling, which
+    draws until each group is mixed, and its soft punishment of length are not in TRL's loss and not here. With one update a
+    batch the ratio is 1, and no clip ever acts.
+
+    Raises ValueError, from TRL, for a batch that holds no whole number of groups.
+    """
+    tokenizer = loading.load_tokenizer(profile, run.base)
+    training_problems = problems.problem_sets(profile.problems)["train"]
+    order = np.random.default_rng([run.seed, 0]).permutation(len(training_problems))
+    dataset = Dataset.from_list(
+        [
+            {"prompt": training_problems[i].question, "answer": training_problems[i].answer}
+            for i in order
+        ]
+    )
+
+    def reward(completions, answer, **_):
+        return [
+            float(grading.grade(text, gold).correct)
+            for text, gold in zip(completions, answer, strict=True)
+        ]
+
+    def rollout(questions, trainer):
+        prompts = [
+            loading.prompt_ids(tokenizer, question, profile.problems.instruction)
+            for question in questions
+        ]
+        first = trainer.state.global_step * len(prompts)
+        completions = sampling.sample(
+            trainer.model,
+            prompts,
+            max_new_tokens=profile.rollouts.max_new_tokens,
+            end_id=tokenizer.eos_token_id,
+            batch_size=len(prompts),
+            temperature=1.0,
+            seed=run.seed,
+            indices=range(first, first + len(prompts)),
+        )
+        return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
+
+    arguments = GRPOConfig(
+        **settings,
+        **_OPTIONS[run.objective],
+        beta=0.0,
+        num_iterations=1,
+        num_generations=min(ROLLOUTS_A_PROMPT, run.batch_size),
+        max_completion_length=profile.rollouts.max_new_tokens,
+        temperature=1.0,
+        shuffle_dataset=False,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # as in `training`
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        rollout_func=rollout,
+    )
