@@ -35,7 +35,7 @@ from helpers.evaluation import answering, statistics
 from helpers.models import loading
 
 study = profiles.load(profile)
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## A problem is a chain

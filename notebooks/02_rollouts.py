@@ -36,7 +36,7 @@ from helpers.data import grading, problems, rollouts
 
 study = profiles.load(profile)
 table = rollouts.load_table(study)
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## What a rollout is

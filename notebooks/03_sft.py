@@ -38,7 +38,7 @@ from helpers.training import batches, objectives, trainer
 
 study = profiles.load(profile)
 run = study.runs["sft"]
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## The loss

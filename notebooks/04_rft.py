@@ -41,7 +41,7 @@ from helpers.training import batches, objectives, trainer
 study = profiles.load(profile)
 run = study.runs["rft"]
 table = rollouts.with_group_columns(rollouts.load_table(study))
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## The loss

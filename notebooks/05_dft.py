@@ -40,7 +40,7 @@ from helpers.training import batches, objectives, trainer
 study = profiles.load(profile)
 run = study.runs["dft"]
 table = rollouts.load_table(study)
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## The loss

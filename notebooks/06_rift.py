@@ -39,7 +39,7 @@ from helpers.training import batches, objectives, trainer
 study = profiles.load(profile)
 run = study.runs["rift"]
 table = rollouts.with_group_columns(rollouts.load_table(study))
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## Why a negative likelihood is dangerous

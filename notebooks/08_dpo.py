@@ -43,7 +43,7 @@ from helpers.training import batches, objectives, trainer
 study = profiles.load(profile)
 run = study.runs["dpo"]
 table = rollouts.with_group_columns(rollouts.load_table(study))
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## From a reward to a loss

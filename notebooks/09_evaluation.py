@@ -43,7 +43,7 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## One answer a problem

@@ -49,7 +49,7 @@ study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
 adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
             run in runs.items()}
-figures.use_style()
+figures.use_style(study)
 
 # %%
 compared = geometry.compare(adapters)

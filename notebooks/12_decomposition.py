@@ -45,7 +45,7 @@ runs = {name: study.runs[name] for name in study.main_runs}
 adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
             run in runs.items()}
 compared = geometry.compare(adapters)
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## One update, cut in two

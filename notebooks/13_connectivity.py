@@ -52,7 +52,7 @@ adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
 labels = figures.LABELS | {f"{profiles.SCALED}dpo": "DPO, scaled"}
 losses = {"rollout": "loss of rollouts", "boxed answer": "bare-answer loss"}
 named = [path for path in study.paths if path in study.connectivity.answered_paths]
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## The path, exactly

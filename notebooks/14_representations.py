@@ -43,7 +43,7 @@ from helpers.training import trainer
 study = profiles.load(profile)
 runs = {"base": "base"} | {name: study.runs[name] for name in study.main_runs}
 texts = answering.held_out(study, study.representations.texts)
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## Seven models read the same texts

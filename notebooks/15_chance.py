@@ -50,7 +50,7 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 main = list(study.main_runs)
-figures.use_style()
+figures.use_style(study)
 
 
 def load(name):

@@ -47,7 +47,7 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 groups = {name: group.runs for name, group in study.controls.items()}
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## Two draws in one seed

@@ -50,7 +50,7 @@ swept = {"sft": ["sft-low", "sft-mid", "sft", "sft-high"],
 relatives = list(study.controls["preference"].runs)
 names = ["sft", "rft", "rift", "dpo", *study.controls["matched"].runs, "sft-low",
          "rft-low", "sft-mid", "sft-high", "dpo-mid", "dpo-high", *relatives]
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## What differs between SFT and DPO

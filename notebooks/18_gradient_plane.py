@@ -51,7 +51,7 @@ from helpers.training import batches, objectives, trainer
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
 table = rollouts.with_group_columns(rollouts.load_table(study))
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## Six losses, two gradients a rollout

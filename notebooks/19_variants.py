@@ -47,7 +47,7 @@ groups = {"rift": study.controls["rift-variants"].runs,
           "offline-grpo": study.controls["grpo-variants"].runs}
 namesake = {name: main for main, names in groups.items() for name in names}
 table = rollouts.with_group_columns(rollouts.load_table(study))
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## Nine variants and their weights

@@ -52,7 +52,7 @@ counterpart = {name: method for method, name in own.items()}
 online = list(study.controls["online"].runs)
 writers = {**dict.fromkeys(methods, "teacher"), **dict.fromkeys(own.values(), "base"),
            **dict.fromkeys(online, "the run itself")}
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## Two tables with the same questions

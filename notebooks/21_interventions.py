@@ -38,7 +38,7 @@ from helpers.models import loading
 
 study = profiles.load(profile)
 planned = interventions.planned(study)
-figures.use_style()
+figures.use_style(study)
 
 # %% [markdown]
 # ## What is done, and what is measured

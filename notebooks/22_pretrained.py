@@ -43,7 +43,7 @@ from helpers.training import trainer
 
 studies = {name: profiles.load(name) for name in dict.fromkeys((profile, pretrained))}
 study, methods = studies[pretrained], list(studies[pretrained].main_runs)
-figures.use_style()
+figures.use_style(studies[profile])
 
 
 def answers(name, runs):

@@ -35,7 +35,7 @@ from helpers import profiles, store
 from helpers.analysis import predictions, verdict
 from helpers.book import explorers, figures
 
-figures.use_style()
+figures.use_style(profiles.load(profile))
 claims = store.write_table(profile, "verdict", verdict.verdict_table(profile))
 
 
@@ -342,7 +342,7 @@ Markdown("\n".join(f"- Holds **{where}** ({len(names)}): "
 # 2. Which verdicts would change if a claim had to be true at the main seed only?
 #
 # ````{dropdown} What to do
-# Replace `.all()` by `[0]` where `verdict` asks for the truth at every seed. A line that changes was decided by one run.
+# Take the first seed alone where `claim_statistics._is_ordered` asks for the truth at every seed (`np.all`). A line that changes was decided by one run.
 # ````
 #
 # 3. Read the table with a program and keep what holds.

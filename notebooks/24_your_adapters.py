@@ -55,7 +55,7 @@ from helpers.models import loading
 from helpers.training import trainer
 
 study = profiles.load(profile)
-figures.use_style()
+figures.use_style(study)
 scratch = tempfile.TemporaryDirectory()
 place = Path(scratch.name)
 cache = store.results(study.name) / "decompositions"

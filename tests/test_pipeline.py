@@ -253,8 +253,8 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(copy, what):
 def test_a_failed_cell_stops_with_its_traceback_and_keeps_the_notebook(copy):
     edit(
         copy / "notebooks" / "01_problems.py",
-        "figures.use_style()\n",
-        "figures.use_style()\n1 / 0\n",
+        "figures.use_style(study)\n",
+        "figures.use_style(study)\n1 / 0\n",
     )
     told = snakemake(copy, "results/smoke/notebooks/01_problems.ipynb")
     assert told.returncode != 0, "a failed cell must fail the pipeline"

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from helpers import store
-from helpers.analysis import verdict
+from helpers.analysis import claim_statistics, verdict
 
-METHODS = (*verdict.FAMILY, "dpo")
+METHODS = ("sft", "rft", "dft", "rift", "offline-grpo", "dpo")
 SEEDS = (42, 43, 44)
 
 
@@ -45,7 +45,10 @@ def test_an_equality_holds_only_if_larger_differences_are_left_out(low, high, ex
 
 
 def planted(cosine_of, chance=0.05):
-    """Tables of directions: `cosine_of(a, b, seed)` at each seed, .3 between seeds of one method, Offline GRPO as orthogonal in all layers."""
+    """Tables of directions: `cosine_of(a, b, seed)` at each seed, .3 between seeds of one method.
+
+    Offline GRPO is as orthogonal to SFT in all layers.
+    """
     rows = []
     for a, b in combinations(METHODS, 2):
         for seed in SEEDS:
@@ -83,7 +86,14 @@ def as_in_the_paper(a, b, seed):
 
 
 def verdicts(tables):
-    return {row["claim"]: row for row in verdict._direction(tables)}
+    found = claim_statistics.Tables("tiny")
+    found.update(tables)
+    return {row["claim"]: row for row in rows_of("direction", found)}
+
+
+def rows_of(part, tables):
+    rows = [verdict.row_of(claim, tables) for claim in verdict.load_claims() if claim.part == part]
+    return [row for row in rows if row is not None]
 
 
 def test_the_paper_s_own_cosines_would_confirm_its_claims():
@@ -114,13 +124,9 @@ def test_parts_without_their_controls_are_left_out(monkeypatch):
         return tables[name]
 
     monkeypatch.setattr(store, "read_table", read)
-    for part in (
-        "_vectors",
-        "_size",
-        "_angles",
-        "_seeds",
-    ):  # what the planted tables say nothing of
-        monkeypatch.setattr(verdict, part, verdict._rate)
+    not_planted = ("vectors", "size", "angles", "seeds")
+    claims = [claim for claim in verdict.load_claims() if claim.part not in not_planted]
+    monkeypatch.setattr(verdict, "load_claims", lambda: claims)
     assert list(verdict.verdict_table("tiny").part.unique()) == [
         "direction",
         "a second model",
@@ -157,12 +163,12 @@ def test_differences_of_accuracy_do_not_depend_on_the_order_of_the_pair():
             }
         ]
     )
-    assert verdict._difference({"accuracy_seeds": table}, "sft", "dpo") == pytest.approx(
-        [-20, -30, -10, -25, -15]
-    )
-    assert verdict._difference({"accuracy_seeds": table}, "dpo", "sft") == pytest.approx(
-        [20, 10, 30, 15, 25]
-    ), "a turned pair turns its interval"
+    assert claim_statistics.paired_difference(
+        {"accuracy_seeds": table}, "sft", "dpo"
+    ) == pytest.approx([-20, -30, -10, -25, -15])
+    assert claim_statistics.paired_difference(
+        {"accuracy_seeds": table}, "dpo", "sft"
+    ) == pytest.approx([20, 10, 30, 15, 25]), "a reversed pair reverses its interval"
 
 
 def test_the_difference_of_independent_shares_adds_their_errors_as_squares():
@@ -170,10 +176,11 @@ def test_the_difference_of_independent_shares_adds_their_errors_as_squares():
         pd.Series({"accuracy": value, "low": value - 0.03, "high": value + 0.03})
         for value in (0.6, 0.5)
     )
-    assert verdict._apart(first, second) == pytest.approx((10, 10 - 3 * 2**0.5, 10 + 3 * 2**0.5))
+    difference = claim_statistics.independent_difference(first, second)
+    assert difference[:3] == pytest.approx((10, 10 - 3 * 2**0.5, 10 + 3 * 2**0.5))
 
 
-def test_profiles_stand_beside_each_other_by_claim(workplace):
+def test_profiles_are_set_side_by_side_by_claim(workplace):
     for name, text in (("tiny", "first"), ("smoke", "second")):
         store.write_table(
             name,
@@ -202,13 +209,10 @@ def test_a_second_model_confirms_the_geometry_if_its_cosines_are_in_the_same_ord
 ):
     tables = {"tiny": planted(as_in_the_paper), verdict.PRETRAINED: planted(cosine_of)}
     monkeypatch.setattr(store, "read_table", lambda name, table: tables[name][table])
-    row = next(iter(verdict._second(verdict._Tables("tiny"))))
-    assert row["verdict"] in expected, (
-        f"rank correlation {row['value']:.2f}, by chance {row['chance_low']:.2f} to {row['chance_high']:.2f}"
-    )
-    assert not list(verdict._second(verdict._Tables(verdict.PRETRAINED))), (
-        "a model is no second model to itself"
-    )
+    row = rows_of("a second model", claim_statistics.Tables("tiny"))[0]
+    assert row["verdict"] in expected, f"{row['ours']}, {row['control']}"
+    itself = claim_statistics.Tables(verdict.PRETRAINED)
+    assert not rows_of("a second model", itself), "a model is no second model to itself"
 
 
 def test_agreement_sorts_the_claims_of_two_studies(workplace):

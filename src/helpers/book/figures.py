@@ -11,128 +11,11 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 
 from adapter_geometry.report import figures as style
-from adapter_geometry.report.figures import use_style  # noqa: F401 (pages take the style from here)
+from helpers.profiles import Profile
+from helpers.profiles.appearance import ByMethod, Labels
 
-
-class _OfRuns(dict):
-    """Values by run; a control that has none of its own takes that of the method whose name its own begins with."""
-
-    def __missing__(self, run):
-        name = run.removeprefix("strong-")
-        methods = [method for method in self if name == method or name.startswith(f"{method}-")]
-        if not methods:
-            raise KeyError(run)
-        return self[max(methods, key=len)]
-
-
-class _Labels(dict):
-    """Labels by run; `sft-43-44` is "SFT 43/44" (initialisation / order), and any other name stands for itself."""
-
-    def __missing__(self, run):
-        method, *seeds = run.rsplit("-", 2)
-        return (
-            f"{self[method]} {'/'.join(seeds)}"
-            if len(seeds) == 2 and method in self and all(map(str.isdigit, seeds))
-            else run
-        )
-
-
-LABELS = _Labels(
-    {
-        "base": "base",
-        "strong-base": "strong base",
-        "teacher": "teacher",
-        "sft": "SFT",
-        "rft": "RFT",
-        "dft": "DFT",
-        "rift": "RIFT",
-        "offline-grpo": "Offline GRPO",
-        "dpo": "DPO",
-        "sft-mirrored": "SFT, mirrored",
-        "rft-mirrored": "RFT, mirrored",
-        "dpo-mirrored": "DPO, mirrored",
-        "sft-low": "SFT, a tenth of the rate",
-        "rft-low": "RFT, a tenth of the rate",
-        "sft-mid": "SFT, a third of the rate",
-        "sft-high": "SFT, thrice the rate",
-        "sft-low-second": "SFT, a tenth of the rate, 43/43",
-        "sft-high-second": "SFT, thrice the rate, 43/43",
-        "dpo-mid": "DPO, a third of SFT's rate",
-        "dpo-matched": "DPO, SFT's rate",
-        "dpo-high": "DPO, thrice SFT's rate",
-        "dpo-one-pass": "DPO, one pass",
-        "dpo-matched-one-pass": "DPO, SFT's rate, one pass",
-        "sft-halves": "SFT, in halves",
-        "dpo-matched-halves": "DPO, SFT's rate, in halves",
-        "sft-pairs": "SFT on DPO's rows",
-        "rft-chosen": "RFT on DPO's chosen rows",
-        "sft-random": "SFT, random rows",
-        "sft-random-2": "SFT, other random rows",
-        "strong-sft": "SFT, strong base",
-        "strong-rft": "RFT, strong base",
-        "strong-dpo": "DPO, strong base",
-        "strong-dpo-matched": "DPO, SFT's rate, strong base",
-        "ipo": "IPO",
-        "simpo": "SimPO",
-        "kto": "KTO",
-        "dpo-length-normalised": "DPO, by length",
-        "rift-length-normalised": "RIFT, by length",
-        "rift-sequence": "RIFT, sequence",
-        "rift-printed-minus": "RIFT as printed, λ = −1",
-        "rift-printed-half": "RIFT as printed, λ = .5",
-        "rift-printed-most": "RIFT as printed, λ = .9",
-        "rift-naive": "naive r log π",
-        "offline-grpo-probability": "Offline GRPO, probability",
-        "offline-grpo-clipped": "Offline GRPO, clipped",
-        "topr": "TOPR",
-        "sft-own": "SFT, own rollouts",
-        "rft-own": "RFT, own rollouts",
-        "dft-own": "DFT, own rollouts",
-        "rift-own": "RIFT, own rollouts",
-        "offline-grpo-own": "Offline GRPO, own rollouts",
-        "dpo-own": "DPO, own rollouts",
-        "grpo": "online GRPO",
-        "dapo": "online DAPO",
-    }
-)
-COLOURS = _OfRuns(
-    {
-        "base": "#555555",
-        "strong-base": "#999999",
-        "teacher": "#000000",
-        "sft": "#0072B2",
-        "rft": "#56B4E9",
-        "dft": "#009E73",
-        "rift": "#E69F00",
-        "offline-grpo": "#CC79A7",
-        "dpo": "#D55E00",
-        "ipo": "#8C4A00",
-        "simpo": "#B8860B",
-        "kto": "#7A2E2E",
-        "topr": "#6A3D9A",
-        "grpo": "#4B0082",
-        "dapo": "#8B5A9B",
-    }
-)
-MARKERS = _OfRuns(
-    {
-        "base": "o",
-        "strong-base": "o",
-        "teacher": "*",
-        "sft": "s",
-        "rft": "D",
-        "dft": "^",
-        "rift": "v",
-        "offline-grpo": "P",
-        "dpo": "X",
-        "ipo": "<",
-        "simpo": ">",
-        "kto": "h",
-        "topr": "p",
-        "grpo": "d",
-        "dapo": "8",
-    }
-)
+# Of the study that is drawn (`use_style`): label, colour and marker of each run.
+LABELS, COLOURS, MARKERS = Labels(), ByMethod(), ByMethod()
 _NULLS = {
     "Gaussian": "#bbbbbb",
     "Gaussian B": "#777777",
@@ -149,6 +32,19 @@ _FORMATS = {
     **dict.fromkeys(("run", "run_a", "run_b", "against"), LABELS.__getitem__),
 }
 _TOKENS_A_LINE = 14
+
+
+def use_style(study: Profile) -> None:
+    """Set matplotlib's defaults, and the looks of the study's runs, for every figure that follows."""
+    style.use_style()
+    looks = study.appearance
+    for current, values in (
+        (LABELS, looks.labels),
+        (COLOURS, looks.colours),
+        (MARKERS, looks.markers),
+    ):
+        current.clear()
+        current.update(values)
 
 
 def table(frame):

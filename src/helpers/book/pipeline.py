@@ -3,6 +3,7 @@
 Outside the flow of data: it knows which artefacts each notebook reads, and no artefact depends on it.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import re
@@ -68,13 +69,11 @@ def _data_of(module):
 
 
 def settings(study, *parts):
-    """Hash of the named parts of a profile; without names, of all but its runs."""
-    kept = (
-        study.model_dump(mode="json", include=set(parts))
-        if parts
-        else study.model_dump(mode="json", exclude={"runs", "pretraining"})
-    )
-    return storage.digest(kept)
+    """Hash of the named parts of a profile; without names, of all that a page shows but its runs."""
+    if parts:
+        return storage.digest(study.model_dump(mode="json", include=set(parts)))
+    shown = study.model_dump(mode="json", exclude={"runs", "pretraining"})
+    return storage.digest(shown | {"appearance": dataclasses.asdict(study.appearance)})
 
 
 def libraries():

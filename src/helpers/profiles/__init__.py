@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from helpers.profiles.appearance import appearance
+
 SCALED = "scaled-"  # a path's end `scaled-dpo` is DPO's update stretched to the norm of the update at the other end
 _FOLDER = Path(__file__).parent
 
@@ -284,6 +286,8 @@ class Run(_Settings):
     """One training run: everything that may differ between two adapters of a profile."""
 
     name: str
+    # Neither stored nor hashed: a run that is called differently is the same run.
+    label: str | None = Field(None, exclude=True, description="in figures and tables")
     objective: str = Field(description="name in `objectives.OBJECTIVES`")
     options: dict[str, float | str] = Field({}, description="the objective's own parameters")
     base: str = Field("base", description="the model it starts from, by its name in the profile")
@@ -420,6 +424,14 @@ class Profile(_Settings):
         )
 
     @property
+    def appearance(self):
+        """Labels, colours and markers of the runs and models (`Appearance`)."""
+        return appearance(
+            {name: run.objective for name, run in self.runs.items()},
+            {name: run.label for name, run in self.runs.items() if run.label},
+        )
+
+    @property
     def paths(self):
         """All paths between updates as (first, second): every pair of main runs, every run to the base, and to DPO at the run's own norm."""
         runs = self.main_runs
@@ -432,7 +444,7 @@ class Profile(_Settings):
 
 def names():
     """The profiles that exist."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path.stem != "methods")
 
 
 def _fields(name):
