@@ -27,7 +27,7 @@ book: $(NEEDS)  ## run the study and build the book (PROFILE=tiny, or another)
 	@echo "The book is ready. Open $(CURDIR)/_build/html/index.html"
 
 test: venv/ready  ## run the fast tests
-	python -m pytest -m "not slow and not browser"
+	python -m pytest -n $(JOBS) -m "not slow and not browser"
 
 test-slow: venv/weights  ## run the tests that read the built book and the study's results
 	python -m pytest -m slow
@@ -40,8 +40,10 @@ pdf: venv/ready  ## print the built book into _build/book.pdf (needs the same br
 	$(BIN)/pip install --quiet --requirement requirements-browser.txt
 	python book/pdf.py
 
-check: venv/ready  ## lint, and run every notebook with the smoke profile
+check: venv/ready  ## lint, check types, and run every notebook with the smoke profile
 	ruff check .
+	ruff format --check src tests book
+	mypy
 	$(MAKE) study PROFILE=smoke
 
 study: $(NEEDS)  ## run the study and its notebooks without building the book

@@ -17,7 +17,7 @@ TABLES = {} if study.published else {
 MODELS = [model for model in study.models if not study.is_elsewhere(model)]
 NOTEBOOKS = pipeline.notebooks(study)
 SINGLE = [*study.runs] if pipeline.is_large(study) else [*study.main_runs]  # runs that are trained by a job of their own
-TRAINER, HELPERS, PAPERMILL = pipeline.trainer(study), pipeline.on_gpus(study, "python -m helpers"), pipeline.on_gpus(study, "papermill")
+TRAINER, HELPERS, PAPERMILL = pipeline.training_command(study), pipeline.on_gpus(study, "python -m helpers"), pipeline.on_gpus(study, "papermill")
 NUMERICS = storage.digest(store.versions())
 MODEL_FILES = [str(path) for source in study.models.values() for path in Path(source).glob("*")]
 
@@ -236,5 +236,8 @@ rule book:
     threads: 2
     shell:
         # Sphinx builds upon what is there, and can't upon what an interrupted build has left.
-        "python -m helpers.book.pages {PROFILE} && {{ [ -e _build/whole ] || rm -rf _build; }} && rm -f _build/whole && "
-        "jupyter-book build . {params.strict} > {log} 2>&1 && touch _build/whole || (grep -E 'WARNING|ERROR' -A 3 {log} || tail -n 40 {log}; exit 1)"
+        "python -m helpers.book.pages {PROFILE} && {{ [ -e _build/whole ] || rm -rf _build; }} && rm -f _build/whole {output} && "
+        "{{ jupyter-book build . {params.strict} > {log} 2>&1 && {{ "
+        # Another major version ends well, and has written nothing of this.
+        "[ -e {output} ] || {{ echo 'ERROR: jupyter-book has written no {output}; is its version that of requirements.txt?' >> {log}; false; }}; }} && "
+        "touch _build/whole || {{ grep -E 'WARNING|ERROR' -A 3 {log} || tail -n 40 {log}; exit 1; }}; }}"

@@ -1,32 +1,35 @@
-"""Chromium without a window, driven by selenium: for the book's tests in a browser and for its PDF."""
+"""Chromium without a window, driven by selenium: for the book's tests in a browser and its PDF."""
 
 import shutil
+from typing import Any
 
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
+_BROWSERS = ("/usr/lib/chromium/chromium", "chromium", "google-chrome")
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--allow-file-access-from-files",
+)
 
-def start(*arguments, **capabilities):
-    """A browser that reads pages from disk; FileNotFoundError where Chromium or its driver is not installed."""
-    binary, driver = (
-        next((found for name in names if (found := shutil.which(name))), None)
-        for names in (
-            ("/usr/lib/chromium/chromium", "chromium", "google-chrome"),
-            ("chromedriver",),
-        )
-    )
-    if not (binary and driver):
+
+def start(*arguments: str, **capabilities: Any) -> Chrome:
+    """A browser that reads pages from disk.
+
+    arguments: further ones of the command line. Raises FileNotFoundError where Chromium or its
+    driver is not installed.
+    """
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if not (browser and driver):
         raise FileNotFoundError(
-            "no Chromium with its driver is installed: on Debian, apt-get install chromium chromium-driver"
+            "no Chromium with its driver is installed: "
+            "on Debian, apt-get install chromium chromium-driver"
         )
     options = ChromeOptions()
-    options.binary_location = binary
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--allow-file-access-from-files",
-        *arguments,
-    ):
+    options.binary_location = browser
+    for argument in (*_OPTIONS, *arguments):
         options.add_argument(argument)
     for name, value in capabilities.items():
         options.set_capability(name, value)

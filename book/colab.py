@@ -1,6 +1,7 @@
-"""Put a first cell into the executed notebooks that fetches the book where a notebook is opened in Colab: `python book/colab.py REPOSITORY`.
+"""Put a first cell into the executed notebooks that fetches the book where one is opened in Colab.
 
-For the branch `executed` alone (see book/_ext/page_buttons.py); Colab opens a notebook without the repository around it. Anywhere else the cell does nothing.
+`python book/colab.py REPOSITORY`, for the branch `executed` alone (book/_ext/page_buttons.py):
+Colab opens a notebook without the repository around it. Anywhere else the cell does nothing.
 """
 
 import sys
@@ -14,19 +15,21 @@ import sys
 
 if "google.colab" in sys.modules:
     get_ipython().system("git clone --quiet --depth 1 --branch {branch} {repository} book")
-    get_ipython().system("pip install --quiet --requirement book/requirements.txt && pip install --quiet --no-deps --editable book")
+    get_ipython().system(
+        "pip install --quiet --requirement book/requirements.txt "
+        "&& pip install --quiet --no-deps --editable book"
+    )
     get_ipython().run_line_magic("cd", "book")
     sys.path.insert(0, "src")"""
 
 
-def main(repository, folder=Path(__file__).parent / "notebooks"):
+def main(repository: str, folder: Path = Path(__file__).parent / "notebooks") -> None:
+    """Put the cell into each notebook of a folder; repository: address that it is cloned from."""
+    source = CELL.format(branch=BRANCH, repository=repository)
     for path in sorted(folder.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        cell = nbformat.v4.new_code_cell(
-            CELL.format(branch=BRANCH, repository=repository),
-            metadata={"jupyter": {"source_hidden": True}},
-            id="colab",
-        )
+        metadata = {"jupyter": {"source_hidden": True}}
+        cell = nbformat.v4.new_code_cell(source, metadata=metadata, id="colab")
         notebook.cells.insert(0, cell)
         nbformat.write(notebook, path)
 

@@ -1,6 +1,7 @@
-"""The built book as one PDF file, `_build/book.pdf`: every page of the contents printed by a browser, in their order. `make pdf` runs this after `make book`.
+"""The built book as one PDF file, `_build/book.pdf`: every page of the contents, in their order.
 
-Needs what `make test-browser` needs: selenium, and Chromium with its driver.
+The pages are printed by a browser. `make pdf` runs this after `make book`; it needs what `make
+test-browser` needs: selenium, and Chromium with its driver.
 """
 
 import base64
@@ -12,37 +13,33 @@ import chromium
 from pypdf import PdfWriter
 
 HTML = Path(__file__).parents[1] / "_build" / "html"
+_OPEN_ALL_FOLDS = "document.querySelectorAll('details').forEach(each => each.open = true)"
 
 
-def pages():
+def pages() -> list[Path]:
     """The pages of the book in the order of its contents."""
+    first = HTML / "book" / "intro.html"
     links = re.findall(
         r'<a class="reference internal" href="([^"#]+\.html)"',
-        (HTML / "book" / "intro.html").read_text(),
+        first.read_text(),
     )
-    return [
-        HTML / "book" / "intro.html",
-        *dict.fromkeys((HTML / "book" / link).resolve() for link in links),
-    ]
+    return [first, *dict.fromkeys((first.parent / link).resolve() for link in links)]
 
 
-def main():
+def main() -> None:
+    """Print all pages and write the PDF file beside the built book."""
     browser, book = chromium.start(), PdfWriter()
     for page in pages():
         browser.get(f"file://{page}")
-        browser.execute_script(
-            "document.querySelectorAll('details').forEach(each => each.open = true)"
-        )
-        printed = browser.execute_cdp_cmd(
-            "Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True}
-        )
-        book.append(
-            io.BytesIO(base64.b64decode(printed["data"])),
-            outline_item=browser.title.split(" — ")[0],
-        )
+        browser.execute_script(_OPEN_ALL_FOLDS)
+        options = {"printBackground": True, "preferCSSPageSize": True}
+        printed = browser.execute_cdp_cmd("Page.printToPDF", options)
+        content = io.BytesIO(base64.b64decode(printed["data"]))
+        book.append(content, outline_item=browser.title.split(" — ")[0])
     browser.quit()
-    book.write(HTML.parent / "book.pdf")
-    print(f"{len(book.pages)} pages in {HTML.parent / 'book.pdf'}")
+    path = HTML.parent / "book.pdf"
+    book.write(path)
+    print(f"{len(book.pages)} pages in {path}")
 
 
 if __name__ == "__main__":

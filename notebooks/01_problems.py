@@ -16,7 +16,7 @@
 # **Key takeaways**
 # - A problem is a chain of small operations told as a story, so its answer, its difficulty and its equations are known exactly.
 # - The models see what large ones see: a chat template, single-digit tokens, an answer in `\boxed{}`, a verifier that says 1 or 0.
-# - The *base* and the *teacher* write in different manners; the *strong base* is the base trained longer. All later pages start here.
+# - The *base* and the *teacher* write in different styles; the *strong base* is the base trained longer. All later pages start here.
 #
 # You need: a little PyTorch. Time to run: half a minute, once the three models were evaluated by the pipeline.
 
@@ -24,6 +24,7 @@
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -56,11 +57,11 @@ figures.use_style(study)
 sets = problems.problem_sets(study.problems)
 shortest_first = sorted(sets["validation"], key=lambda problem: problem.steps)
 examples = {problem.steps: problem for problem in shortest_first}
-pd.DataFrame({"steps": examples.keys(),
-              "question": [p.question for p in examples.values()],
-              "answer": [p.answer for p in examples.values()]}).style.hide(
-                  axis="index").set_properties(**{"text-align": "left",
-        "white-space": "normal"})
+left_aligned = {"text-align": "left", "white-space": "normal"}
+shown = pd.DataFrame({"steps": examples.keys(),
+                      "question": [problem.question for problem in examples.values()],
+                      "answer": [problem.answer for problem in examples.values()]})
+shown.style.hide(axis="index").set_properties(**left_aligned)
 
 # %% [markdown]
 # Equation {eq}`eq-problems-chain` is all the reasoning there is. That is the point: when a model gets one wrong, it misread a sentence,
@@ -73,10 +74,11 @@ pd.DataFrame({"steps": examples.keys(),
 # power; *hard* has longer chains than all others and plays the part that AIME plays in the paper.
 
 # %%
-pd.DataFrame([{"set": split, "problems": len(drawn),
-               "fewest steps": min(p.steps for p in drawn),
-               "most steps": max(p.steps for p in drawn)} for split,
-              drawn in sets.items()]).style.hide(axis="index")
+sizes = pd.DataFrame([{"set": split, "problems": len(drawn),
+                       "fewest steps": min(problem.steps for problem in drawn),
+                       "most steps": max(problem.steps for problem in drawn)}
+                      for split, drawn in sets.items()])
+sizes.style.hide(axis="index")
 
 # %% [markdown]
 # Two problems with the same chain but another name and other things would be the same exercise. So the sets are kept apart by chain, not
@@ -103,23 +105,23 @@ print("|".join(tokenizer.decode([token]).replace("\n", "↵") for token in ids))
 # %% [markdown]
 # The prompt ends where the assistant's turn begins. Everything the model writes from there to its end token is the {term}`completion`.
 #
-# ## Two manners of writing
+# ## Two styles of writing
 #
-# The same chain can be worked out in many ways. The base model learned mostly from **terse** texts, one equation a line. The teacher
+# The same chain can be worked out in many ways. The base model learned mostly from **terse** texts, one equation per line. The teacher
 # learned from **wordy** ones: sentences, sums split into tens and ones, several phrasings of each thought.
 
 # %%
 rng = np.random.default_rng(0)
 longer = examples[max(examples)]
 print(longer.question, end="\n\n")
-for manner in templates.MANNERS:
-    print(f"[{manner}]", templates.worked_solution(longer, manner, rng), sep="\n",
-          end="\n\n")
+for style in templates.STYLES:
+    solution = templates.worked_solution(longer, style, rng)
+    print(f"[{style}]", solution, sep="\n", end="\n\n")
 
 # %% [markdown]
 # Why should the two differ? In the paper a student of one family learns from rollouts of a teacher of another. A student that copied its
-# own manner would have little to learn; the change of manner is part of what the updates in this book contain, and a later page asks how
-# large that part is. One in ten of the base's texts was wordy, so that the teacher's manner is unusual for it, but not unknown.
+# own style would have little to learn; the change of style is part of what the updates in this book contain, and a later page asks how
+# large that part is. One in ten of the base's texts was wordy, so that the teacher's style is unusual for it, but not unknown.
 #
 # ## What a completion is worth
 #
@@ -137,11 +139,11 @@ for manner in templates.MANNERS:
 cases = ["So \\boxed{12}", "\\boxed{7} no, \\boxed{12}", "\\boxed{12.0}",
          "\\boxed{\\frac{24}{2}}", "The answer is 12", "\\boxed{twelve}"]
 graded = [grading.grade(case, "12") for case in cases]
-pd.DataFrame({"completion": cases, "found": [g.answer for g in graded],
-              "status": [g.status for g in graded],
-              "reward": [int(g.correct) for g in graded]}).style.hide(
-                  axis="index").set_properties(**{"text-align": "left",
-        "white-space": "normal"})
+shown = pd.DataFrame({"completion": cases,
+                      "answer": [grade.answer for grade in graded],
+                      "status": [grade.status for grade in graded],
+                      "reward": [int(grade.correct) for grade in graded]})
+shown.style.hide(axis="index").set_properties(**left_aligned)
 
 # %% [markdown]
 # By equation {eq}`eq-problems-reward` the fifth completion earns nothing although its answer is right: it has no box. Such cases are
@@ -150,20 +152,21 @@ pd.DataFrame({"completion": cases, "found": [g.answer for g in graded],
 # ## The three models
 #
 # All three have the architecture of Qwen3, at a size that two CPU cores can train. They were made from random weights by one command,
-# from texts that the generator above wrote; a few in a hundred of the equations in those texts carry a slip, so that sampling from the
+# from texts that the generator above wrote; a few in a hundred of the equations in those texts carry an error, so that sampling from the
 # models errs as people do: now and then, and near the right number.
 
 # %%
 def describe(name):
-    config = loading.load_model(study, name).config
-    parameters = sum(weights.numel() for weights in loading.load_model(study,
-            name).parameters())
-    return {"model": name, "parameters": parameters, "layers": config.num_hidden_layers,
-            "hidden size": config.hidden_size, "heads": config.num_attention_heads,
-            "vocabulary": config.vocab_size}
+    model = loading.load_model(study, name)
+    config = model.config
+    return {"model": name,
+            "parameters": sum(weights.numel() for weights in model.parameters()),
+            "layers": config.num_hidden_layers, "hidden size": config.hidden_size,
+            "heads": config.num_attention_heads, "vocabulary": config.vocab_size}
 
 
-pd.DataFrame([describe(name) for name in study.models]).style.hide(axis="index")
+models = pd.DataFrame([describe(name) for name in study.models])
+models.style.hide(axis="index")
 
 # %% [markdown]
 # Each layer has four projections in its attention, $W_q, W_k, W_v, W_o$. They are the {term}`modules <module>` that carry the adapters of all later
@@ -187,8 +190,8 @@ figures.intervals(on_test, "accuracy", "low", "high", "share of test problems so
 # strong base is here so that this case can be studied too. Accuracy falls with the number of steps, because each is a chance to err:
 
 # %%
-by_steps = records.groupby(["run", "steps"], sort=False).correct.mean().unstack(
-    "run").sort_index()
+solved = records.groupby(["run", "steps"], sort=False).correct.mean()
+by_steps = solved.unstack("run").sort_index()
 by_steps.style.format("{:.2f}")
 
 # %% [markdown]
@@ -203,13 +206,13 @@ by_steps.style.format("{:.2f}")
 # together, one $q$ a model. Where the dots leave the curve, steps are not independent, or long stories are hard for another reason.
 
 # %% mystnb={"image": {"alt": "Line plot of accuracy against the number of steps for base, strong base and teacher with dashed curves q to the power s"}, "figure": {"caption": "Accuracy against the number of steps (markers), and the curve of independent steps fitted to the test problems (dashed).", "name": "fig-models-steps"}}
-solved = records[records.split == "test"].groupby("run").apply(lambda group:
-    group.correct.mean() ** (1 / group.steps.mean()), include_groups=False)
-fig, axis = figures.plt.subplots()
+tested = records[records.split == "test"].groupby("run")
+q = tested.correct.mean() ** (1 / tested.steps.mean())
+fig, axis = plt.subplots()
 for name in by_steps:
     axis.plot(by_steps.index, by_steps[name], figures.MARKERS[name],
               color=figures.COLOURS[name], label=figures.LABELS[name])
-    axis.plot(by_steps.index, solved[name] ** by_steps.index.to_numpy(), "--",
+    axis.plot(by_steps.index, q[name] ** by_steps.index.to_numpy(), "--",
               color=figures.COLOURS[name], linewidth=1)
 axis.set(xlabel="steps", ylabel="share solved", ylim=(0, 1.02))
 axis.legend();
@@ -232,13 +235,13 @@ mixed = groups.pass_rate.between(0, 1, inclusive="neither").mean()
 various = (groups.distinct_correct >= 2).mean()
 Markdown(f"Sampled at temperature {study.rollouts.temperature:g}, "
          f"**{table.reward.mean():.1%}** of the teacher's rollouts are right, "
-         f"**{mixed:.1%}** of the groups are mixed, and **{various:.1%}** hold at "
-         f"least two different right texts, most of them other words around the same "
-         f"equations.")
+         f"**{mixed:.1%}** of the groups are mixed, and **{various:.1%}** "
+         f"hold at least two different right texts, most of them other words "
+         f"around the same equations.")
 
 # %% [markdown]
-# {term}`Greedy decoding <greedy decoding>` of the same model is better than that, because a slip is seldom the most probable token. Students are graded greedily too, so they need not
-# inherit the slips that they imitate: a sieve of right rollouts can gain less than this gap.
+# {term}`Greedy decoding <greedy decoding>` of the same model is better than that, because an error is seldom the most probable token. Students are graded greedily too, so they need not
+# inherit the errors that they imitate: a filter of right rollouts can gain less than this gap.
 #
 # ## Does this world fit its purpose?
 #
@@ -252,8 +255,8 @@ wanted = [("base, test", value["base", "test"], 0.75, 0.90),
           ("strong base, test", value["strong-base", "test"], 0.95, 1.0),
           ("teacher, test", value["teacher", "test"], 0.93, 1.0),
           ("teacher, sampled", table.reward.mean(), 0.75, 0.92),
-          ("mixed groups", mixed, 0.25, 1.0), ("groups with two right texts", various,
-        0.5, 1.0)]
+          ("mixed groups", mixed, 0.25, 1.0),
+          ("groups with two right texts", various, 0.5, 1.0)]
 bands = pd.DataFrame(wanted, columns=["quantity", "value", "low", "high"])
 bands["inside"] = bands.value.between(bands.low, bands.high)
 figures.table(bands)
@@ -267,11 +270,11 @@ figures.table(bands)
 # The last box counts, so the reward is 0. A grader that took any box would pay a model for listing guesses.
 # ````
 #
-# 2. Set `manner` to the terse one only and print a solution with `slip_rate=1.0`. How far is the answer from the right one?
+# 2. Set `style` to the terse one only and print a solution with `error_rate=1.0`. How far is the answer from the right one?
 #
 # ````{dropdown} What happens
 # Each equation is off by 1, 2 or 10 and later equations carry the error on, so multiplication and division change its size. The text stays
-# consistent: every line continues from the wrong value of the line before, as people's slips do.
+# consistent: every line continues from the wrong value of the line before, as people's errors do.
 # ````
 #
 # 3. In {eq}`eq-problems-steps`, which $q$ would put a model at one half on problems of five steps?
@@ -283,4 +286,4 @@ figures.table(bands)
 # ## Summary
 #
 # There are problems whose every step is known, a format and a grader that large models use too, and three models that differ in how well
-# and in which manner they write. The [next page](02_rollouts.ipynb) lets the teacher write the table of rollouts on which every objective trains.
+# and in which style they write. The [next page](02_rollouts.ipynb) lets the teacher write the table of rollouts on which every objective trains.

@@ -25,6 +25,7 @@
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -54,19 +55,21 @@ figures.use_style(study)
 # weights. Each of $N$ prompts gets $K$ rollouts; those of one prompt are a *group*.
 
 # %%
-how = study.rollouts
-Markdown(f"The table holds {table.problem_id.nunique()} prompts with $K = "
-         f"{how.samples}$ rollouts each, {len(table)} rows and {table.tokens.sum():,} "
-         f"completion tokens, sampled at temperature {how.temperature:g}.")
+sampling = study.rollouts
+Markdown(f"The table holds {table.problem_id.nunique()} prompts with "
+         f"$K = {sampling.samples}$ rollouts each, {len(table)} rows and "
+         f"{table.tokens.sum():,} completion tokens, sampled at temperature "
+         f"{sampling.temperature:g}.")
 
 # %% [markdown]
 # One row a rollout. The first group, without the columns of token ids and log-probabilities:
 
 # %%
-shown = table.head(how.samples)[["problem_id", "sample_id", "completion", "gold",
-                                 "answer", "reward", "status", "truncated", "tokens"]]
-shown.style.format({"reward": "{:.0f}"}).hide(axis="index").set_properties(
-    **{"text-align": "left", "white-space": "normal"})
+columns = ["problem_id", "sample_id", "completion", "gold", "answer", "reward",
+           "status", "truncated", "tokens"]
+left_aligned = {"text-align": "left", "white-space": "normal"}
+shown = table.head(sampling.samples)[columns].style.format({"reward": "{:.0f}"})
+shown.hide(axis="index").set_properties(**left_aligned)
 
 # %% [markdown]
 # The teacher says the same thing in different words, and now and then gets a number wrong and carries it on to the end. The tokens are kept
@@ -79,11 +82,11 @@ shown.style.format({"reward": "{:.0f}"}).hide(axis="index").set_properties(
 # numbers, so a part can be remade without the whole.
 
 # %%
-few = problems.problem_sets(study.problems)["train"][:16]
-again = rollouts.sample_rollouts(study, few)
-stored = table.head(len(again))
-same = [list(a) == list(b) for a, b in zip(again.completion_ids, stored.completion_ids,
-        strict=True)]
+first_problems = problems.problem_sets(study.problems)["train"][:16]
+live = rollouts.sample_rollouts(study, first_problems)
+stored = table.head(len(live))
+same = [list(a) == list(b)
+        for a, b in zip(live.completion_ids, stored.completion_ids, strict=True)]
 Markdown(f"**{sum(same)} of {len(same)}** rollouts sampled live agree with the shipped "
          f"table in every token.")
 
@@ -104,8 +107,8 @@ Markdown(f"**{sum(same)} of {len(same)}** rollouts sampled live agree with the s
 # %%
 groups = rollouts.group_statistics(table)
 composition = groups.correct.value_counts(normalize=True).sort_index()
-expected = pd.Series(binom.pmf(range(how.samples + 1), how.samples,
-                               table.reward.mean()))
+K = sampling.samples
+expected = pd.Series(binom.pmf(range(K + 1), K, table.reward.mean()))
 
 # %% mystnb={"image": {"alt": "Bar chart of the share of groups by their number of correct rollouts, with dots for equally hard prompts"}, "figure": {"caption": "Groups by their number of correct rollouts (bars), and what equally hard prompts would give (dots).", "name": "fig-rollouts-groups"}}
 fig = figures.bars(composition.reindex(expected.index, fill_value=0),
@@ -137,11 +140,12 @@ Markdown(f"Pass rate of the table by equation {{eq}}`eq-rollouts-passrate`: "
 # %% mystnb={"image": {"alt": "Step histograms of completion lengths in tokens for right and wrong rollouts"}, "figure": {"caption": "Length of the completions in tokens, by reward; each curve has the area 1.", "name": "fig-rollouts-lengths"}}
 lengths = {"right": table.tokens[table.reward > 0],
            "wrong": table.tokens[table.reward == 0]}
-fig, axis = figures.plt.subplots()
-for (name, values), colour, style in zip(lengths.items(),
-    (figures.COLOURS["dft"], figures.COLOURS["dpo"]), ("-", "--"), strict=True):
-    axis.hist(values, bins=25, range=(0, table.tokens.max()), density=True,
-              histtype="step", linewidth=2, color=colour, linestyle=style, label=name)
+looks = {"right": {"color": figures.COLOURS["dft"], "linestyle": "-"},
+         "wrong": {"color": figures.COLOURS["dpo"], "linestyle": "--"}}
+fig, axis = plt.subplots()
+for name, tokens in lengths.items():
+    axis.hist(tokens, bins=25, range=(0, table.tokens.max()), density=True,
+              histtype="step", linewidth=2, label=name, **looks[name])
 axis.set(xlabel="tokens", ylabel="density")
 axis.legend();
 
@@ -151,27 +155,25 @@ Markdown(f"Right rollouts have {lengths['right'].mean():.1f} tokens on average, 
 
 # %% [markdown]
 # Where the dashed curve of {numref}`fig-rollouts-lengths` lies to the right, wrong rollouts are longer, and not because length causes
-# errors: problems with more steps have longer solutions and more places to slip. The same confounding is in every real table.
+# errors: problems with more steps have longer solutions and more places to err. The same confounding is in every real table.
 #
 # ## An audit of the reward
 #
 # A reward of 0 can mean a wrong answer, a missing box, or a text that the verifier cannot read. Only the first is about reasoning.
 
 # %%
-audit = table.groupby(["status", "reward"]).size().rename("rollouts").reset_index()
-audit["truncated"] = [
-    int(table.truncated[(table.status == s) & (table.reward == r)].sum()) for s,
-    r in zip(audit.status, audit.reward, strict=True)]
+by_outcome = table.groupby(["status", "reward"]).truncated
+audit = by_outcome.agg(rollouts="size", truncated="sum").reset_index()
 audit.style.format({"reward": "{:.0f}"}).hide(axis="index")
 
 # %% [markdown]
-# And is a reward of 1 always earned by right reasoning? Two slips can cancel. The equations that a completion writes can be checked one by
+# And is a reward of 1 always earned by right reasoning? Two errors can cancel. The equations that a completion writes can be checked one by
 # one, which large-scale tables never allow:
 
 # %%
 def all_true(text):
-    return all(eval(left.replace("/", "//")) == int(right) for left,
-               right in (line.split("=") for line in grading.written_equations(text)))
+    equations = [line.split("=") for line in grading.written_equations(text)]
+    return all(eval(left.replace("/", "//")) == int(right) for left, right in equations)
 
 
 sound = table.completion.map(all_true)
@@ -188,8 +190,8 @@ Markdown(f"**{wrong_but_paid:.2%}** of the rows are paid although an equation in
 # %%
 wrong = table[(table.reward == 0)].head(3)
 for row in wrong.itertuples():
-    print(row.prompt, "\n ->", row.completion, f"\n    found {row.answer}, gold "
-                                               f"{row.gold}\n")
+    graded = f"\n    found {row.answer}, gold {row.gold}\n"
+    print(row.prompt, "\n ->", row.completion, graded)
 
 # %% [markdown]
 # ## Which rows each objective takes
@@ -200,13 +202,14 @@ for row in wrong.itertuples():
 # | RFT | reward 1 | rejection: only right rollouts are imitated |
 # | DPO | pairs | the first right and the first wrong rollout of each mixed group |
 #
-# All walk through the prompts in the same order, one permutation a pass; each takes its own rows of the prompt whose turn it is.
+# All walk through the prompts in the same order, one permutation per pass; each takes its own rows of the prompt whose turn it is.
 
 # %%
-counts = pd.DataFrame(
-    [{"rows": rows, "prompts": len(taken := rollouts.select(table, rows)),
-      "table rows": sum(map(len, taken.values()))} for rows in ("all", "correct",
-        "correct-distinct", "pairs")])
+kinds = ("all", "correct", "correct-distinct", "pairs")
+selections = {rows: rollouts.select(table, rows) for rows in kinds}
+counts = pd.DataFrame([{"rows": rows, "prompts": len(selected),
+                        "table rows": sum(map(len, selected.values()))}
+                       for rows, selected in selections.items()])
 counts["share of the table"] = counts["table rows"] / len(table)
 counts.style.format({"share of the table": "{:.1%}"}).hide(axis="index")
 
@@ -225,36 +228,35 @@ counts.style.format({"share of the table": "{:.1%}"}).hide(axis="index")
 # ```
 
 # %%
-behaviour, base = np.concatenate(list(table.logp_behaviour)), np.concatenate(
-    list(table.logp_base))
-first = table.logp_base.map(lambda values: values[0]).mean() - table.logp_behaviour.map(
-    lambda values: values[0]).mean()
+behaviour = np.concatenate(list(table.logp_behaviour))
+base = np.concatenate(list(table.logp_base))
+first_behaviour = table.logp_behaviour.map(lambda logps: logps[0]).mean()
+first_base = table.logp_base.map(lambda logps: logps[0]).mean()
 Markdown(f"A token of the table has a mean log-probability of {behaviour.mean():.3f} "
          f"under the teacher and **{base.mean():.3f}** under the base: "
-         f"{(behaviour - base).mean():.3f} nats a token by equation "
-         f"{{eq}}`eq-rollouts-kl`. The first token alone costs the base {-first:.2f} "
-         f"nats more than the teacher.")
+         f"{(behaviour - base).mean():.3f} nats per token by equation "
+         f"{{eq}}`eq-rollouts-kl`. The first token alone costs the base "
+         f"{first_behaviour - first_base:.2f} nats more than the teacher.")
 
-# %% mystnb={"image": {"alt": "Step histograms of the mean log-probability per token of each rollout under teacher and base"}, "figure": {"caption": "Mean log-probability a token of each rollout, under the teacher who wrote it and under the base.", "name": "fig-rollouts-offpolicy"}}
+# %% mystnb={"image": {"alt": "Step histograms of the mean log-probability per token of each rollout under teacher and base"}, "figure": {"caption": "Mean log-probability per token of each rollout, under the teacher who wrote it and under the base.", "name": "fig-rollouts-offpolicy"}}
 per_row = {"teacher": table.logp_behaviour.map(np.mean),
            "base": table.logp_base.map(np.mean)}
-figures.histograms(per_row, "mean log-probability a token");
+figures.histograms(per_row, "mean log-probability per token");
 
 # %% [markdown]
 # {numref}`fig-rollouts-offpolicy` is the reason why importance ratios are hopeless for whole completions: a gap of a fifth of a nat a
 # token, summed over fifty tokens, is a ratio of $e^{-10}$. It is also what supervised objectives will spend their first steps on: closing
-# the gap in *manner*, which says nothing about reasoning.
+# the gap in *style*, which says nothing about reasoning.
 #
 # Are wrong rollouts less probable to the base than right ones of the same problems? If the base already knows better, preference learning
 # has something to build on.
 
 # %%
-means = table.assign(logp=per_row["base"]).groupby(["problem_id",
-        "reward"]).logp.mean().unstack()
-both = means.dropna()
-gap = (both[1.0] - both[0.0])
-Markdown(f"In {len(both)} mixed groups the right rollouts are more probable to the "
-         f"base by {gap.mean():.3f} nats a token on average (standard error "
+by_group = per_row["base"].groupby([table.problem_id, table.reward])
+mixed = by_group.mean().unstack().dropna()
+gap = mixed[1.0] - mixed[0.0]
+Markdown(f"In {len(mixed)} mixed groups the right rollouts are more probable to the "
+         f"base by {gap.mean():.3f} nats per token on average (standard error "
          f"{gap.std() / np.sqrt(max(len(gap), 1)):.3f}); the right ones win in "
          f"{(gap > 0).mean():.0%} of the groups.")
 
@@ -264,7 +266,7 @@ Markdown(f"In {len(both)} mixed groups the right rollouts are more probable to t
 # 1. What share of mixed groups would $K = 16$ give, if all prompts were equally hard with the table's pass rate?
 #
 # ````{dropdown} Answer
-# $1 - \hat p^{16} - (1-\hat p)^{16}$; with $\hat p = 0.9$ that is 81 %. More rollouts a prompt turn more prompts into {term}`preference pairs <preference pair>`,
+# $1 - \hat p^{16} - (1-\hat p)^{16}$; with $\hat p = 0.9$ that is 81 %. More rollouts per prompt turn more prompts into {term}`preference pairs <preference pair>`,
 # which is why the number of pairs in the paper (1.8 thousand from 40 thousand prompts) says as much about $K$ and the teacher as about the data.
 # ````
 #
@@ -278,7 +280,7 @@ Markdown(f"In {len(both)} mixed groups the right rollouts are more probable to t
 # 3. Compute equation {eq}`eq-rollouts-kl` from wrong rollouts only. Larger or smaller, and why?
 #
 # ````{dropdown} What to expect
-# A slip is a token that the teacher itself finds improbable, so both logarithms fall. The difference of the two can go either way, and changes by less than
+# An error is a token that the teacher itself finds improbable, so both logarithms fall. The difference of the two can go either way, and changes by less than
 # either logarithm, since both models err in similar places.
 # ````
 #

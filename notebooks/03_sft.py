@@ -14,7 +14,7 @@
 # raises the probability of every rollout, right or wrong, and never looks at the reward.
 #
 # **Key takeaways**
-# - A loss of log-probabilities is, for its gradient, nothing but one *weight* a token. SFT's weights are all equal.
+# - A loss of log-probabilities is, for its gradient, nothing but one *weight* per token. SFT's weights are all equal.
 # - Where the table errs, SFT imitates the error: its target is the teacher, not the truth.
 # - The learning rate of five of the six objectives is chosen here, once, on validation problems.
 #
@@ -60,7 +60,7 @@ print(inspect.getsource(objectives.sft))
 # The function returns the sum and the number of tokens separately. That is no detail: when a batch is split into micro-batches, the mean of
 # their means is not the mean over all tokens, and equation {eq}`eq-sft-loss` would silently become another objective.
 #
-# ## The gradient: one weight a token
+# ## The gradient: one weight per token
 #
 # Any loss that depends on the model only through the log-probabilities of the tokens has a gradient of one form. By the chain rule
 #
@@ -88,7 +88,7 @@ assert all(np.allclose(values, 1) for values in weights)
 figures.token_weights(tokens, weights, headings);
 
 # %% [markdown]
-# In {numref}`fig-sft-weights` the slip and all that follows from it are as much worth imitating as the rest. The same figure on the next
+# In {numref}`fig-sft-weights` the error and all that follows from it are as much worth imitating as the rest. The same figure on the next
 # five pages has other colours, and these colours are the whole difference between the methods at the first step.
 #
 # ## What is trained
@@ -117,11 +117,11 @@ pd.Series({**run.model_dump(exclude={"name", "options", "rows"}),
 # choose: as the table shows, it prefers a rate of zero, the base itself. These are all the rates that were tried; `make sweep` trains them again.
 
 # %%
-sweep = pd.read_csv(likelihood.sweep_path(study)) if likelihood.sweep_path(
-    study).exists() else None
-if sweep is not None:
-    ends = [statistics.wilson(round(share * n), n) for share,
-            n in zip(sweep.validation_accuracy, sweep.n, strict=True)]
+sweep_path = likelihood.sweep_path(study)
+if sweep_path.exists():
+    sweep = pd.read_csv(sweep_path)
+    ends = [statistics.wilson(round(row.validation_accuracy * row.n), row.n)
+            for row in sweep.itertuples()]
     sweep["low"], sweep["high"] = zip(*ends, strict=True)
     display(figures.table(sweep))
 
@@ -144,17 +144,17 @@ figures.training_curve(history, run);
 # %%
 floor = -np.concatenate(list(rollouts.load_table(study).logp_behaviour)).mean()
 Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to "
-         f"{history.loss.tail(10).mean():.3f} nats a token. The teacher's own loss on "
-         f"the same table, its entropy, is **{floor:.3f}**: no student can do better "
-         f"on fresh rollouts.")
+         f"{history.loss.tail(10).mean():.3f} nats per token. The teacher's own "
+         f"loss on the same table, its entropy, is **{floor:.3f}**: no student can do "
+         f"better on fresh rollouts.")
 
 # %% [markdown]
-# The first fall of {numref}`fig-sft-curve` is the change of manner: the first words of a wordy solution stop being a surprise. What remains
+# The first fall of {numref}`fig-sft-curve` is the change of style: the first words of a wordy solution stop being a surprise. What remains
 # above the teacher's entropy is what an adapter on attention alone did not learn in this many steps.
 #
 # ## What it did to the model
 #
-# Three views. First, log-probabilities a token of the same right and wrong rollouts, before and after:
+# Three views. First, log-probabilities per token of the same right and wrong rollouts, before and after:
 
 # %%
 effect = likelihood.effect(study, run)
@@ -181,19 +181,19 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 print(answering.answers_side_by_side(study, records))
 
 # %%
-change = accuracy.set_index(["split", "run"]).accuracy
+solved = accuracy.set_index(["split", "run"]).accuracy
 test = pairs.set_index("split").loc["test"]
-Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and SFT "
-         f"**{change['test', 'sft']:.1%}** (McNemar $p$ = {test.p:.2g}); on the hard "
-         f"ones {change['hard', 'base']:.1%} and {change['hard', 'sft']:.1%}.")
+Markdown(f"On the test problems the base solves {solved['test', 'base']:.1%} and SFT "
+         f"**{solved['test', 'sft']:.1%}** (McNemar $p$ = {test.p:.2g}); on the hard "
+         f"ones {solved['hard', 'base']:.1%} and {solved['hard', 'sft']:.1%}.")
 
 # %% [markdown]
-# The student now writes in the teacher's manner. Whether it reasons better or worse than before is a question of its own, and the answer
+# The student now writes in the teacher's style. Whether it reasons better or worse than before is a question of its own, and the answer
 # is in the test, not in the loss.
 #
 # ## Try it
 #
-# 1. Train on right rollouts only: `training.train(study, run.model_copy(update={"rows": "correct"}))`. Which objective of this book is that?
+# 1. Train on right rollouts only: `trainer.train(study, run.model_copy(update={"rows": "correct"}))`. Which objective of this book is that?
 #
 # ````{dropdown} Answer
 # It is RFT, page 04. The changed spec gets a folder of its own in the store; the book's run is not touched.
@@ -202,7 +202,7 @@ Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and
 # 2. Halve the `steps` of the spec. Does the accuracy halve its change?
 #
 # ````{dropdown} What to expect
-# The cosine schedule is stretched to the number of steps, so a shorter run is not the first half of a longer one. Most of the change of manner
+# The cosine schedule is stretched to the number of steps, so a shorter run is not the first half of a longer one. Most of the change of style
 # happens early; the rest depends on the rate more than on the number of steps.
 # ````
 #
@@ -218,14 +218,15 @@ Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and
 # ```python
 # import ipywidgets
 #
-# from helpers import updates
+# from adapter_geometry import updates
+# from adapter_geometry.adapters import load_update
 #
 #
 # def ten_steps(rate, rank):
 #     tried = study.model_copy(update={"lora": study.lora.model_copy(update={"rank": rank, "alpha": 2 * rank})})
-#     trained = training.train(tried, run.model_copy(update={"learning_rate": rate, "steps": 10}))
+#     trained = trainer.train(tried, run.model_copy(update={"learning_rate": rate, "steps": 10}))
 #     pd.read_parquet(trained / "history.parquet").plot(x="step", y="loss", ylim=(0, 1))
-#     print(f"norm of the update: {updates.norm(updates.load_update(trained / 'adapter')):.3g}")
+#     print(f"norm of the update: {updates.norm(load_update(trained / 'adapter')):.3g}")
 #
 #
 # ipywidgets.interact(ten_steps, rate=ipywidgets.FloatLogSlider(value=3e-3, min=-4, max=-1.5, step=0.25, continuous_update=False),

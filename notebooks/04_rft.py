@@ -11,10 +11,10 @@
 # # RFT: imitate what is right
 #
 # *Previously:* [SFT](03_sft.ipynb) imitates every rollout, right or wrong. *Now:* rejection fine-tuning throws the wrong ones away and
-# imitates the rest, with the same loss. The reward is used once, as a sieve, before training begins.
+# imitates the rest, with the same loss. The reward is used once, as a filter, before training begins.
 #
 # **Key takeaways**
-# - RFT is SFT on other rows. As a weight a token it is 1 on right rollouts and 0 on wrong ones.
+# - RFT is SFT on other rows. As a weight per token it is 1 on right rollouts and 0 on wrong ones.
 # - Its rows are a subset of SFT's rows, and its gradient is one of the two parts that SFT's gradient is made of.
 # - The source of the method also removes right rollouts that repeat the same equations; the paper leaves that step out.
 #
@@ -71,7 +71,7 @@ Markdown(f"RFT keeps **{sum(map(len, correct.values()))}** of {len(table)} rows 
          f"of {len(everything)} prompts.")
 
 # %% [markdown]
-# ## The gradient: a sieve
+# ## The gradient: a filter
 #
 # The weights view of {eq}`eq-sft-weights` asks for $-\partial L / \partial \log p_{it}$. Differentiating {eq}`eq-rft-loss` gives
 # $r_i / \sum_j r_j T_j$. In units of one token of the batch that is trained on,
@@ -85,15 +85,14 @@ Markdown(f"RFT keeps **{sum(map(len, correct.values()))}** of {len(table)} rows 
 # the mask of the wrong one set to zero: exactly what a batch without that row would compute.
 
 # %%
-tokens, unsifted, headings = batches.example_weights(study, "rft", **run.options)
-rows = batches.collate(table, next(iter(rollouts.select(table, "pairs").values())))[
-    "rows"]
-sifted = replace(rows, mask=rows.mask * rows.reward[:, None])
-found = objectives.token_weights("rft", rows.reference, sifted,
-                                 **run.options) * sifted.mask.sum()
-assert np.allclose(found, sifted.mask)
-weights = [float(reward) * values for reward, values in zip(rows.reward, unsifted,
-        strict=True)]
+tokens, unfiltered, headings = batches.example_weights(study, "rft", **run.options)
+pair = next(iter(rollouts.select(table, "pairs").values()))
+rows = batches.collate(table, pair)["rows"]
+filtered = replace(rows, mask=rows.mask * rows.reward[:, None])
+per_token = objectives.token_weights("rft", rows.reference, filtered, **run.options)
+assert np.allclose(per_token * filtered.mask.sum(), filtered.mask)
+weights = [float(reward) * of_rollout
+           for reward, of_rollout in zip(rows.reward, unfiltered, strict=True)]
 
 # %% mystnb={"image": {"alt": "Tokens of a right rollout in boxes of one strong colour and of a wrong rollout in boxes of the neutral colour of weight zero"}, "figure": {"caption": "RFT's weight on each token of a right and a wrong rollout of the same prompt.", "name": "fig-rft-weights"}}
 figures.token_weights(tokens, weights, headings);
@@ -101,7 +100,7 @@ figures.token_weights(tokens, weights, headings);
 # %% [markdown]
 # In {numref}`fig-rft-weights` the right rollout looks as it did under SFT and the wrong one has lost its colour. Nothing is pushed *down*:
 # RFT does not know that the wrong rollout was wrong, it has merely never heard of it. It also cannot tell which tokens of a rollout made
-# it right. Every token of a paid rollout is paid, the detours and the lucky slips too.
+# it right. Every token of a paid rollout is paid, the detours and the lucky errors too.
 #
 # ## How far from SFT can that be?
 #
@@ -114,7 +113,7 @@ figures.token_weights(tokens, weights, headings);
 # ```
 #
 # So at any one point the two methods differ by the wrong rollouts' part alone, and that part is small for two reasons that have nothing to
-# do with the method: a good teacher makes $1-q$ small, and right and wrong rollouts share their manner, which makes $\bar g_-$ similar to
+# do with the method: a good teacher makes $1-q$ small, and right and wrong rollouts share their style, which makes $\bar g_-$ similar to
 # $\bar g_+$. With $c$ the cosine between $\bar g_+$ and $\bar g_-$ and $k$ the ratio of the second's norm to the first's,
 #
 # ```{math}
@@ -147,8 +146,8 @@ predicted.style.format("{:.3f}")
 
 # %%
 ids, length = list(table.problem_id.unique()), run.steps * run.batch_size
-seen = {name: set(batches.row_order(taken, ids, run.seed, length)) for name,
-        taken in (("sft", everything), ("rft", correct))}
+seen = {name: set(batches.row_order(selected, ids, run.seed, length))
+        for name, selected in (("sft", everything), ("rft", correct))}
 shared = len(seen["sft"] & seen["rft"])
 Markdown(f"In {run.steps} steps RFT draws {length} rows, {len(seen['rft'])} of them "
          f"different. **{shared / len(seen['rft']):.1%}** of these SFT meets as well; "
@@ -166,16 +165,17 @@ Markdown(f"In {run.steps} steps RFT draws {length} rows, {len(seen['rft'])} of t
 # %%
 kinds = {"all": "SFT", "correct": "RFT as the paper prints it",
          "correct-distinct": "RFT as its source describes it"}
-taken = {rows: [number for numbers in rollouts.select(table, rows).values()
-                for number in numbers] for rows in kinds}
+selected = {rows: [number for numbers in rollouts.select(table, rows).values()
+                   for number in numbers]
+            for rows in kinds}
 counts = pd.DataFrame([{"rows": rows, "used by": kinds[rows], "kept": len(numbers),
                         "share": len(numbers) / len(table),
-                        "mean tokens": table.tokens.iloc[numbers].mean()} for rows,
-                       numbers in taken.items()])
+                        "mean tokens": table.tokens.iloc[numbers].mean()}
+                       for rows, numbers in selected.items()])
 counts.style.format({"share": "{:.1%}", "mean tokens": "{:.1f}"}).hide(axis="index")
 
 # %%
-repeats = 1 - len(taken["correct-distinct"]) / len(taken["correct"])
+repeats = 1 - len(selected["correct-distinct"]) / len(selected["correct"])
 Markdown(f"By the source's rule **{repeats:.1%}** of the right rollouts are repeats: "
          f"other words around the same equations.")
 
@@ -201,18 +201,18 @@ figures.training_curve(history, run);
 right = table.logp_behaviour[table.reward > 0]
 floor = -np.concatenate(list(right)).mean()
 Markdown(f"The loss of {{numref}}`fig-rft-curve` went from {history.loss.iloc[0]:.3f} "
-         f"to {history.loss.tail(10).mean():.3f} nats a token in "
+         f"to {history.loss.tail(10).mean():.3f} nats per token in "
          f"{record['passes']:.2f} passes over its rows. The teacher's own loss on "
          f"right rollouts is **{floor:.3f}**, against "
          f"{-np.concatenate(list(table.logp_behaviour)).mean():.3f} on all.")
 
 # %% [markdown]
-# Where the first floor is the lower one, slips are the likely reason: a slip is a token that the teacher itself finds improbable, and most
-# rollouts that hold one are sieved out. That much of a lower loss is owed to the choice of rows, and nobody had to learn it.
+# Where the first floor is the lower one, errors are the likely reason: an error is a token that the teacher itself finds improbable, and most
+# rollouts that hold one are filtered out. That much of a lower loss is owed to the choice of rows, and nobody had to learn it.
 #
 # ## What it did to the model
 #
-# The mean {term}`log-probability` a token of right and wrong rollouts, before and after:
+# The mean {term}`log-probability` per token of right and wrong rollouts, before and after:
 
 # %%
 effect = likelihood.effect(study, run)
@@ -221,11 +221,11 @@ effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:
 # %%
 share_of_change = effect.change[0] / effect.change[1]
 Markdown(f"The wrong rollouts, which RFT never saw, changed by {effect.change[0]:+.3f} "
-         f"nats a token, the right ones by {effect.change[1]:+.3f}: a ratio of "
+         f"nats per token, the right ones by {effect.change[1]:+.3f}: a ratio of "
          f"**{share_of_change:.2f}**.")
 
 # %% [markdown]
-# A ratio near 1 means that what was learned is common to right and wrong rollouts, the manner of the teacher; a ratio near 0 would mean that
+# A ratio near 1 means that what was learned is common to right and wrong rollouts, the style of the teacher; a ratio near 0 would mean that
 # rightness itself was learned. A token's probability can rise without ever having been pushed, when tokens like it were. The accuracies,
 # with intervals, and the paired test of {cite:t}`mcnemar1947`:
 
@@ -246,13 +246,14 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 print(answering.answers_side_by_side(study, records))
 
 # %%
-change = accuracy.set_index(["split", "run"]).accuracy
+solved = accuracy.set_index(["split", "run"]).accuracy
 test = pairs.set_index("split").loc["test"]
-seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and RFT "
-         f"**{change['test', 'rft']:.1%}** (McNemar $p$ = {test.p:.2g}): {seen_as}. "
-         f"On the hard ones they solve {change['hard', 'base']:.1%} and "
-         f"{change['hard', 'rft']:.1%}.")
+verdict = ("a difference this test can see" if test.p < 0.05
+           else "no difference that this test can see")
+Markdown(f"On the test problems the base solves {solved['test', 'base']:.1%} and RFT "
+         f"**{solved['test', 'rft']:.1%}** (McNemar $p$ = {test.p:.2g}): {verdict}. "
+         f"On the hard ones they solve {solved['hard', 'base']:.1%} and "
+         f"{solved['hard', 'rft']:.1%}.")
 
 # %% [markdown]
 # Whether RFT differs from *SFT* is another comparison, and the interesting one. It waits for [the page on evaluation](09_evaluation.ipynb),
@@ -260,7 +261,7 @@ Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and
 #
 # ## Try it
 #
-# 1. Train on the source's selection: `training.train(study, run.model_copy(update={"rows": "correct-distinct"}))`. What does the smaller
+# 1. Train on the source's selection: `trainer.train(study, run.model_copy(update={"rows": "correct-distinct"}))`. What does the smaller
 #    table change in a run of the same number of steps?
 #
 # ````{dropdown} Answer
@@ -278,7 +279,7 @@ Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and
 # 3. Keep only *wrong* rollouts instead. Without running it: would the log-probability of right rollouts rise or fall?
 #
 # ````{dropdown} What to expect
-# The gradient would be $\bar g_-$. If $c > 0$, a small step along it raises right rollouts too, for they are written in the same manner. The table
+# The gradient would be $\bar g_-$. If $c > 0$, a small step along it raises right rollouts too, for they are written in the same style. The table
 # of effects above, read the other way round, tells how strong that coupling is.
 # ````
 #

@@ -16,7 +16,7 @@
 # **Key takeaways**
 # - The weight of a token is its own probability: DFT believes the table where it already agrees with it.
 # - Its gradient is that of $-p_t$, so it maximises the expected number of matched tokens and not the likelihood.
-# - What the base finds improbable receives almost no weight at the first step. Yet the run takes on the teacher's manner as SFT does: small weights at the start do not say what is learned in the end.
+# - What the base finds improbable receives almost no weight at the first step. Yet the run takes on the teacher's style as SFT does: small weights at the start do not say what is learned in the end.
 #
 # You need: [SFT](03_sft.ipynb). Reads the run `dft`. Time to run: half a minute, or a few minutes if the run must be trained first.
 
@@ -26,6 +26,7 @@ profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 # %%
 import inspect
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -98,14 +99,14 @@ print(inspect.getsource(objectives.dft))
 # %%
 tokens, weights, headings = batches.example_weights(study, "dft", **run.options)
 pair = next(iter(rollouts.select(table, "pairs").values()))
-for found, logp in zip(weights, table.logp_base.iloc[pair], strict=True):
-    assert np.allclose(found, np.exp(logp), rtol=1e-4, atol=1e-7)
+for of_rollout, logp in zip(weights, table.logp_base.iloc[pair], strict=True):
+    assert np.allclose(of_rollout, np.exp(logp), rtol=1e-4, atol=1e-7)
 
 # %%
-logp = torch.tensor(np.concatenate(list(table.logp_base.iloc[pair]))).requires_grad_(
-    True)
-(of_minus_p,) = torch.autograd.grad(-logp.exp().sum(), logp)
-assert np.allclose(-of_minus_p, np.concatenate(weights), rtol=1e-4, atol=1e-7)
+logp_base = np.concatenate(list(table.logp_base.iloc[pair]))
+logp = torch.tensor(logp_base, requires_grad=True)
+(gradient,) = torch.autograd.grad(-logp.exp().sum(), logp)
+assert np.allclose(-gradient, np.concatenate(weights), rtol=1e-4, atol=1e-7)
 
 # %% mystnb={"image": {"alt": "Tokens of a right and a wrong rollout in boxes coloured by the probability that the base gives to each of them"}, "figure": {"caption": "DFT's weight on each token of a right and a wrong rollout of the same prompt, at the first step.", "name": "fig-dft-weights"}}
 figures.token_weights(tokens, weights, headings);
@@ -129,23 +130,24 @@ figures.token_weights(tokens, weights, headings);
 # what is undecided. A token at $p = 0.001$ receives a thousandth of SFT's push, so at the first step it hardly moves for its own sake. But its neighbours pull it along, the weight grows as $p$ does, and AdamW makes steps of the usual length from small gradients too.
 #
 # How much of the table lies where? The next figure sorts all its tokens by the base's probability and gives the share of each bin in three
-# sums: of SFT's weights (one a token), of DFT's weights, and of DFT's pushes by {eq}`eq-dft-logit`.
+# sums: of SFT's weights (one per token), of DFT's weights, and of DFT's pushes by {eq}`eq-dft-logit`.
 
 # %%
 p = np.exp(np.concatenate(list(table.logp_base)))
 edges = np.linspace(0, 1, 11)
-place = np.clip(np.digitize(p, edges) - 1, 0, 9)
-sums = {name: np.bincount(place, values, minlength=10) for name,
-        values in (("SFT weight", np.ones_like(p)), ("DFT weight", p),
-                   ("DFT push", p * (1 - p)))}
+tenth = np.clip(np.digitize(p, edges) - 1, 0, 9)
+of_tokens = {"SFT weight": np.ones_like(p), "DFT weight": p, "DFT push": p * (1 - p)}
+sums = {name: np.bincount(tenth, values, minlength=10)
+        for name, values in of_tokens.items()}
 shares = pd.DataFrame({name: values / values.sum() for name, values in sums.items()},
                       index=edges[:-1])
 
 # %% mystnb={"image": {"alt": "Three step curves over ten bins of the base's probability: share of tokens, share of DFT's weight and share of DFT's push on logits"}, "figure": {"caption": "Where the weight lies: share of tokens (SFT), of DFT's weight and of DFT's push on the logits, by the base's probability of the token.", "name": "fig-dft-shares"}}
-fig, axis = figures.plt.subplots()
-for name, colour, style in (("SFT weight", "sft", "--"), ("DFT weight", "dft", "-"),
-                            ("DFT push", "base", ":")):
-    axis.stairs(shares[name], edges, color=figures.COLOURS[colour], linestyle=style,
+looks = {"SFT weight": ("sft", "--"), "DFT weight": ("dft", "-"),
+         "DFT push": ("base", ":")}
+fig, axis = plt.subplots()
+for name, (run_name, style) in looks.items():
+    axis.stairs(shares[name], edges, color=figures.COLOURS[run_name], linestyle=style,
                 linewidth=2, label=name)
 axis.set(xlabel="probability of the token under the base", ylabel="share of the sum")
 axis.legend();
@@ -165,10 +167,10 @@ Markdown(f"**{share_of_weight:.1%}** of DFT's weight lies on tokens that the bas
 # AdamW divides a gradient by its own recent size, so that part alone would change little: it is the *pattern* of the weights that makes
 # DFT another method.
 #
-# ## Manner and slips
+# ## Style and errors
 #
-# Two things in the table are improbable to the base for opposite reasons. The teacher's manner is strange but right; a slip is familiar
-# in manner and wrong. A method that trusts the base cannot tell one from the other. First the manner: the weight by position in the completion.
+# Two things in the table are improbable to the base for opposite reasons. The teacher's style is strange but right; an error is familiar
+# in style and wrong. A method that trusts the base cannot tell one from the other. First the style: the weight by position in the completion.
 
 # %%
 longest = int(table.tokens.quantile(0.75))
@@ -177,35 +179,36 @@ by_position = pd.Series(p).groupby(position).mean().loc[:longest]
 typical = 5
 
 # %% mystnb={"image": {"alt": "Line plot of the mean DFT weight against the position of the token in the completion, with SFT's constant weight of one as a dashed line"}, "figure": {"caption": "Mean weight by position in the completion, DFT (line) and SFT (dashed).", "name": "fig-dft-position"}}
-fig, axis = figures.plt.subplots()
+fig, axis = plt.subplots()
 axis.plot(by_position.index, by_position, color=figures.COLOURS["dft"], linewidth=2)
 axis.axhline(1, color=figures.COLOURS["sft"], linestyle="--", linewidth=1)
 axis.set(xlabel="position of the token", ylabel="mean weight (SFT = 1)",
          ylim=(0, 1.05));
 
 # %%
-first, opening, rest = by_position.iloc[0], by_position.iloc[
-    1:typical].mean(), by_position.iloc[typical:].mean()
+first = by_position.iloc[0]
+opening = by_position.iloc[1:typical].mean()
+rest = by_position.iloc[typical:].mean()
 Markdown(f"The first token weighs {first:.3f} on average, those from the second to the "
-         f"{typical}th {opening:.3f} and the later ones {rest:.3f}. The manner is "
+         f"{typical}th {opening:.3f} and the later ones {rest:.3f}. The style is "
          f"chosen where {{numref}}`fig-dft-position` begins.")
 
 # %% [markdown]
-# A manner is set by its first words: after a wordy opening even a terse model expects wordy tokens to follow. That is why few tokens can
-# hold much of the manner, and why small weights there might keep a student from changing it. The length of the answers below tells whether they do. Now the slips. A wrong rollout usually contains
+# A style is set by its first words: after a wordy opening even a terse model expects wordy tokens to follow. That is why few tokens can
+# hold much of the style, and why small weights there might keep a student from changing it. The length of the answers below tells whether they do. Now the errors. A wrong rollout usually contains
 # at least one token that neither model expects, so compare the smallest weight in each rollout, right against wrong.
 
 # %%
-weight_of = table.logp_base.map(np.exp)
-by_reward = pd.DataFrame({"mean weight": weight_of.map(np.mean),
-                          "smallest weight": weight_of.map(np.min)}).groupby(
-                              table.reward).median()
-by_reward.rename(index={0.0: "wrong rollouts", 1.0: "right rollouts"}).rename_axis(
-    "median of").style.format("{:.2g}")
+probabilities = table.logp_base.map(np.exp)
+of_rollouts = pd.DataFrame({"mean weight": probabilities.map(np.mean),
+                            "smallest weight": probabilities.map(np.min)})
+medians = of_rollouts.groupby(table.reward).median().rename_axis("median of")
+outcomes = {0.0: "wrong rollouts", 1.0: "right rollouts"}
+medians.rename(index=outcomes).style.format("{:.2g}")
 
 # %% [markdown]
-# If the second column is smaller for wrong rollouts, DFT filters some of the slips without a reward, by the base's own judgement. Where the
-# two rows are alike, manner hides the slips: every rollout has a token that the base finds strange, and the strangest one is not the
+# If the second column is smaller for wrong rollouts, DFT filters some of the errors without a reward, by the base's own judgement. Where the
+# two rows are alike, style hides the errors: every rollout has a token that the base finds strange, and the strangest one is not the
 # mistake.
 #
 # ## Training
@@ -233,7 +236,7 @@ Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to "
 #
 # ## What it did to the model
 #
-# The mean log-probability a token of right and wrong rollouts, before and after:
+# The mean log-probability per token of right and wrong rollouts, before and after:
 
 # %%
 effect = likelihood.effect(study, run)
@@ -254,7 +257,7 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 
 # %% [markdown]
 # As before, `b` counts problems that only the base solved and `c` those that only DFT solved. The mean number of tokens in the table of
-# accuracies tells whether the student took on the wordy manner. One problem in the words of both:
+# accuracies tells whether the student took on the wordy style. One problem in the words of both:
 
 # %%
 print(answering.answers_side_by_side(study, records))
@@ -262,10 +265,11 @@ print(answering.answers_side_by_side(study, records))
 # %%
 summary = accuracy.set_index(["split", "run"])
 test = pairs.set_index("split").loc["test"]
-seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
+verdict = ("a difference this test can see" if test.p < 0.05
+           else "no difference that this test can see")
 Markdown(f"On the test problems the base solves {summary.accuracy['test', 'base']:.1%} "
          f"and DFT **{summary.accuracy['test', 'dft']:.1%}** (McNemar $p$ = "
-         f"{test.p:.2g}): {seen_as}. On the hard ones they solve "
+         f"{test.p:.2g}): {verdict}. On the hard ones they solve "
          f"{summary.accuracy['hard', 'base']:.1%} and "
          f"{summary.accuracy['hard', 'dft']:.1%}. A test answer has "
          f"{summary.mean_tokens['test', 'base']:.1f} tokens before and "
@@ -277,7 +281,7 @@ Markdown(f"On the test problems the base solves {summary.accuracy['test', 'base'
 # 1. Train from the strong base: `run.model_copy(update={"base": "strong-base"})`. Does DFT move it more or less than the base?
 #
 # ````{dropdown} What to think of
-# The strong base is surer of its own manner, so it gives the teacher's first words less probability and DFT less weight. Once inside a
+# The strong base is surer of its own style, so it gives the teacher's first words less probability and DFT less weight. Once inside a
 # wordy solution it is surer of the arithmetic too, where $p(1-p)$ of {eq}`eq-dft-logit` is small. Both speak for a smaller step. Note that
 # the table's column `logp_base` belongs to the base; DFT does not read it, it uses the probabilities of the model in training.
 # ````
@@ -299,5 +303,5 @@ Markdown(f"On the test problems the base solves {summary.accuracy['test', 'base'
 # ## Summary
 #
 # DFT weighs each token by its own probability, which is to maximise the expected number of matches. At the first step it pushes where the model is
-# undecided and hardly where it finds the table strange; whether that keeps a run from the teacher's manner is seen in the length of its answers, and not in the weights at the start. It leaves the reward unused; the
+# undecided and hardly where it finds the table strange; whether that keeps a run from the teacher's style is seen in the length of its answers, and not in the weights at the start. It leaves the reward unused; the
 # [next page](06_rift.ipynb) uses it with two signs.

@@ -10,7 +10,7 @@
 # %% [markdown]
 # # RIFT: imitate the right, discourage the wrong
 #
-# *Previously:* [RFT](04_rft.ipynb) sieved wrong rollouts out and [DFT](05_dft.ipynb) ignored the reward. *Now:* reward-informed fine-tuning keeps the
+# *Previously:* [RFT](04_rft.ipynb) filtered wrong rollouts out and [DFT](05_dft.ipynb) ignored the reward. *Now:* reward-informed fine-tuning keeps the
 # wrong rollouts and pushes them down, with a loss made so that this cannot run away.
 #
 # **Key takeaways**
@@ -87,9 +87,8 @@ print(inspect.getsource(objectives.rift))
 # cell compares {eq}`eq-rift-weights` with automatic differentiation.
 
 # %%
-strength = -run.options.get("negative_reward",
-                            inspect.signature(objectives.rift).parameters[
-                                "negative_reward"].default)
+default = inspect.signature(objectives.rift).parameters["negative_reward"].default
+strength = -run.options.get("negative_reward", default)
 tokens, weights, headings = batches.example_weights(study, "rift", **run.options)
 pair = next(iter(rollouts.select(table, "pairs").values()))
 right, wrong = (np.exp(values) for values in table.logp_base.iloc[pair])
@@ -109,8 +108,8 @@ Markdown(f"Over the whole table the negative weights add up to "
 
 # %% [markdown]
 # In {numref}`fig-rift-weights` both rollouts carry colour for the first time, and of different signs. But look *where* the wrong one is
-# coloured: most on the tokens that the base takes for granted. A slip that the base finds improbable is not among them. What the minus sign
-# mostly pushes down is the ordinary text around the slip, which the right rollout pushes up at the same time and with more force.
+# coloured: most on the tokens that the base takes for granted. An error that the base finds improbable is not among them. What the minus sign
+# mostly pushes down is the ordinary text around the error, which the right rollout pushes up at the same time and with more force.
 #
 # So before any training one can say how much RIFT can differ from RFT: about as much as the percentage above allows, unless the negative
 # weights point in a direction that the positive ones leave empty.
@@ -130,14 +129,14 @@ Markdown(f"Over the whole table the negative weights add up to "
 # $e^{S_i / T_i}$ is the geometric mean of the probabilities of the tokens. How large are the two numbers under the base?
 
 # %%
-lost = table[table.reward == 0]
-S = lost.logp_base.map(np.sum)
-decades = {"whole completion": S / np.log(10), "geometric mean a token": S / lost.tokens
-           / np.log(10)}
-pd.DataFrame(decades).quantile([0.05, 0.25, 0.5, 0.75, 0.95]).rename_axis(
-    "quantile").style.format("{:.2f}").format_index("{:.0%}")
+unpaid = table[table.reward == 0]
+S = unpaid.logp_base.map(np.sum)
+decades = {"whole completion": S / np.log(10),
+           "geometric mean per token": S / unpaid.tokens / np.log(10)}
+quantiles = pd.DataFrame(decades).quantile([0.05, 0.25, 0.5, 0.75, 0.95])
+quantiles.rename_axis("quantile").style.format("{:.2f}").format_index("{:.0%}")
 
-# %% mystnb={"image": {"alt": "Step histograms of the decimal logarithm of the probability of wrong rollouts under the base, whole and as a geometric mean a token"}, "figure": {"caption": "Probability of the wrong rollouts under the base, as powers of ten: of the whole completion, and its geometric mean a token.", "name": "fig-rift-underflow"}}
+# %% mystnb={"image": {"alt": "Step histograms of the decimal logarithm of the probability of wrong rollouts under the base, whole and as a geometric mean per token"}, "figure": {"caption": "Probability of the wrong rollouts under the base, as powers of ten: of the whole completion, and its geometric mean per token.", "name": "fig-rift-underflow"}}
 figures.histograms(decades, "decimal logarithm of the probability", "wrong rollouts");
 
 # %%
@@ -146,22 +145,28 @@ tiny, zero = (probability < 1e-6).mean(), (np.exp(S.to_numpy(np.float32)) == 0).
 Markdown(f"**{tiny:.1%}** of the wrong rollouts have a probability below one in a "
          f"million under the base; {zero:.1%} are exactly 0 in single precision. The "
          f"median is $10^{{{np.median(S) / np.log(10):.0f}}}$, for completions of "
-         f"{lost.tokens.median():.0f} tokens.")
+         f"{unpaid.tokens.median():.0f} tokens.")
 
 # %% [markdown]
 # To the left of $-6$ in {numref}`fig-rift-underflow` a negative weight is less than a millionth of a positive one, and its gradient is lost
-# in the rounding of the sum. A rollout there might as well have been sieved out, and sieving them out is RFT. The chains of thought of the
+# in the rounding of the sum. A rollout there might as well have been filtered out, and filtering them out is RFT. The chains of thought of the
 # paper have hundreds or thousands of tokens, so what is a tendency at our lengths is a certainty at theirs. The next table gives, for each
 # level, the sum of the negative weights as a share of the sum of the positive ones, over the whole table at the first step.
 
 # %%
 rows = batches.collate(table, list(range(len(table))))["rows"]
-levels = {level: objectives.token_weights("rift", rows.reference, rows,
-        negative_reward=-strength, level=level) for level in ("token",
-        "length-normalised", "sequence")}
-balance = pd.DataFrame(
-    [{"level": level, "negative / positive": float(w.clamp(max=0).sum().abs()
-        / w.clamp(min=0).sum())} for level, w in levels.items()])
+
+
+def negative_over_positive(level):
+    """Sum of the negative weights as a share of that of the positive ones."""
+    weights = objectives.token_weights("rift", rows.reference, rows,
+                                       negative_reward=-strength, level=level)
+    return float(weights.clamp(max=0).sum().abs() / weights.clamp(min=0).sum())
+
+
+levels = ["token", "length-normalised", "sequence"]
+ratios = [negative_over_positive(level) for level in levels]
+balance = pd.DataFrame({"level": levels, "negative / positive": ratios})
 balance.style.format({"negative / positive": "{:.2e}"}).hide(axis="index")
 
 # %% [markdown]
@@ -184,15 +189,15 @@ balance.style.format({"negative / positive": "{:.2e}"}).hide(axis="index")
 
 # %%
 def printed(penalty):
-    on_right, on_wrong = (values.mean() for values in batches.example_weights(study,
-            "rift-paper", penalty=penalty)[1])
+    _, weights, _ = batches.example_weights(study, "rift-paper", penalty=penalty)
+    on_right, on_wrong = (of_rollout.mean() for of_rollout in weights)
     assert np.allclose([on_right, on_wrong], [1 - penalty, 1], atol=1e-5)
     return {"lambda": penalty, "right rollout": on_right, "wrong rollout": on_wrong,
             "right / wrong": on_right / on_wrong}
 
 
-pd.DataFrame([printed(penalty) for penalty in (-1.0, 0.5, 0.9)]).style.format(
-    "{:+.2f}").hide(axis="index")
+forms = pd.DataFrame([printed(penalty) for penalty in (-1.0, 0.5, 0.9)])
+forms.style.format("{:+.2f}").hide(axis="index")
 
 # %% [markdown]
 # Two things are worth noticing. No value of $\lambda$ makes the weight of a wrong rollout negative: in this form the wrong ones are
@@ -228,20 +233,20 @@ Markdown(f"The loss went from {history.loss.iloc[0]:.3f} to "
 #
 # ## What it did to the model
 #
-# The mean log-probability a token of right and wrong rollouts, before and after:
+# The mean log-probability per token of right and wrong rollouts, before and after:
 
 # %%
 effect = likelihood.effect(study, run)
 effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:.3f}")
 
 # %%
-direction = "rose although every one of their tokens was pushed down" if effect.change[
-    0] > 0 else "fell, as their weights ask"
-Markdown(f"The wrong rollouts {direction} ({effect.change[0]:+.3f} nats a token, "
+direction = ("rose although every one of their tokens was pushed down"
+             if effect.change[0] > 0 else "fell, as their weights ask")
+Markdown(f"The wrong rollouts {direction} ({effect.change[0]:+.3f} nats per token, "
          f"against {effect.change[1]:+.3f} for the right ones).")
 
 # %% [markdown]
-# If the wrong ones rise, the pull of the shared manner is stronger than the direct push: raising a right rollout raises its relatives. The
+# If the wrong ones rise, the pull of the shared style is stronger than the direct push: raising a right rollout raises its relatives. The
 # *difference* between the two rows says more about the reward than either of them. Now the accuracies, with intervals, and the paired test
 # of {cite:t}`mcnemar1947`.
 
@@ -261,13 +266,14 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 print(answering.answers_side_by_side(study, records))
 
 # %%
-change = accuracy.set_index(["split", "run"]).accuracy
+solved = accuracy.set_index(["split", "run"]).accuracy
 test = pairs.set_index("split").loc["test"]
-seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and RIFT "
-         f"**{change['test', 'rift']:.1%}** (McNemar $p$ = {test.p:.2g}): {seen_as}. "
-         f"On the hard ones they solve {change['hard', 'base']:.1%} and "
-         f"{change['hard', 'rift']:.1%}.")
+verdict = ("a difference this test can see" if test.p < 0.05
+           else "no difference that this test can see")
+Markdown(f"On the test problems the base solves {solved['test', 'base']:.1%} and RIFT "
+         f"**{solved['test', 'rift']:.1%}** (McNemar $p$ = {test.p:.2g}): {verdict}. "
+         f"On the hard ones they solve {solved['hard', 'base']:.1%} and "
+         f"{solved['hard', 'rift']:.1%}.")
 
 # %% [markdown]
 # ## Try it

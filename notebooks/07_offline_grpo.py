@@ -70,7 +70,7 @@ print(inspect.getsource(objectives.offline_grpo))
 # %% [markdown]
 # In the table, and in the code, the column `advantage` is {eq}`eq-grpo-advantage` without $b$; the objective adds it.
 #
-# ## The gradient: one weight a rollout
+# ## The gradient: one weight per rollout
 #
 # The loss is linear in the log-probabilities, so {eq}`eq-sft-weights` can be read off. In units of SFT's weight,
 #
@@ -83,13 +83,13 @@ print(inspect.getsource(objectives.offline_grpo))
 # of {eq}`eq-grpo-weights`:
 
 # %%
-b = run.options.get("bias", inspect.signature(objectives.offline_grpo).parameters[
-    "bias"].default)
+default = inspect.signature(objectives.offline_grpo).parameters["bias"].default
+b = run.options.get("bias", default)
 tokens, weights, headings = batches.example_weights(study, "offline-grpo",
-    **run.options)
+                                                    **run.options)
 pair = next(iter(rollouts.select(table, "pairs").values()))
-for found, advantage in zip(weights, table.advantage.iloc[pair], strict=True):
-    assert np.allclose(found, advantage + b, atol=1e-5)
+for of_rollout, advantage in zip(weights, table.advantage.iloc[pair], strict=True):
+    assert np.allclose(of_rollout, advantage + b, atol=1e-5)
 
 # %% mystnb={"image": {"alt": "Tokens of a right rollout in boxes of one positive colour and of a wrong rollout in boxes of one negative colour"}, "figure": {"caption": "Offline GRPO's weight on each token of a right and a wrong rollout of the same prompt; the headings give the advantage without the added constant.", "name": "fig-grpo-weights"}}
 figures.token_weights(tokens, weights, headings);
@@ -128,7 +128,7 @@ Markdown(f"The mean weight of each of the {len(in_group)} groups is {b:g}, as "
 #
 # The first term of {eq}`eq-grpo-plane` is a contrast: it is what DPO will be made of on the next page, weighted by how undecided the group
 # is. The second is SFT, scaled by $b$. Which of the two is larger is not obvious: the contrast has the larger weights, but it is a
-# difference of two gradients that share the teacher's manner, while the dose of SFT is nothing but that manner.
+# difference of two gradients that share the teacher's style, while the dose of SFT is nothing but that style.
 #
 # ## The advantages of the table
 
@@ -205,37 +205,31 @@ print(inspect.getsource(objectives.offline_grpo_clipped))
 # The check, and the picture:
 
 # %%
-epsilon = inspect.signature(objectives.offline_grpo_clipped).parameters[
-    "epsilon"].default
+parameters = inspect.signature(objectives.offline_grpo_clipped).parameters
+epsilon = parameters["epsilon"].default
 tokens, weights, headings = batches.example_weights(study, "offline-grpo-clipped")
-for found, row in zip(weights, table.iloc[pair].itertuples(), strict=True):
+for of_rollout, row in zip(weights, table.iloc[pair].itertuples(), strict=True):
     ratio = np.exp(row.logp_base - row.logp_behaviour)
-    kept = ratio <= 1 + epsilon if row.advantage > 0 else ratio >= 1 - epsilon
-    assert np.allclose(found, kept * ratio * row.advantage / (row.spread + 1e-4),
-                       rtol=1e-3, atol=1e-6)
+    unclipped = ratio <= 1 + epsilon if row.advantage > 0 else ratio >= 1 - epsilon
+    normalised = row.advantage / (row.spread + 1e-4)
+    assert np.allclose(of_rollout, unclipped * ratio * normalised, rtol=1e-3, atol=1e-6)
 
 # %% mystnb={"image": {"alt": "Tokens of a right and a wrong rollout in boxes coloured by the weight of the clipped loss, which differs from token to token"}, "figure": {"caption": "The clipped variant's weight on each token of the same two rollouts, at the first step.", "name": "fig-grpo-clipped"}}
 figures.token_weights(tokens, weights, headings);
 
 # %%
 mixed = table[table.spread > 0]
-counted = pd.DataFrame([{"reward": row.reward, "tokens": row.tokens,
-                         "above": (ratio > 1 + epsilon).sum(),
-                         "below": (ratio < 1 - epsilon).sum()}
-                        for row in mixed.itertuples()
-                        for ratio in [
-                            np.exp(row.logp_base - row.logp_behaviour)]]).groupby(
-                                "reward").sum()
-silent = {"right": counted.above[1.0] / counted.tokens[1.0], "wrong": counted.below[0.0]
-          / counted.tokens[0.0]}
+ratios = (mixed.logp_base - mixed.logp_behaviour).map(np.exp)
+right = np.concatenate(list(ratios[mixed.reward > 0]))
+wrong = np.concatenate(list(ratios[mixed.reward == 0]))
 Markdown(f"In mixed groups the clipped loss gives no gradient at the first step to "
-         f"{silent['right']:.1%} of the tokens of right rollouts and to "
-         f"**{silent['wrong']:.1%}** of the tokens of wrong ones.")
+         f"{(right > 1 + epsilon).mean():.1%} of the tokens of right rollouts and to "
+         f"**{(wrong < 1 - epsilon).mean():.1%}** of the tokens of wrong ones.")
 
 # %% [markdown]
 # The uneven colours of {numref}`fig-grpo-clipped` are the ratio at work. A token that the base finds much less likely than the teacher did
 # is, if its rollout is wrong, already "pushed down enough" and left alone; if its rollout is right, it gets a weight near zero, since
-# $\rho$ multiplies it. So a clipped loss can hardly teach the base the teacher's manner. The printed loss can, through $b$. It is a real
+# $\rho$ multiplies it. So a clipped loss can hardly teach the base the teacher's style. The printed loss can, through $b$. It is a real
 # difference under one name, and a later page trains the variants.
 #
 # ## Training
@@ -262,7 +256,7 @@ Markdown(f"The loss went from {history.loss.iloc[0]:+.3f} to "
 #
 # ## What it did to the model
 #
-# The mean log-probability a token of right and wrong rollouts, before and after:
+# The mean log-probability per token of right and wrong rollouts, before and after:
 
 # %%
 effect = likelihood.effect(study, run)
@@ -270,7 +264,7 @@ effect.rename(index={0: "wrong rollouts", 1: "right rollouts"}).style.format("{:
 
 # %%
 gap = effect.change[1] - effect.change[0]
-Markdown(f"Right rollouts changed by {effect.change[1]:+.3f} nats a token and wrong "
+Markdown(f"Right rollouts changed by {effect.change[1]:+.3f} nats per token and wrong "
          f"ones by {effect.change[0]:+.3f}. The contrast between them "
          f"{'grew' if gap > 0 else 'did not grow'} (**{gap:+.3f}**), and their common "
          f"part is {effect.change.mean():+.3f}.")
@@ -295,13 +289,14 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 print(answering.answers_side_by_side(study, records))
 
 # %%
-change = accuracy.set_index(["split", "run"]).accuracy
+solved = accuracy.set_index(["split", "run"]).accuracy
 test = pairs.set_index("split").loc["test"]
-seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {change['test', 'base']:.1%} and "
-         f"Offline GRPO **{change['test', 'offline-grpo']:.1%}** (McNemar $p$ = "
-         f"{test.p:.2g}): {seen_as}. On the hard ones they solve "
-         f"{change['hard', 'base']:.1%} and {change['hard', 'offline-grpo']:.1%}.")
+verdict = ("a difference this test can see" if test.p < 0.05
+           else "no difference that this test can see")
+Markdown(f"On the test problems the base solves {solved['test', 'base']:.1%} and "
+         f"Offline GRPO **{solved['test', 'offline-grpo']:.1%}** (McNemar $p$ = "
+         f"{test.p:.2g}): {verdict}. On the hard ones they solve "
+         f"{solved['hard', 'base']:.1%} and {solved['hard', 'offline-grpo']:.1%}.")
 
 # %% [markdown]
 # ## Try it

@@ -121,8 +121,8 @@ print(inspect.getsource(objectives.dpo))
 # ```
 
 # %%
-beta = run.options.get("beta",
-                       inspect.signature(objectives.dpo).parameters["beta"].default)
+default = inspect.signature(objectives.dpo).parameters["beta"].default
+beta = run.options.get("beta", default)
 tokens, weights, headings = batches.example_weights(study, "dpo", **run.options)
 size = sum(map(len, tokens))
 assert np.allclose(weights[0], beta / 2 * size)
@@ -159,29 +159,30 @@ figures.token_weights(tokens, weights, headings);
 
 # %%
 def shared_prefix(chosen, rejected):
-    return next((place for place,
-                 (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-                min(len(chosen), len(rejected)))
+    """Number of tokens before the first in which the two differ."""
+    together = enumerate(zip(chosen, rejected, strict=False))
+    differing = (position for position, (a, b) in together if a != b)
+    return next(differing, min(len(chosen), len(rejected)))
 
 
-taken = rollouts.select(table, "pairs")
-chosen, rejected = (table.iloc[[numbers[side] for numbers in taken.values()]]
+rows_of_pairs = rollouts.select(table, "pairs")
+chosen, rejected = (table.iloc[[numbers[side] for numbers in rows_of_pairs.values()]]
                     for side in (0, 1))
-prefixes = np.array([shared_prefix(a, b) for a, b in zip(chosen.completion_ids,
-        rejected.completion_ids, strict=True)])
+completions = zip(chosen.completion_ids, rejected.completion_ids, strict=True)
+prefixes = np.array([shared_prefix(*both) for both in completions])
 assert np.allclose(weights[0][:prefixes[0]] + weights[1][:prefixes[0]], 0)
 
 # %%
 share = prefixes.sum() / chosen.tokens.sum()
 Markdown(f"The pair of the figure shares its first **{prefixes[0]}** tokens. Over all "
-         f"{len(taken)} pairs the shared prefix has {prefixes.mean():.1f} tokens on "
+         f"{len(prefixes)} pairs the shared prefix has {prefixes.mean():.1f} tokens on "
          f"average (at most {prefixes.max()}), which is {share:.1%} of the chosen "
          f"tokens, and {(prefixes == 0).mean():.0%} of the pairs differ from the "
          f"first token on.")
 
 # %% [markdown]
 # By {eq}`eq-dpo-prefix` these tokens teach nothing. Something weaker holds for all that the two have in *common* without being equal, above
-# all the teacher's manner. If $\bar s$ is the mean score of a token written in that manner, its part in the gradient of a pair at the first
+# all the teacher's style. If $\bar s$ is the mean score of a token written in that style, its part in the gradient of a pair at the first
 # step is
 #
 # ```{math}
@@ -189,20 +190,20 @@ Markdown(f"The pair of the figure shares its first **{prefixes[0]}** tokens. Ove
 # \frac{\beta}{2}\,(T_w - T_l)\, \bar s ,
 # ```
 #
-# and only the difference of the lengths is left. What moves SFT most, the change of manner, is thus nearly invisible to DPO, unless right
+# and only the difference of the lengths is left. What moves SFT most, the change of style, is thus nearly invisible to DPO, unless right
 # and wrong rollouts differ in length.
 
 # %%
-difference = (chosen.tokens.to_numpy() - rejected.tokens.to_numpy())
-total = (chosen.tokens.to_numpy() + rejected.tokens.to_numpy())
+difference = chosen.tokens.to_numpy() - rejected.tokens.to_numpy()
+total = chosen.tokens.to_numpy() + rejected.tokens.to_numpy()
 Markdown(f"In our pairs the chosen rollout is {abs(difference.mean()):.2f} tokens "
          f"{'longer' if difference.mean() > 0 else 'shorter'} on average, out of "
          f"{total.mean():.1f} in a pair: by {{eq}}`eq-dpo-manner` "
          f"**{abs(difference.mean()) / total.mean():.1%}** of the weight that would "
-         f"fall on the manner if both were raised.")
+         f"fall on the style if both were raised.")
 
 # %% [markdown]
-# That is a prediction about geometry, made before any training: whatever part of an update is manner should be in SFT's and missing in
+# That is a prediction about geometry, made before any training: whatever part of an update is style should be in SFT's and missing in
 # DPO's. In the paper the cosine between the two is about .06 {cite:p}`nikolich2026geometry`. A later page tests the prediction.
 #
 # ## Pairs, passes and the learning rate
@@ -217,10 +218,11 @@ sft = study.runs["sft"]
 sft_passes = sft.steps * sft.batch_size / len(table)
 
 # %%
-facts = pd.DataFrame({"SFT": [len(table), table.problem_id.nunique(), sft_passes,
-                              sft.learning_rate], "DPO": [2 * len(taken), len(taken),
-        record["passes"], run.learning_rate]}, index=["rows of the table", "prompts",
-        "passes over its rows", "learning rate"])
+count = len(rows_of_pairs)
+facts = pd.DataFrame(
+    {"SFT": [len(table), table.problem_id.nunique(), sft_passes, sft.learning_rate],
+     "DPO": [2 * count, count, record["passes"], run.learning_rate]},
+    index=["rows of the table", "prompts", "passes over its rows", "learning rate"])
 facts.style.format("{:.4g}")
 
 # %% [markdown]
@@ -265,12 +267,19 @@ Markdown(f"The loss began at {history.loss.iloc[0]:.4f} and came to {last:.4f}. 
 # for each pair, by definition.
 
 # %%
-few = [side.head(300) for side in (chosen, rejected)]
 model = answering.load_model_of(study, run)
-gain = [np.array([float(np.sum(new) - np.sum(old)) for new,
-                  old in zip(logprobs.score(model, list(side.prompt_ids),
-        list(side.completion_ids)), side.logp_base, strict=True)]) for side in few]
-margins = beta * (gain[0] - gain[1])
+
+
+def change_of_logp(rows):
+    """log pi of each completion under the trained model minus that under the base."""
+    trained = logprobs.score(model, list(rows.prompt_ids), list(rows.completion_ids))
+    return np.array([float(np.sum(after) - np.sum(before))
+                     for after, before in zip(trained, rows.logp_base, strict=True)])
+
+
+on_chosen = change_of_logp(chosen.head(300))
+on_rejected = change_of_logp(rejected.head(300))
+margins = beta * (on_chosen - on_rejected)
 
 # %% mystnb={"image": {"alt": "Step histogram of DPO's margin on pairs of the table after training, with a dashed line at zero, its value before training"}, "figure": {"caption": "Margin of the pairs after training; before training all of them are at the dashed line.", "name": "fig-dpo-margins"}}
 fig = figures.histograms({"dpo": margins}, "margin of the pair", "pairs")
@@ -280,8 +289,8 @@ fig.axes[0].axvline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=
 Markdown(f"**{(margins > 0).mean():.1%}** of the first {len(margins)} pairs have a "
          f"positive margin; the mean is {margins.mean():+.3f} (standard error "
          f"{margins.std(ddof=1) / np.sqrt(len(margins)):.3f}). The chosen rollout "
-         f"changed by {gain[0].mean():+.2f} nats and the rejected one by "
-         f"{gain[1].mean():+.2f}.")
+         f"changed by {on_chosen.mean():+.2f} nats and the rejected one by "
+         f"{on_rejected.mean():+.2f}.")
 
 # %% [markdown]
 # The share to the right of the dashed line in {numref}`fig-dpo-margins` is an accuracy on *training* pairs, so it says that the loss did
@@ -312,20 +321,21 @@ figures.table(pairs[["split", "b", "c", "difference", "low", "high", "p"]])
 print(answering.answers_side_by_side(study, records))
 
 # %%
-change = accuracy.set_index(["split", "run"])
+summary = accuracy.set_index(["split", "run"])
 test = pairs.set_index("split").loc["test"]
-seen_as = "a difference this test can see" if test.p < 0.05 else "no difference that this test can see"
-Markdown(f"On the test problems the base solves {change.accuracy['test', 'base']:.1%} "
-         f"and DPO **{change.accuracy['test', 'dpo']:.1%}** (McNemar $p$ = "
-         f"{test.p:.2g}): {seen_as}. On the hard ones they solve "
-         f"{change.accuracy['hard', 'base']:.1%} and "
-         f"{change.accuracy['hard', 'dpo']:.1%}. A test answer has "
-         f"{change.mean_tokens['test', 'base']:.1f} tokens before and "
-         f"{change.mean_tokens['test', 'dpo']:.1f} after.")
+verdict = ("a difference this test can see" if test.p < 0.05
+           else "no difference that this test can see")
+Markdown(f"On the test problems the base solves {summary.accuracy['test', 'base']:.1%} "
+         f"and DPO **{summary.accuracy['test', 'dpo']:.1%}** (McNemar $p$ = "
+         f"{test.p:.2g}): {verdict}. On the hard ones they solve "
+         f"{summary.accuracy['hard', 'base']:.1%} and "
+         f"{summary.accuracy['hard', 'dpo']:.1%}. A test answer has "
+         f"{summary.mean_tokens['test', 'base']:.1f} tokens before and "
+         f"{summary.mean_tokens['test', 'dpo']:.1f} after.")
 
 # %% [markdown]
 # DPO loses accuracy too, but far less than the other five. That has two readings, and the table alone cannot decide between them: DPO may spare what the base could do, or
-# it may have moved too little to break more of it. The number of tokens is a first hint: a model that took on the teacher's manner would write longer answers, and with the manner comes
+# it may have moved too little to break more of it. The number of tokens is a first hint: a model that took on the teacher's style would write longer answers, and with the style comes
 # [its price](09_evaluation.ipynb).
 #
 # ## All six, token by token
@@ -335,28 +345,33 @@ Markdown(f"On the test problems the base solves {change.accuracy['test', 'base']
 
 # %%
 def weights_of(method, group):
-    """{row: weights of its tokens} for those rows of one prompt that a method takes, at the base."""
-    numbers = [number for taken in rollouts.select(group,
-            objectives.objective(method).rows).values() for number in taken]
+    """{row: weights of its tokens} at the base, for the rows that a method takes."""
+    selected = rollouts.select(group, objectives.objective(method).rows)
+    numbers = [number for of_prompt in selected.values() for number in of_prompt]
     rows = batches.collate(group, numbers)["rows"]
-    found = objectives.token_weights(method, rows.reference, rows) * rows.mask.sum()
-    return {number: found[place][rows.mask[place].bool()].tolist() for place,
-            number in enumerate(numbers)}
+    weights = objectives.token_weights(method, rows.reference, rows) * rows.mask.sum()
+    return {number: weights[index][rows.mask[index].bool()].tolist()
+            for index, number in enumerate(numbers)}
 
 
-tokenizer, browsed = loading.load_tokenizer(study), []
-for problem_id in list(taken)[:8]:
+# %%
+def page_of(problem_id):
+    """A problem with its completions, their tokens and every method's weights."""
     group = table[table.problem_id == problem_id].reset_index(drop=True)
-    given = {method: weights_of(method, group) for method in study.main_runs}
-    browsed.append({"question": group.prompt[0], "answer": group.gold[0],
-                    "completions":
-                    [{"reward": float(row.reward),
-                      "tokens": [tokenizer.decode([token])
-                                 for token in row.completion_ids],
-                      "weights": {method: weights[row.Index] for method,
-                                  weights in given.items() if row.Index in weights}}
-                     for row in group.itertuples()]})
-explorers.rollout_browser(browsed, list(study.main_runs), "rollouts-token-by-token")
+    by_method = {method: weights_of(method, group) for method in study.main_runs}
+    completions = [
+        {"reward": float(row.reward),
+         "tokens": [tokenizer.decode([token]) for token in row.completion_ids],
+         "weights": {method: weights[row.Index]
+                     for method, weights in by_method.items() if row.Index in weights}}
+        for row in group.itertuples()]
+    return {"question": group.prompt[0], "answer": group.gold[0],
+            "completions": completions}
+
+
+tokenizer = loading.load_tokenizer(study)
+pages = [page_of(problem_id) for problem_id in list(rows_of_pairs)[:8]]
+explorers.rollout_browser(pages, list(study.main_runs), "rollouts-token-by-token")
 
 # %% [markdown]
 # Going through the list from SFT to DPO one sees the objectives grow out of each other. SFT has one colour and one strength. RFT has the same and fewer rows. DFT fades where the base is unsure. RIFT and Offline GRPO turn the wrong rollouts orange. DPO keeps one right and one wrong rollout, with the
@@ -391,5 +406,5 @@ explorers.rollout_browser(browsed, list(study.main_runs), "rollouts-token-by-tok
 # ## Summary
 #
 # DPO's gradient is the contrast between a right and a wrong rollout: tokens that both share cancel, and by {eq}`eq-dpo-manner` much of the
-# teacher's manner with them. It runs on fewer rows, more often, at a smaller rate, and each of these must be undone before its loss can be
+# teacher's style with them. It runs on fewer rows, more often, at a smaller rate, and each of these must be undone before its loss can be
 # judged. All six objectives are trained now; the [next page](09_evaluation.ipynb) compares what they can do.

@@ -54,8 +54,8 @@ figures.use_style(study)
 
 # %%
 records = answering.records(study, ["base", *runs.values()])
-records.sample(3, random_state=0)[["run", "completion", "answer", "correct",
-        "tokens"]].style.hide(axis="index")
+columns = ["run", "completion", "answer", "correct", "tokens"]
+records.sample(3, random_state=0)[columns].style.hide(axis="index")
 
 # %% [markdown]
 # ## Accuracy, with its interval
@@ -89,7 +89,7 @@ Markdown(f"On the test problems the base solves **{on_test.accuracy['base']:.1%}
 
 # %% [markdown]
 # Read {numref}`fig-evaluation-test` from the dashed line outwards, not from the left edge: what a method *did* is its distance from the base. In the
-# paper the base stood at 93 to 94 %, DPO at 93.5 % and the five others near 88 %, so that the method with the best score was also the one
+# paper the base was at 93 to 94 %, DPO at 93.5 % and the five others near 88 %, so that the method with the best score was also the one
 # that had changed least. Intervals that overlap prove nothing here, because all models answered the same problems; the tests below use that.
 #
 # The hard problems have longer chains than almost anything in the models' training texts.
@@ -110,17 +110,21 @@ figures.intervals(accuracy[accuracy.split == "hard"], "accuracy", "low", "high",
 
 # %%
 def asked_often(run):
-    """Accuracy over many answers to each hard problem: with the interval over problems, and half of its width as if all answers were independent."""
-    found = answering.sampled(study, runs.get(run, run))
-    mean, low, high = statistics.clustered_mean(found.correct, found.problem_id)
-    return {"run": run, "answers a problem": study.sampled.samples, "accuracy": mean,
+    """Accuracy over many answers to each hard problem, with its interval.
+
+    The interval is over problems; the last number is half of its width if all answers
+    were independent.
+    """
+    answers = answering.sampled_records(study, runs.get(run, run))
+    mean, low, high = statistics.clustered_mean(answers.correct, answers.problem_id)
+    independent = 1.96 * np.sqrt(mean * (1 - mean) / len(answers))
+    return {"run": run, "answers per problem": study.sampled.samples, "accuracy": mean,
             "low": low, "high": high, "±, over problems": (high - low) / 2,
-            "±, as if independent": 1.96 * np.sqrt(mean * (1 - mean) / len(found))}
+            "±, as if independent": independent}
 
 
-figures.table(
-    pd.DataFrame([asked_often(run) for run in ["base",
-        *runs]])) if study.sampled else Markdown("This profile asks each problem once.")
+(figures.table(pd.DataFrame([asked_often(run) for run in ["base", *runs]]))
+ if study.sampled else Markdown("This profile asks each problem once."))
 
 # %% [markdown]
 # By {eq}`eq-evaluation-clustered` the answers beyond the first narrow an interval only as far as the model is undecided about single problems; what is left is the choice of the problems, and no number of answers makes more of those. The accuracies are lower than those of the greedy answers, since at a temperature above zero one unlucky
@@ -133,10 +137,11 @@ figures.table(
 # behind the second. So the same completions are graded again by a flexible rule: the last number in the text, boxed or not.
 
 # %%
-flexible = records.groupby(["split", "run"], sort=False).correct_flexible.mean().rename(
-    "flexible").reset_index()
-audit = accuracy.merge(flexible)[["split", "run", "accuracy", "flexible", "unparsed",
-                                  "truncated", "mean_tokens"]]
+by_run = records.groupby(["split", "run"], sort=False)
+flexible = by_run.correct_flexible.mean().rename("flexible").reset_index()
+columns = ["split", "run", "accuracy", "flexible", "unparsed", "truncated",
+           "mean_tokens"]
+audit = accuracy.merge(flexible)[columns]
 figures.table(audit)
 
 # %%
@@ -146,30 +151,31 @@ Markdown(f"The two rules differ by at most {difference:.1%} for any model; unpar
          f"{audit.truncated.max():.1%}.")
 
 # %% [markdown]
-# The last column shows who writes in whose manner: a terse solution has about half the tokens of a wordy one. A model whose mean length is
-# that of the base has kept its manner.
+# The last column shows who writes in whose style: a terse solution has about half the tokens of a wordy one. A model whose mean length is
+# that of the base has kept its style.
 #
-# ## What the manner costs
+# ## What the style costs
 #
-# There is a second suspicion. The trained models may write in the teacher's manner, and the base, which saw that manner in one text in ten,
+# There is a second suspicion. The trained models may write in the teacher's style, and the base, which saw that style in one text in ten,
 # may simply be worse at it. Then a change of accuracy would say little about the objectives. The control needs no training: put the
 # teacher's commonest first sentence into the mouth of the untouched base and let it go on from there.
 
 # %%
 opening = rollouts.load_table(study).completion.str.extract(r"^(.+?[.\n])")[0].mode()[0]
-some = problems.problem_sets(study.problems)["test"][:400]
-forced = answering.answer(study, loading.load_model(study), some, opening=opening)
+first_problems = problems.problem_sets(study.problems)["test"][:400]
+base = loading.load_model(study)
+forced = answering.answer(study, base, first_problems, opening=opening)
 forced["run"] = "forced base"
 compared = pd.concat([records[records.problem_id.isin(forced.problem_id)], forced])
-manner = store.write_table(profile, "manner", statistics.accuracy_table(compared))
-figures.table(manner)
+by_style = store.write_table(profile, "manner", statistics.accuracy_table(compared))
+figures.table(by_style)
 
 # %%
-share = manner.set_index("run").accuracy
-paired = statistics.mcnemar_table(
-    compared[compared.run.isin(["sft", "forced base"])]).iloc[0]
-Markdown(f"The sentence is: *{opening.strip()}* On the same {len(some)} problems the "
-         f"base solves {share['base']:.1%} in its own manner and "
+share = by_style.set_index("run").accuracy
+both = compared[compared.run.isin(["sft", "forced base"])]
+paired = statistics.mcnemar_table(both).iloc[0]
+Markdown(f"The sentence is: *{opening.strip()}* On the same {len(first_problems)} "
+         f"problems the base solves {share['base']:.1%} in its own style and "
          f"**{share['forced base']:.1%}** when it is made to open like the teacher; "
          f"SFT solves {share['sft']:.1%}. SFT minus the forced base is "
          f"{paired.difference:+.1%} ({paired.low:+.1%} to {paired.high:+.1%}, $p$ = "
@@ -177,7 +183,7 @@ Markdown(f"The sentence is: *{opening.strip()}* On the same {len(some)} problems
 
 # %% [markdown]
 # The comparison that isolates what *training* did to reasoning is the one between the forced base and the trained models. The distance between
-# the base's two lines is the price of the manner alone, and any objective that carries the model over to the teacher's manner pays it. It is a
+# the base's two lines is the price of the style alone, and any objective that carries the model over to the teacher's style pays it. It is a
 # property of this base and this teacher. Whether something like it is behind the six points that the paper's students lost, the paper's
 # numbers cannot tell, since they have no such line.
 #
@@ -259,24 +265,24 @@ for name, run in runs.items():
         rows.append({"run": name, "direction": direction, "value": value, "low": low,
                      "high": high, "n": len(group)})
 kl = store.write_table(profile, "kl", pd.DataFrame(rows))
-kl.pivot(index="run", columns="direction", values=["value", "low", "high"]).loc[
-    list(runs)].style.format("{:.4f}")
+wide = kl.pivot(index="run", columns="direction", values=["value", "low", "high"])
+wide.loc[list(runs)].style.format("{:.4f}")
 
 # %% mystnb={"image": {"alt": "Scatter plot of change in test accuracy against reverse KL to the base per token, one marker for each objective"}, "figure": {"caption": "Change of test accuracy from the base, in points, against the reverse divergence from the base by {eq}`eq-evaluation-kl`.", "name": "fig-evaluation-kl"}}
-moved = kl[kl.direction == "reverse"].set_index("run").value
-plane = pd.DataFrame({"run": list(runs), "kl": moved[list(runs)].to_numpy(),
-                      "gain": 100 * (trained[list(runs)] - on_test.accuracy["base"])
-                      .to_numpy()})
-fig = figures.scatter_of_runs(plane, "kl", "gain", "KL(policy || base), nats a token",
+reverse = kl[kl.direction == "reverse"].set_index("run").value
+gain = 100 * (trained[list(runs)] - on_test.accuracy["base"])
+plane = pd.DataFrame({"run": list(runs), "kl": reverse[list(runs)].to_numpy(),
+                      "gain": gain.to_numpy()})
+fig = figures.scatter_of_runs(plane, "kl", "gain", "KL(policy || base), nats per token",
                               "change of test accuracy, points")
 fig.axes[0].axhline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=1);
 
 # %%
-least = plane.set_index("run").kl.idxmin()
+nearest, furthest = reverse[list(runs)].idxmin(), reverse[list(runs)].idxmax()
 rank, low, high = statistics.rank_correlation(plane.kl, plane.gain)
-Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at "
-         f"{plane.kl.min():.4f} nats a token; the furthest is "
-         f"{figures.LABELS[plane.set_index('run').kl.idxmax()]}, at "
+Markdown(f"The policy nearest to the base is {figures.LABELS[nearest]}, at "
+         f"{plane.kl.min():.4f} nats per token; the furthest is "
+         f"{figures.LABELS[furthest]}, at "
          f"{plane.kl.max():.3f}. Over the six methods the rank correlation of "
          f"distance and gain is {rank:+.2f}; six points in a random order have "
          f"{low:+.2f} to {high:+.2f} in 95 % of the cases.")
@@ -299,33 +305,38 @@ Markdown(f"The policy nearest to the base is {figures.LABELS[least]}, at "
 # %%
 replicas = [(method, seed, name) for seed, group in replication.replicas(study).items()
             for method, name in group.items()]
-again = pd.concat([answering.evaluate(study, study.runs[name]).query("split == 'test'")
-                   .assign(run=method, seed=seed) for method, seed, name in replicas])
-right = again.pivot(index=["run", "seed"], columns="problem_id",
-                    values="correct").dropna(axis=1).astype(float)
-of_base = records[(records.run == "base") & (records.split == "test")].set_index(
-    "problem_id").correct[right.columns].astype(float)
+parts = []
+for method, seed, name in replicas:
+    of_run = answering.evaluate(study, study.runs[name])
+    parts.append(of_run.assign(run=method, seed=seed))
+answered = pd.concat(parts).query("split == 'test'")
+right = answered.pivot(index=["run", "seed"], columns="problem_id", values="correct")
+right = right.dropna(axis=1).astype(float)
+of_base = records[(records.run == "base") & (records.split == "test")]
+of_base = of_base.set_index("problem_id").correct[right.columns].astype(float)
 answers = {**{method: right.loc[method] for method in runs}, "base": of_base}
 
 # %%
-over_seeds = pd.DataFrame(
-    [{"run": method,
-      **dict(zip(("accuracy", "low", "high"), replication.interval(answers[method]),
-                 strict=True)), **{f"seed {seed}": value for seed,
-        value in answers[method].mean(axis=1).items()}} for method in runs])
+rows = []
+for method in runs:
+    mean, low, high = replication.interval(answers[method])
+    at_seeds = answers[method].mean(axis=1)
+    rows.append({"run": method, "accuracy": mean, "low": low, "high": high,
+                 **{f"seed {seed}": value for seed, value in at_seeds.items()}})
+over_seeds = pd.DataFrame(rows)
 figures.table(over_seeds)
 
 # %% mystnb={"image": {"alt": "Dots with intervals over seeds and problems for the accuracy of each of the six objectives"}, "figure": {"caption": "Accuracy on the test problems, mean over the seeds of each method, with 95 % intervals over seeds and problems by {eq}`eq-evaluation-seeds`.", "name": "fig-evaluation-seeds"}}
-figures.intervals(over_seeds, "accuracy", "low", "high", "share of test problems "
-                                                         "solved, mean over seeds");
+figures.intervals(over_seeds, "accuracy", "low", "high",
+                  "share of test problems solved, mean over seeds");
 
 # %%
 rows = []
 for a, b in combinations(answers, 2):
     gap = answers[a] - answers[b]
-    rows.append({"run_a": a, "run_b": b,
-                 **dict(zip(("difference", "low", "high"), replication.interval(gap),
-                            strict=True)), "least": gap.mean(axis=1).min(),
+    difference, low, high = replication.interval(gap)
+    rows.append({"run_a": a, "run_b": b, "difference": difference, "low": low,
+                 "high": high, "least": gap.mean(axis=1).min(),
                  "most": gap.mean(axis=1).max()})
 between = pd.DataFrame(rows)
 store.write_table(profile, "accuracy_seeds", between)
@@ -344,7 +355,7 @@ Markdown(f"On {right.shape[1]} problems, minus the base: {lines}. Over seeds, "
 #
 # ## A first look at the weights
 #
-# Do methods that behave alike have the same update? Stack the updates of all modules into one long vector a method; the cosine of two such vectors needs only their
+# Do methods that behave alike have the same update? Stack the updates of all modules into one long vector per method; the cosine of two such vectors needs only their
 # factors, because
 #
 # ```{math}
@@ -354,15 +365,15 @@ Markdown(f"On {right.shape[1]} problems, minus the base: {lines}. Over seeds, "
 # ```
 
 # %%
-adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
-            run in runs.items()}
+adapters = {name: load_update(trainer.train(study, run) / "adapter")
+            for name, run in runs.items()}
 cosine, sd = geometry.stacked_cosine(geometry.compare(adapters))
 
 # %% mystnb={"image": {"alt": "Matrix of cosines between the stacked updates of the six objectives"}, "figure": {"caption": "Cosine between the updates of the six objectives, all modules stacked, by {eq}`eq-evaluation-cosine`.", "name": "fig-evaluation-cosine"}}
 figures.matrix(cosine, list(runs), "cosine");
 
 # %%
-at = {name: place for place, name in enumerate(runs)}
+at = {name: index for index, name in enumerate(runs)}
 Markdown(f"SFT and RFT have a cosine of **{cosine[at['sft'], at['rft']]:.3f}** (in the "
          f"paper .977), SFT and Offline GRPO "
          f"{cosine[at['sft'], at['offline-grpo']]:.3f} (about .74), SFT and DFT "
@@ -375,11 +386,10 @@ Markdown(f"SFT and RFT have a cosine of **{cosine[at['sft'], at['rft']]:.3f}** (
 # Behaviour and direction in one picture: how far each method turned away from SFT, and what that did to the accuracy.
 
 # %% mystnb={"image": {"alt": "Scatter plot of the change of test accuracy from the base against the cosine of the update with SFT's, one marker for each of six objectives, with a dashed line at the accuracy of the base"}, "figure": {"caption": "Direction and behaviour of the six updates: cosine with the update of SFT, and change of test accuracy from the base, in points; dashed: the base, which has no update and so no direction.", "name": "fig-evaluation-headline"}}
-placed = pd.DataFrame({"run": list(runs), "cosine": cosine[at["sft"]],
-                       "gain": 100 * (trained[list(runs)] - on_test.accuracy["base"])
-                       .to_numpy()})
-fig = figures.scatter_of_runs(placed, "cosine", "gain", "cosine of the update with "
-                                                        "SFT's",
+plane = pd.DataFrame({"run": list(runs), "cosine": cosine[at["sft"]],
+                      "gain": gain.to_numpy()})
+fig = figures.scatter_of_runs(plane, "cosine", "gain",
+                              "cosine of the update with SFT's",
                               "change of test accuracy, points")
 fig.axes[0].axhline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=1);
 
@@ -389,11 +399,12 @@ fig.axes[0].axhline(0, color=figures.COLOURS["base"], linestyle="--", linewidth=
 
 # %%
 best, worst = trained.idxmax(), trained.idxmin()
-glue("headline", f"the base solves {on_test.accuracy['base']:.1%} of the test problems "
-                 f"and the six objectives between {trained.min():.1%} and "
-                 f"{trained.max():.1%}; made to open its answers like the teacher, "
-                 f"without any training, the base itself solves "
-                 f"{share['forced base']:.1%} of the first {len(some)}", display=False)
+headline = (f"the base solves {on_test.accuracy['base']:.1%} of the test problems "
+            f"and the six objectives between {trained.min():.1%} and "
+            f"{trained.max():.1%}; made to open its answers like the teacher, without "
+            f"any training, the base itself solves {share['forced base']:.1%} of the "
+            f"first {len(first_problems)}")
+glue("headline", headline, display=False)
 glue("base-accuracy", f"{on_test.accuracy['base']:.1%}", display=False)
 if "strong-base" in study.models:
     strong = answering.evaluate(study, "strong-base")

@@ -45,23 +45,24 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
-            run in runs.items()}
+adapters = {name: load_update(trainer.train(study, run) / "adapter")
+            for name, run in runs.items()}
 figures.use_style(study)
 
 # %%
 compared = geometry.compare(adapters)
 modules = compared.modules
-at = {name: place for place, name in enumerate(compared.runs)}
+at = {name: index for index, name in enumerate(compared.runs)}
 example = modules.module.iloc[-1]
-shapes = modules.groupby("projection").agg(modules=("module", "size"),
-    d_out=("d_out", "first"), d_in=("d_in", "first"))
+by_projection = modules.groupby("projection")
+shapes = by_projection.agg(modules=("module", "size"), d_out=("d_out", "first"),
+                           d_in=("d_in", "first"))
 shapes.reset_index().style.hide()
 
 # %% [markdown]
 # ## The same update has many factors
 #
-# A LoRA adapter stores two thin matrices a module, and what acts on the model is their product $\Delta W = s\,B A$ {cite:p}`hu2021lora`.
+# A LoRA adapter stores two thin matrices per module, and what acts on the model is their product $\Delta W = s\,B A$ {cite:p}`hu2021lora`.
 # For every invertible $M$ ($r \times r$),
 #
 # ```{math}
@@ -75,23 +76,25 @@ shapes.reset_index().style.hide()
 
 # %%
 def flat(update):
-    return torch.cat([torch.cat([part.B.double().flatten(), part.A.double().flatten()])
-                      for part in update.values()])
+    """All entries of the factors of an update as one vector."""
+    factors = [factor for part in update.values() for factor in (part.B, part.A)]
+    return torch.cat([factor.double().flatten() for factor in factors])
 
 
 def flat_cosine(first, second):
-    return float(torch.nn.functional.cosine_similarity(flat(first), flat(second),
-            dim=0))
+    cosine = torch.nn.functional.cosine_similarity(flat(first), flat(second), dim=0)
+    return float(cosine)
 
 
 sft = adapters["sft"][example]
-M = torch.randn(len(sft.A), len(sft.A), generator=torch.Generator().manual_seed(0),
-                dtype=torch.float64)
-turned = Factors(sft.B.double() @ M, torch.linalg.solve(M, sft.A.double()), sft.scale)
-true = updates.inner(sft, turned) / np.sqrt(updates.inner(sft, sft)
-    * updates.inner(turned, turned))
+B, A = sft.B.double(), sft.A.double()
+source = torch.Generator().manual_seed(0)
+M = torch.randn(len(A), len(A), generator=source, dtype=torch.float64)
+regauged = Factors(B @ M, torch.linalg.solve(M, A), sft.scale)
+squares = updates.inner(sft, sft) * updates.inner(regauged, regauged)
+true = updates.inner(sft, regauged) / np.sqrt(squares)
 Markdown(f"In `{example}`, SFT against SFT in another gauge: cosine of the flattened "
-         f"factors **{flat_cosine({0: sft}, {0: turned}):.3f}**, cosine of the "
+         f"factors **{flat_cosine({0: sft}, {0: regauged}):.3f}**, cosine of the "
          f"updates **{true:.6f}**.")
 
 # %% [markdown]
@@ -101,10 +104,11 @@ Markdown(f"In `{example}`, SFT against SFT in another gauge: cosine of the flatt
 
 # %%
 stacked, stacked_sd = geometry.stacked_cosine(compared)
-pd.DataFrame([{"pair": f"SFT – {figures.LABELS[other]}",
-               "flattened factors": flat_cosine(adapters["sft"], adapters[other]),
-               "updates": stacked[0, at[other]]}
-              for other in list(runs)[1:]]).style.format(precision=3).hide()
+cosines = pd.DataFrame(
+    [{"pair": f"SFT – {figures.LABELS[other]}",
+      "flattened factors": flat_cosine(adapters["sft"], adapters[other]),
+      "updates": stacked[0, at[other]]} for other in list(runs)[1:]])
+cosines.style.format(precision=3).hide()
 
 # %% [markdown]
 # In the first column the shared $A$ speaks. Only the second has a meaning, and the rest of the page is about it.
@@ -126,8 +130,8 @@ pd.DataFrame([{"pair": f"SFT – {figures.LABELS[other]}",
 # %%
 first, second = adapters["sft"][example], adapters["offline-grpo"][example]
 dense = [part.scale * part.B.double() @ part.A.double() for part in (first, second)]
-from_factors, from_entries = updates.inner(first,
-    second), float((dense[0] * dense[1]).sum())
+from_factors = updates.inner(first, second)
+from_entries = float((dense[0] * dense[1]).sum())
 assert np.isclose(from_factors, from_entries, rtol=1e-9)
 Markdown(f"From the factors {from_factors:.9f}, from the {dense[0].numel():,} entries "
          f"{from_entries:.9f}.")
@@ -143,9 +147,9 @@ Markdown(f"From the factors {from_factors:.9f}, from the {dense[0].numel():,} en
 
 # %%
 base_norms = base_weights.norms_of_base(study, modules.module)
-measured = store.write_table(profile, "updates", geometry.updates_table(compared,
-        base_norms))
-overall = measured[measured.layer == -1].set_index("run")
+measured = store.write_table(profile, "updates",
+                             geometry.updates_table(compared, base_norms))
+overall = measured[measured.scope == "global"].set_index("run")
 rest = overall.loc[["sft", "rft", "rift"]].norm
 
 # %% [markdown]
@@ -173,13 +177,13 @@ def reach(rates, rank, scale, outputs):
 
 scale, rates = sft.scale, {}
 for name, run in runs.items():
-    rates[name] = pd.read_parquet(trainer.train(study, run)
-                                  / "history.parquet").learning_rate
-    overall.loc[name, ["walk", "march"]] = reach(rates[name], study.lora.rank, scale,
-        modules.d_out)
+    history = pd.read_parquet(trainer.train(study, run) / "history.parquet")
+    rates[name] = history.learning_rate
+    reached = reach(rates[name], study.lora.rank, scale, modules.d_out)
+    overall.loc[name, ["walk", "march"]] = reached
 overall["peak rate"] = [run.learning_rate for run in runs.values()]
-overall["norm / walk"], overall[
-    "norm / march"] = overall.norm / overall.walk, overall.norm / overall.march
+overall["norm / walk"] = overall.norm / overall.walk
+overall["norm / march"] = overall.norm / overall.march
 shown = overall[["norm", "relative_norm", "peak rate", "walk", "march", "norm / walk",
                  "norm / march"]]
 shown = shown.rename(index=figures.LABELS).reset_index()
@@ -187,31 +191,31 @@ shown.style.format({"peak rate": "{:.0e}"}, precision=3).hide()
 
 # %% [markdown]
 # The base would be a row of zeros here. `relative_norm` is the norm of all modules stacked over that of their base weights; the next figure
-# has one dot a module.
+# has one dot per module.
 
 # %%
 relative = {name: measured[(measured.run == name)
-                           & (measured.layer >= 0)].relative_norm.to_numpy()
+                           & (measured.scope == "module")].relative_norm.to_numpy()
             for name in runs}
 bases = np.array([base_norms[module] for module in modules.module])
 sizes = list(zip(modules.d_out, bases, strict=True))
-bands = {name: np.median([reach(rates[name], study.lora.rank, scale, d) / base for d,
-                          base in sizes], axis=0) for name in runs}
+bands = {name: np.median([reach(rates[name], study.lora.rank, scale, d) / base
+                          for d, base in sizes], axis=0)
+         for name in runs}
 
-# %% mystnb={"image": {"alt": "Strips of dots, one for each module, of the norm of the update relative to the base weights for the six objectives on a logarithmic axis, with a grey band from walk to march"}, "figure": {"caption": "Norm of the update relative to the base weights, one dot a module, bar: median. Grey: from a walk to a march by {eq}`eq-norms-walk`, median over modules.", "name": "fig-norms-relative"}}
+# %% mystnb={"image": {"alt": "Strips of dots, one for each module, of the norm of the update relative to the base weights for the six objectives on a logarithmic axis, with a grey band from walk to march"}, "figure": {"caption": "Norm of the update relative to the base weights, one dot per module, bar: median. Grey: from a walk to a march by {eq}`eq-norms-walk`, median over modules.", "name": "fig-norms-relative"}}
 figures.strips({"": relative}, "norm of dW / norm of W0", {"": bands}, log=True);
 
 # %%
-ratio, rate_ratio = rest.mean() / overall.norm["dpo"], runs["sft"].learning_rate / runs[
-    "dpo"].learning_rate
-per_rate = "more" if overall["norm / march"]["dpo"] > overall["norm / march"][
-    "sft"] else "less"
+ratio = rest.mean() / overall.norm["dpo"]
+rate_ratio = runs["sft"].learning_rate / runs["dpo"].learning_rate
+of_march = overall["norm / march"]
+per_rate = "more" if of_march["dpo"] > of_march["sft"] else "less"
 Markdown(f"Mean of SFT, RFT and RIFT over DPO: the norms differ by a factor of "
          f"**{ratio:.1f}**, the learning rates by {rate_ratio:g}. For its rate DPO "
          f"thus moved {per_rate} than SFT: it covered "
-         f"{overall['norm / march']['dpo']:.0%} of a march, SFT "
-         f"{overall['norm / march']['sft']:.0%}. In units of a walk the six are "
-         f"between {overall['norm / walk'].min():.1f} and "
+         f"{of_march['dpo']:.0%} of a march, SFT {of_march['sft']:.0%}. In units of a "
+         f"walk the six are between {overall['norm / walk'].min():.1f} and "
          f"{overall['norm / walk'].max():.1f}.")
 
 # %% [markdown]
@@ -227,10 +231,10 @@ steps = np.arange(1000)
 shape = np.where(steps < 75, steps / 75, (1 + np.cos(np.pi * (steps - 75) / 1425)) / 2)
 outputs = 36 * [4096, 1024, 1024, 2560]
 theirs = pd.DataFrame({"run": ["SFT", "DPO"], "norm": [2.84, 2.84 / 13]})
-theirs[["walk", "march"]] = [reach(peak * shape, 32, 2.0, outputs) for peak in (5e-6,
-        5e-7)]
-theirs["norm / walk"], theirs[
-    "norm / march"] = theirs.norm / theirs.walk, theirs.norm / theirs.march
+theirs[["walk", "march"]] = [reach(peak * shape, 32, 2.0, outputs)
+                             for peak in (5e-6, 5e-7)]
+theirs["norm / walk"] = theirs.norm / theirs.walk
+theirs["norm / march"] = theirs.norm / theirs.march
 theirs.style.format(precision=3).hide()
 
 # %% [markdown]
@@ -278,8 +282,9 @@ assert large[len(small):].max() < 1e-10 * large[0]
 # %%
 def with_random_B(seed):
     source = torch.Generator().manual_seed(seed)
-    return {run: {module: Factors(torch.randn(part.B.shape, generator=source), part.A,
-                                  part.scale) for module, part in update.items()}
+    return {run: {module: Factors(torch.randn(part.B.shape, generator=source),
+                                  part.A, part.scale)
+                  for module, part in update.items()}
             for run, update in adapters.items()}
 
 
@@ -295,8 +300,8 @@ def spectrum(sigma, name):
 
 
 sigma = {name: compared.singular_values[:, at[name]] for name in runs}
-falling = pd.concat([spectrum(values, name) for name,
-                     values in {**sigma, "random B": random_sigma[:, 0]}.items()])
+falling = pd.concat([*(spectrum(sigma[name], name) for name in runs),
+                     spectrum(random_sigma[:, 0], "random B")])
 
 # %% mystnb={"image": {"alt": "Line plot of singular values divided by the largest against their index for the six objectives and for a random factor B, whose line is much flatter"}, "figure": {"caption": "Singular values of the updates divided by the largest, median over modules; shaded: from the first to the third quartile. Random B: chance, on SFT's A.", "name": "fig-norms-spectra"}}
 fig = figures.lines_of_runs({"": falling}, "index", "middle",
@@ -311,23 +316,25 @@ fig.axes[0].set_ylim(0, None);
 
 # %%
 measures = {"effective rank": geometry.effective_rank,
-            "stable rank": geometry.stable_rank, "participation ratio":
-            geometry.participation_ratio}
+            "stable rank": geometry.stable_rank,
+            "participation ratio": geometry.participation_ratio}
 ranks = pd.DataFrame(
-    [{"run": figures.LABELS[name], **{key: of(sigma[name]).mean() for key,
-        of in measures.items()}} for name in runs])
-by_chance = {key: float(np.mean(of(random_sigma))) for key, of in measures.items()}
+    [{"run": figures.LABELS[name],
+      **{key: measure(sigma[name]).mean() for key, measure in measures.items()}}
+     for name in runs])
+by_chance = {key: float(np.mean(measure(random_sigma)))
+             for key, measure in measures.items()}
 ranks.loc[len(ranks)] = {"run": "random B (chance)", **by_chance}
 ranks.insert(2, "effective rank / r", ranks["effective rank"] / study.lora.rank)
 ranks.style.format(precision=2).hide()
 
-# %% mystnb={"image": {"alt": "Two panels of strips, one dot for each module: effective rank and stable rank, both divided by the adapter's rank, for the six objectives, far below grey bands near the top"}, "figure": {"caption": "Effective and stable rank by {eq}`eq-norms-ranks`, divided by the rank of the adapter, one dot a module, bar: median. Grey: 95 % of the modules with a random B.", "name": "fig-norms-ranks"}}
-kinds = {key: measures[key] for key in ("effective rank", "stable rank")}
-dots = {key: {name: of(sigma[name]) / study.lora.rank for name in runs} for key,
-        of in kinds.items()}
-chance = {key: {name: np.quantile(of(random_sigma[:, at[name]]) / study.lora.rank,
-                                  [0.025, 0.975]) for name in runs} for key,
-          of in kinds.items()}
+# %% mystnb={"image": {"alt": "Two panels of strips, one dot for each module: effective rank and stable rank, both divided by the adapter's rank, for the six objectives, far below grey bands near the top"}, "figure": {"caption": "Effective and stable rank by {eq}`eq-norms-ranks`, divided by the rank of the adapter, one dot per module, bar: median. Grey: 95 % of the modules with a random B.", "name": "fig-norms-ranks"}}
+kinds, r = ("effective rank", "stable rank"), study.lora.rank
+dots = {kind: {name: measures[kind](sigma[name]) / r for name in runs}
+        for kind in kinds}
+chance = {kind: {name: np.quantile(measures[kind](random_sigma[:, at[name]]) / r,
+                                   [0.025, 0.975]) for name in runs}
+          for kind in kinds}
 figures.strips(dots, "share of the adapter's rank", chance);
 
 # %%
@@ -358,7 +365,7 @@ Markdown(f"The effective ranks are between **{effective.min():.0%}** "
 # ```
 #
 # When modules are stacked, the variances of their inner products add up. To see what is in {eq}`eq-norms-null`, compare an update with a
-# turned copy of itself. Then $\lVert \Delta W \Delta W^\top \rVert_F^2 = \sum_i \sigma_i^4$, and by {eq}`eq-norms-ranks`
+# rotated copy of itself. Then $\lVert \Delta W \Delta W^\top \rVert_F^2 = \sum_i \sigma_i^4$, and by {eq}`eq-norms-ranks`
 #
 # ```{math}
 # :label: eq-norms-participation
@@ -370,34 +377,35 @@ Markdown(f"The effective ranks are between **{effective.min():.0%}** "
 # decomposition, with the signs chosen so that $R$ has a positive diagonal {cite:p}`mezzadri2007random`.
 
 # %%
-inner_part = first.scale * second.scale * first.B.double() @ (
-    first.A.double() @ second.A.double().T)
+between_inputs = first.A.double() @ second.A.double().T
+inner_part = first.scale * second.scale * first.B.double() @ between_inputs
 R_second = torch.linalg.qr(second.B.double()).R
 source = torch.Generator().manual_seed(0)
 
 
-def turned_inner():
-    Q, R = torch.linalg.qr(torch.randn(second.B.shape, generator=source,
-            dtype=torch.float64))
+def rotated_inner():
+    """Inner product with the second update, its outputs rotated at random."""
+    gaussian = torch.randn(second.B.shape, generator=source, dtype=torch.float64)
+    Q, R = torch.linalg.qr(gaussian)
     return float((inner_part * ((Q * R.diagonal().sign()) @ R_second)).sum())
 
 
 # %%
 lengths = np.sqrt(updates.inner(first, first) * updates.inner(second, second))
-rotations = np.array([turned_inner() for _ in range(2000)]) / lengths
-place = modules.module.tolist().index(example)
+rotations = np.array([rotated_inner() for _ in range(2000)]) / lengths
+row = modules.module.tolist().index(example)
 cosine_here, sd_here = (values[at["sft"], at["offline-grpo"]]
-                        for values in geometry.stacked_cosine(compared, [place]))
-naive = 1 / np.sqrt(study.lora.rank * modules.d_out[place])
+                        for values in geometry.stacked_cosine(compared, [row]))
+naive = 1 / np.sqrt(study.lora.rank * modules.d_out[row])
 
 # %% mystnb={"image": {"alt": "Histogram of cosines after random rotations, matching the normal curve of the derived standard deviation and much wider than the narrow naive curve"}, "figure": {"caption": "Cosine of SFT and Offline GRPO in one module after 2,000 random rotations of its outputs; solid: normal curve with the derived {eq}`eq-norms-null`, dashed: with the naive standard deviation.", "name": "fig-norms-null"}}
 fig = figures.histograms({"random rotations": rotations}, "cosine", "rotations",
                          bins=40)
-line, width = np.linspace(*(1.1 * rotations[[rotations.argmin(), rotations.argmax()]]),
-                          300), np.ptp(rotations) / 40
-fig.axes[0].plot(line, 2000 * width * normal.pdf(line, scale=sd_here), color="black",
+line = np.linspace(1.1 * rotations.min(), 1.1 * rotations.max(), 300)
+area = len(rotations) * np.ptp(rotations) / 40
+fig.axes[0].plot(line, area * normal.pdf(line, scale=sd_here), color="black",
                  label="derived")
-fig.axes[0].plot(line, 2000 * width * normal.pdf(line, scale=naive), color="black",
+fig.axes[0].plot(line, area * normal.pdf(line, scale=naive), color="black",
                  linestyle="--", linewidth=1, label="naive")
 fig.axes[0].legend();
 
@@ -409,8 +417,8 @@ Markdown(f"In {{numref}}`fig-norms-null`, the rotations have a standard deviatio
          f"formula {naive:.4f}; the measured cosine is {cosine_here:.3f}. Over all "
          f"modules stacked, SFT and RFT have a band of "
          f"±{normal.ppf(0.975) * stacked_sd[0, at['rft']]:.4f} where the naive value "
-         f"would be ±{normal.ppf(0.975) * naive_all:.4f}, **{widening:.1f}** times "
-         f"narrower.")
+         f"would be ±{normal.ppf(0.975) * naive_all:.4f}, "
+         f"**{widening:.1f}** times narrower.")
 
 # %% [markdown]
 # Stacking adds to the difference, since modules with long and concentrated updates weigh most in {eq}`eq-norms-null`, where the naive value
@@ -428,8 +436,9 @@ overall_cosine = cosine[cosine.scope == "global"]
 figures.pairs(overall_cosine, "cosine", "cosine of the updates", paper.COSINES);
 
 # %%
-inside = overall_cosine[overall_cosine.cosine.between(overall_cosine.chance_low,
-        overall_cosine.chance_high)]
+is_inside = overall_cosine.cosine.between(overall_cosine.chance_low,
+                                          overall_cosine.chance_high)
+inside = overall_cosine[is_inside]
 names = ", ".join(f"{figures.LABELS[row.run_a]} – {figures.LABELS[row.run_b]} "
                   f"({row.cosine:+.3f}, band ±{row.chance_high:.3f})"
                   for row in inside.itertuples())
@@ -450,11 +459,11 @@ fig = figures.lines_of_runs({"": layers}, "layer", "cosine", "layer", "cosine wi
 fig.axes[0].set_ylim(None, 1.02);
 
 # %%
-part = with_sft[with_sft.scope == "projection"]
-part = part.assign(text=[f"{row.cosine:.3f} (±{row.chance_high:.3f})"
-                         for row in part.itertuples()])
-wide = part.pivot(index="projection", columns="run",
-                  values="text")[list(runs)[1:]].rename(columns=figures.LABELS)
+stacks = with_sft[with_sft.scope == "projection"]
+stacks = stacks.assign(text=[f"{row.cosine:.3f} (±{row.chance_high:.3f})"
+                             for row in stacks.itertuples()])
+wide = stacks.pivot(index="projection", columns="run", values="text")
+wide = wide[list(runs)[1:]].rename(columns=figures.LABELS)
 wide.rename_axis(columns=None).reset_index().style.hide()
 
 # %% [markdown]
@@ -472,16 +481,19 @@ Markdown("Over the layers, the cosine with SFT goes "
 
 # %%
 def maps_of(cosines):
-    """Cosine with SFT in each module: {heading: (projections, layers)}, the layers, the projections, and which are within chance."""
+    """Cosine with SFT in each module, {heading: (projections, layers)}.
+
+    Also the layers, the projections, and the cells within chance, by heading too.
+    """
     rows = cosines[(cosines.run_a == "sft") & (cosines.scope == "module")]
     rows = rows.assign(inside=rows.cosine.between(rows.chance_low, rows.chance_high))
-    wide = {f"SFT – {figures.LABELS[name]}": part.pivot(index="projection",
-            columns="layer") for name, part in rows.groupby("run_b", sort=False)}
-    layers, projections = rows.layer.drop_duplicates().tolist(), wide[
-        "SFT – RFT"].index.tolist()
-    return {name: part.cosine.to_numpy() for name,
-            part in wide.items()}, layers, projections, {name: part.inside.to_numpy()
-        for name, part in wide.items()}
+    maps, insides = {}, {}
+    for name, part in rows.groupby("run_b", sort=False):
+        wide = part.pivot(index="projection", columns="layer")
+        maps[f"SFT – {figures.LABELS[name]}"] = wide.cosine.to_numpy()
+        insides[f"SFT – {figures.LABELS[name]}"] = wide.inside.to_numpy()
+    layers, projections = rows.layer.drop_duplicates().tolist(), wide.index.tolist()
+    return maps, layers, projections, insides
 
 
 # %% mystnb={"image": {"alt": "Five maps of projections by layers with the cosine of SFT with RFT, DFT, RIFT, Offline GRPO and DPO in each module, cells within chance hatched"}, "figure": {"caption": "Cosine with SFT in each module. Hatched: within the module's own 95 % band by {eq}`eq-norms-null`.", "name": "fig-norms-modules"}}
@@ -489,11 +501,12 @@ figures.module_maps(*maps_of(cosine), "cosine");
 
 # %%
 def with_dpo(cosines):
-    """Modules, and how many of them have a cosine of SFT and DPO below and above their bands."""
+    """Cosines of SFT and DPO by module, and how many are below and above chance."""
     rows = cosines[(cosines.run_a == "sft") & (cosines.run_b == "dpo")
                    & (cosines.scope == "module")]
-    return rows, int((rows.cosine < rows.chance_low).sum()), int(
-        (rows.cosine > rows.chance_high).sum())
+    below = int((rows.cosine < rows.chance_low).sum())
+    above = int((rows.cosine > rows.chance_high).sum())
+    return rows, below, above
 
 
 dpo, negative, positive = with_dpo(cosine)
@@ -517,13 +530,15 @@ Markdown(f"SFT and DPO: {len(dpo) - outside} of {len(dpo)} modules are within ch
 # values. We bracket it: from the naive value of {eq}`eq-norms-participation` for its shapes, to that value widened by as much as ours is.
 
 # %%
-bracket = [factor * normal.ppf(0.975) / np.sqrt(32 * np.sum(outputs)) for factor in (1,
-        widening)]
+bracket = [factor * normal.ppf(0.975) / np.sqrt(32 * np.sum(outputs))
+           for factor in (1, widening)]
 source = torch.Generator().manual_seed(0)
-paper_random = geometry.compare(
-    {"random": {f"layers.0.{d_out}": Factors(torch.randn(d_out, 32, generator=source),
-        torch.rand(32, d_in, generator=source) - 0.5, 2.0) for d_out,
-                d_in in ((4096, 2560), (1024, 2560), (2560, 4096))}})
+random_update = {}
+for d_out, d_in in ((4096, 2560), (1024, 2560), (2560, 4096)):
+    B = torch.randn(d_out, 32, generator=source)
+    A = torch.rand(32, d_in, generator=source) - 0.5
+    random_update[f"layers.0.{d_out}"] = Factors(B, A, 2.0)
+paper_random = geometry.compare({"random": random_update})
 paper_ceiling = geometry.effective_rank(paper_random.singular_values).mean()
 
 # %% [markdown]
@@ -532,44 +547,43 @@ paper_ceiling = geometry.effective_rank(paper_random.singular_values).mean()
 
 # %%
 replicas = store.write_table(profile, "replicas", replication.replicas_table(study))
-over_seeds = replication.side_by_side(replicas, "cosine", paper.COSINES).set_index(
-    ["run_a", "run_b"])
-spread = {name: (values.min(), values.max()) for name in runs
-          for values in [replication.at_seeds(replicas, "effective rank", name)]}
+over_seeds = replication.side_by_side(replicas, "cosine", paper.COSINES)
+over_seeds = over_seeds.set_index(["run_a", "run_b"])
 value = overall_cosine.set_index(["run_a", "run_b"])
 printed = {0.74: "about 0.74", 0.061: "0.057 to 0.065"}
 lines = [{"quantity": f"cosine {figures.LABELS[a]} – {figures.LABELS[b]}",
-          "paper": printed.get(number, f"{number:.3f}"), "paper's chance level":
-          f"±{bracket[0]:.4f} to ±{bracket[1]:.4f}",
+          "paper": printed.get(number, f"{number:.3f}"),
+          "paper's chance level": f"±{bracket[0]:.4f} to ±{bracket[1]:.4f}",
           "ours": f"{value.cosine[a, b]:.3f}",
           "our chance level": f"±{value.chance_high[a, b]:.3f}",
           **over_seeds.loc[(a, b)]} for (a, b), number in paper.COSINES.items()]
-ratios = [a / b for a,
-          b in zip(*(replication.at_seeds(replicas, "norm", name) for name in ("sft",
-        "dpo")), strict=False)]
-lines.append({"quantity": "norm SFT / DPO", "paper": "13", "paper's chance level":
-              "10 (the rates)",
+norms_sft, norms_dpo = (replication.at_seeds(replicas, "norm", name)
+                        for name in ("sft", "dpo"))
+ratios = norms_sft / norms_dpo
+lines.append({"quantity": "norm SFT / DPO", "paper": "13",
+              "paper's chance level": "10 (the rates)",
               "ours": f"{overall.norm['sft'] / overall.norm['dpo']:.1f}",
               "our chance level": f"{rate_ratio:g} (the rates)",
-              "over seeds": f"{min(ratios):.1f} to {max(ratios):.1f}"})
+              "over seeds": f"{ratios.min():.1f} to {ratios.max():.1f}"})
 for name, number in {"sft": "about 16", "offline-grpo": "14.8", "dpo": "24.5"}.items():
+    at_seeds = replication.at_seeds(replicas, "effective rank", name)
     lines.append({"quantity": f"effective rank {figures.LABELS[name]}",
-                  "paper": f"{number} of 32", "paper's chance level":
-                  f"{paper_ceiling:.1f}", "ours": f"{overall.effective_rank[name]:.1f} "
-                                                  f"of {study.lora.rank}",
+                  "paper": f"{number} of 32",
+                  "paper's chance level": f"{paper_ceiling:.1f}",
+                  "ours": f"{overall.effective_rank[name]:.1f} of {study.lora.rank}",
                   "our chance level": f"{by_chance['effective rank']:.1f}",
-                  "over seeds": f"{spread[name][0]:.1f} to {spread[name][1]:.1f}"})
+                  "over seeds": f"{at_seeds.min():.1f} to {at_seeds.max():.1f}"})
 pd.DataFrame(lines).fillna("–").style.hide()
 
 # %%
-measured_order = overall_cosine.assign(paper=[paper.COSINES.get(pair)
-        for pair in value.index]).dropna()
-agreement = measured_order.cosine.corr(measured_order.paper, method="spearman")
-above = "above" if overall.effective_rank["dpo"] > overall.effective_rank.drop(
-    "dpo").max() else "not above"
+of_paper = [paper.COSINES.get(pair) for pair in value.index]
+both_orders = overall_cosine.assign(paper=of_paper).dropna(subset="paper")
+agreement = both_orders.cosine.corr(both_orders.paper, method="spearman")
+others = overall.effective_rank.drop("dpo")
+above = "above" if overall.effective_rank["dpo"] > others.max() else "not above"
 sd_dpo = value.cosine["sft", "dpo"] / value.chance_high["sft", "dpo"]
 dpo_inside = "within" if abs(sd_dpo) <= 1 else "above" if sd_dpo > 0 else "below"
-Markdown(f"Over the {len(measured_order)} pairs for which the paper gives a cosine, "
+Markdown(f"Over the {len(both_orders)} pairs for which the paper gives a cosine, "
          f"its order and ours have a rank correlation of **{agreement:.2f}**. The "
          f"small positive cosine of SFT and DPO in the paper is "
          f"{0.061 / bracket[1]:.0f} to {0.061 / bracket[0]:.0f} times the half-width "
@@ -577,12 +591,14 @@ Markdown(f"Over the {len(measured_order)} pairs for which the paper gives a cosi
          f"the largest in the paper, is {above} all the others here.")
 
 # %%
-own = replication.between_seeds(replicas, "cosine", "sft")
-closest = replication.at_seeds(replicas, "cosine", "sft", "rft")
-Markdown(f"SFT has a cosine of **{own.min():.3f} to {own.max():.3f}** with its own "
-         f"replicas, and of {closest.min():.3f} to {closest.max():.3f} with RFT at an "
-         f"equal seed. "
-         f"{'The difference is what one initial adapter and one order of the prompts add.' if closest.min() > own.max() else 'Equal seeds add nothing to the likeness.'}")
+other_seed = replication.between_seeds(replicas, "cosine", "sft")
+other_loss = replication.at_seeds(replicas, "cosine", "sft", "rft")
+conclusion = ("The difference is what one initial adapter and one order of the prompts "
+              "add." if other_loss.min() > other_seed.max()
+              else "Equal seeds add nothing to the likeness.")
+Markdown(f"SFT has a cosine of **{other_seed.min():.3f} to {other_seed.max():.3f}** "
+         f"with its own replicas, and of {other_loss.min():.3f} to "
+         f"{other_loss.max():.3f} with RFT at an equal seed. {conclusion}")
 
 # %% [markdown]
 # So a cosine near one between two methods at one seed is no proof that their losses want the same. Which part of it belongs to the initial $A$ and which to the order is separated in the chapter on
@@ -602,13 +618,14 @@ figures.module_maps(*maps_of(cosine_second), "cosine");
 # %%
 rows, below, above_band = with_dpo(cosine_second)
 agreement, low, high = statistics.mantel(stacked, geometry.stacked_cosine(deep)[0])
+runs_second = [study_second.runs[run] for run in study_second.main_runs]
 Markdown(f"In {{numref}}`fig-norms-pretrained` SFT and DPO are outside chance in "
          f"{below + above_band} of {len(rows)} modules, {below} of them negative and "
          f"{above_band} positive; here in {outside} of {len(dpo)}, {negative} "
          f"negative. The stacked cosines of the two models have a rank correlation of "
          f"**{agreement:+.2f}**; with the methods of one model exchanged at random it "
          f"is between {low:+.2f} and {high:+.2f} in 95 % of the cases. "
-         f"{store.origin(pretrained, [study_second.runs[run] for run in study_second.main_runs])}")
+         f"{store.origin(pretrained, runs_second)}")
 
 # %% [markdown]
 # **Explorer.** All pairs at once, layer by layer: move through the depth of the pretrained model, or choose one of the projections at the end of the row.
@@ -618,18 +635,19 @@ groups = {**{f"layer {layer}": deep.modules.layer == layer
              for layer in sorted(deep.modules.layer.unique())},
           **{f"all {projection}": deep.modules.projection == projection
              for projection in deep.modules.projection.unique()}}
-at_depth = {where: geometry.stacked_cosine(deep, np.flatnonzero(inside))[0] for where,
-            inside in groups.items()}
-pair_names = {(a, b): f"{figures.LABELS[deep.runs[a]]} – {figures.LABELS[deep.runs[b]]}"
-              for a, b in zip(*np.triu_indices(len(deep.runs), 1), strict=True)}
-pictures = ((where, figures.matrix(values, deep.runs, "cosine"),
-             f"Matrix of the cosines of six updates, {where}: SFT and RFT "
-             f"{values[0, 1]:.2f}, SFT and DPO {values[0, -1]:.2f}") for where,
-            values in at_depth.items())
-explorers.frames(pictures, "place",
-                 [{"place": where, **{name: float(values[pair]) for pair,
-        name in pair_names.items()}} for where, values in at_depth.items()],
-                 "cosines-by-depth")
+at_depth = {group: geometry.stacked_cosine(deep, np.flatnonzero(chosen))[0]
+            for group, chosen in groups.items()}
+labels = [figures.LABELS[run] for run in deep.runs]
+pair_names = {(a, b): f"{labels[a]} – {labels[b]}"
+              for a, b in zip(*np.triu_indices(len(labels), 1), strict=True)}
+pictures = ((group, figures.matrix(values, deep.runs, "cosine"),
+             f"Matrix of the cosines of six updates, {group}: SFT and RFT "
+             f"{values[0, 1]:.2f}, SFT and DPO {values[0, -1]:.2f}")
+            for group, values in at_depth.items())
+rows = [{"layer or projection": group,
+         **{name: float(values[pair]) for pair, name in pair_names.items()}}
+        for group, values in at_depth.items()]
+explorers.frames(pictures, "layer or projection", rows, "cosines-by-depth")
 
 # %% [markdown]
 # ## Try it
@@ -644,7 +662,7 @@ explorers.frames(pictures, "place",
 # 2. Take `M` as ten times the identity. What happens to the flattened cosine?
 #
 # ````{dropdown} What happens
-# $B$ grows tenfold and $A$ shrinks tenfold, so that the flattened vector of the turned module consists almost only of $B$, while the
+# $B$ grows tenfold and $A$ shrinks tenfold, so that the flattened vector of the module in the new gauge consists almost only of $B$, while the
 # original is mostly $A$. Their cosine falls although neither the update nor any direction in the factors changed. By {eq}`eq-norms-gauge`
 # it could be given almost any value.
 # ````
@@ -652,7 +670,7 @@ explorers.frames(pictures, "place",
 # 3. Keep only the largest singular value of each update. What does the chance band become?
 #
 # ````{dropdown} Answer
-# The participation ratio is 1, and {eq}`eq-norms-participation` gives $1/\sqrt{d_\text{out}}$ for a module compared with a turned copy: the
+# The participation ratio is 1, and {eq}`eq-norms-participation` gives $1/\sqrt{d_\text{out}}$ for a module compared with a rotated copy: the
 # cosine of two random unit vectors. For two different updates it is this times $|\langle v_1, v_1' \rangle|$, so that a band also depends
 # on how alike the *right* vectors are.
 # ````

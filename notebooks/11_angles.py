@@ -10,7 +10,7 @@
 # %% [markdown]
 # # Principal angles
 #
-# *Previously:* [norms, ranks and cosines](10_norms.ipynb) of the six updates, each one number a pair. *Now:* which directions do two
+# *Previously:* [norms, ranks and cosines](10_norms.ipynb) of the six updates, each one number per pair. *Now:* which directions do two
 # updates share? A module's update has its strongest output and input directions, and two sets of directions are compared by their principal
 # angles.
 #
@@ -47,15 +47,15 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
-            run in runs.items()}
+adapters = {name: load_update(trainer.train(study, run) / "adapter")
+            for name, run in runs.items()}
 figures.use_style(study)
 
 # %%
 compared = geometry.compare(adapters)
 nulls = compare_by_chance(adapters, 16)
 modules, others = compared.modules, list(runs)[1:]
-at = {name: place for place, name in enumerate(compared.runs)}
+at = {name: index for index, name in enumerate(compared.runs)}
 k = compared.angles["left"].shape[-1]
 
 # %% [markdown]
@@ -90,11 +90,10 @@ dense = [part.scale * part.B.double() @ part.A.double() for part in pair]
 U, U_other = (torch.linalg.svd(matrix, full_matrices=False).U[:, :k]
               for matrix in dense)
 degrees = np.degrees(torch.arccos(torch.linalg.svdvals(U.T @ U_other)).numpy())
-assert np.allclose(degrees,
-                   np.degrees(compared.angles["left"][-1, at["sft"], at["rft"]]),
-                   atol=1e-4)
-Markdown(f"SFT and RFT in `{example}`, left, $k$ = {k}: " + ", ".join(f"{angle:.1f}"
-        for angle in degrees) + " degrees.")
+from_factors = np.degrees(compared.angles["left"][-1, at["sft"], at["rft"]])
+assert np.allclose(degrees, from_factors, atol=1e-4)
+listed = ", ".join(f"{angle:.1f}" for angle in degrees)
+Markdown(f"SFT and RFT in `{example}`, left, $k$ = {k}: {listed} degrees.")
 
 # %% [markdown]
 # The helper (`geometry.compare`) gets the same numbers without the dense matrices. $k$ is a third of the adapter's rank $r$, the paper's
@@ -120,32 +119,32 @@ basis = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 6)))[0]
 
 
 def plant(angle):
-    """Two bases of five vectors that span the same space up to one direction, turned by `angle` radians."""
-    turned = basis[:, :5].copy()
-    turned[:, 0] = np.cos(angle) * basis[:, 0] + np.sin(angle) * basis[:, 5]
-    return basis[:, :5], turned @ np.linalg.qr(np.random.default_rng(1).standard_normal(
-        (5, 5)))[0]
+    """Bases of two spaces that differ in one direction, rotated by `angle` radians."""
+    rotated = basis[:, :5].copy()
+    rotated[:, 0] = np.cos(angle) * basis[:, 0] + np.sin(angle) * basis[:, 5]
+    mixing = np.linalg.qr(np.random.default_rng(1).standard_normal((5, 5)))[0]
+    return basis[:, :5], rotated @ mixing
 
 
 def by_cosine(first, second):
-    return np.arccos(np.clip(np.linalg.svd(first.T @ second, compute_uv=False), 0,
-                             1)).max()
+    cosines = np.linalg.svd(first.T @ second, compute_uv=False)
+    return np.arccos(np.clip(cosines, 0, 1)).max()
 
 
 def by_sine(first, second):
-    return np.arcsin(np.linalg.svd(second - first @ (first.T @ second),
-                                   compute_uv=False).max())
+    left_over = second - first @ (first.T @ second)
+    return np.arcsin(np.linalg.svd(left_over, compute_uv=False).max())
 
 
 # %%
 planted = 10.0 ** np.arange(-13, 0)
-found = pd.concat(
+measured = pd.concat(
     [pd.DataFrame({"run": name, "planted": planted,
-                   "measured": [of(*plant(angle)) or np.nan for angle in planted]})
-     for name, of in (("arccos", by_cosine), ("sine form", by_sine))])
+                   "measured": [form(*plant(angle)) or np.nan for angle in planted]})
+     for name, form in (("arccos", by_cosine), ("sine form", by_sine))])
 
 # %% mystnb={"image": {"alt": "Measured against planted angle on logarithmic axes: the sine form follows the diagonal down to the smallest angle, the arccosine stops following near ten to the minus eight"}, "figure": {"caption": "Angle measured against angle planted, by the arccosine of {eq}`eq-angles-svd` and by the sine form {eq}`eq-angles-sine`.", "name": "fig-angles-precision"}}
-figures.lines_of_runs({"": found}, "planted", "measured", "planted angle, radians",
+figures.lines_of_runs({"": measured}, "planted", "measured", "planted angle, radians",
                       "measured angle, radians", log=True);
 
 # %%
@@ -192,12 +191,13 @@ figures.lines_of_runs({"": pd.concat(by_chance)}, "index", "degrees",
                       "index of the principal angle", "degrees");
 
 # %%
-pd.DataFrame([{"subspaces": table.run[0], "smallest, median": table.degrees[0],
-               "2.5 %": table.low[0], "97.5 %": table.high[0],
-               "largest, median": table.degrees.iloc[-1], "smallest, by 2√(k/d)":
-               np.degrees(np.arccos(min(1, 2 * np.sqrt(size / d))))} for (d, size),
-              table in zip(cases, by_chance, strict=True)]).style.format(
-                  precision=1).hide()
+formula = [np.degrees(np.arccos(min(1, 2 * np.sqrt(size / d)))) for d, size in cases]
+summary = pd.DataFrame(
+    [{"subspaces": table.run[0], "smallest, median": table.degrees[0],
+      "2.5 %": table.low[0], "97.5 %": table.high[0],
+      "largest, median": table.degrees.iloc[-1]} for table in by_chance])
+summary["smallest, by 2√(k/d)"] = formula
+summary.style.format(precision=1).hide()
 
 # %% [markdown]
 # Two conclusions from {numref}`fig-angles-chance` for reading the paper {cite:p}`nikolich2026geometry`. Between SFT and DPO its median
@@ -239,62 +239,69 @@ fresh = loading.attach_adapter(loading.load_model(study), study.lora,
 layer = {module: fresh.base_model.model.get_submodule(module)
          for module in modules.module}
 assert all(not part.lora_B["default"].weight.any() for part in layer.values())
-A_0 = {module: part.lora_A["default"].weight.detach().cpu().double() for module,
-       part in layer.items()}
+A_0 = {module: part.lora_A["default"].weight.detach().cpu().double()
+       for module, part in layer.items()}
 frame = {module: torch.linalg.qr(A.T).Q for module, A in A_0.items()}
 
 # %%
 def inside(update, module):
     """Share of |dW|^2 in the row space of the initial A."""
     part = update[module]
-    whole = updates.inner(part, part)
-    return updates.inner(*[Factors(part.B, part.A.double() @ frame[module], part.scale)]
-                         * 2) / whole
+    within = Factors(part.B, part.A.double() @ frame[module], part.scale)
+    return updates.inner(within, within) / updates.inner(part, part)
+
+
+def change_of_A(update):
+    """Mean over modules of |A - A_0| / |A_0|."""
+    return np.mean([float((update[module].A.double() - A).norm() / A.norm())
+                    for module, A in A_0.items()])
 
 
 share = pd.DataFrame({name: [inside(update, module) for module in modules.module]
                       for name, update in adapters.items()})
-moved = [np.mean([float((update[m].A.double() - A_0[m]).norm() / A_0[m].norm())
-                  for m in A_0]) for update in adapters.values()]
+moved = [change_of_A(update) for update in adapters.values()]
 chance_share = (study.lora.rank / modules.d_in).mean()
 
 # %%
 table = pd.DataFrame({"mean": share.mean(), "lowest module": share.min(),
-                      "highest module": share.max(), "by chance (r / d_in)":
-                      chance_share, "change of A / A": moved})
-table.rename(index=figures.LABELS).rename_axis("run").reset_index().style.format(
-    precision=3).hide()
+                      "highest module": share.max(),
+                      "by chance (r / d_in)": chance_share, "change of A / A": moved})
+table = table.rename(index=figures.LABELS).rename_axis("run").reset_index()
+table.style.format(precision=3).hide()
 
 # %% [markdown]
 # The first three columns are shares of the update's squared norm, the last is the relative length by which $A$ moved. A row space drawn at
 # random *after* training would hold the share in the fourth column. The smaller a run's steps, the more of it stays where it was put.
 #
 # So the honest chance level for two runs of one initialisation keeps what they have in common by construction and makes all else random.
-# The {term}`matched null` (`geometry.matched_null`) keeps each run's own $A$ and the singular values of its $B$; $B$'s two sets of singular
+# The {term}`matched null` (`chance.matched_null`) keeps each run's own $A$ and the singular values of its $B$; $B$'s two sets of singular
 # vectors are drawn anew for each run and module. Left subspaces are then random in $\mathbb{R}^{d_\text{out}}$, right subspaces random
 # *within the row space of $A$*. Since $A$ has moved meanwhile, one may ask whether a null with each run's own $A$ is too kind to it. With
 # the initial $A$ in its place:
 
 # %%
-at_start = {name: {module: Factors(part.B, A_0[module], part.scale) for module,
-                   part in update.items()} for name, update in adapters.items()}
+at_start = {name: {module: Factors(part.B, A_0[module], part.scale)
+                   for module, part in update.items()}
+            for name, update in adapters.items()}
 start_nulls = compare_by_chance(at_start, 16)
 
 
 def smallest_and_largest(comparisons):
     """Median over modules and draws of SFT's angles with RFT, both sides."""
-    return {f"{side}, {name}":
-            np.degrees(np.median([null.angles[side][:, at["sft"], at["rft"], index]
-                                  for null in comparisons])) for side in ("left",
-            "right") for name, index in (("smallest", 0), ("largest", -1))}
+    medians = {}
+    for side in ("left", "right"):
+        angles = [null.angles[side][:, at["sft"], at["rft"]] for null in comparisons]
+        by_index = np.degrees(np.median(np.concatenate(angles), axis=0))
+        medians[f"{side}, smallest"], medians[f"{side}, largest"] = by_index[[0, -1]]
+    return medians
 
 
 # %%
-table = pd.DataFrame({f"matched null, {which} A": smallest_and_largest(drawn)
-                      for which, drawn in (("own", nulls), ("initial", start_nulls))}).T
+table = pd.DataFrame({"matched null, own A": smallest_and_largest(nulls),
+                      "matched null, initial A": smallest_and_largest(start_nulls)}).T
 uniform = [np.degrees(np.median(random_angles(int(modules[d].median()), k), axis=0))
            for d in ("d_out", "d_in")]
-table.loc["uniform"] = [angles[place] for angles in uniform for place in (0, -1)]
+table.loc["uniform"] = [angle for angles in uniform for angle in angles[[0, -1]]]
 table.rename_axis("subspaces").reset_index().style.format(precision=1).hide()
 
 # %% [markdown]
@@ -317,8 +324,8 @@ def over_modules(rows):
                       **rows[["chance_low", "chance_high"]].median()})
 
 
-lines = with_sft.groupby(["side", "run", "index"], sort=False).apply(over_modules,
-    include_groups=False).reset_index()
+by_index = with_sft.groupby(["side", "run", "index"], sort=False)
+lines = by_index.apply(over_modules, include_groups=False).reset_index()
 
 # %% mystnb={"image": {"alt": "Two panels of principal angles with SFT against their index, left and right, for five objectives with grey chance bands; the right bands start much lower"}, "figure": {"caption": "Principal angles with SFT: median over modules, shaded from the first to the third quartile. Grey: 95 % of the matched null, the five bands one over the other.", "name": "fig-angles-with-sft"}}
 sides = {side: lines[lines.side == side] for side in ("left", "right")}
@@ -328,59 +335,60 @@ figures.lines_of_runs(sides, "index", "degrees", "index of the angle", "degrees"
 drawn = {side: np.degrees(np.concatenate([null.angles[side] for null in nulls]))
          for side in ("left", "right")}
 real = {side: np.degrees(compared.angles[side]) for side in ("left", "right")}
-picks = {"smallest": lambda values: values[..., 0], "median": lambda values:
-         np.median(values, axis=-1), "largest": lambda values: values[..., -1]}
+picks = {"smallest": lambda values: values[..., 0],
+         "median": lambda values: np.median(values, axis=-1),
+         "largest": lambda values: values[..., -1]}
 rows = []
 for other in others:
     for side in ("left", "right"):
-        pair = (slice(None), at["sft"], at[other])
-        middles = {name: (np.median(of(real[side][pair])),
-                          np.median(of(drawn[side][pair]))) for name,
-                   of in picks.items()}
-        rows.append({"SFT with": figures.LABELS[other], "side": side,
-                     **{name: "{:.1f} ({:.1f})".format(*both) for name,
-                        both in middles.items()}})
+        row = {"SFT with": figures.LABELS[other], "side": side}
+        for name, pick in picks.items():
+            ours, by_null = (np.median(pick(values[side][:, at["sft"], at[other]]))
+                             for values in (real, drawn))
+            row[name] = f"{ours:.1f} ({by_null:.1f})"
+        rows.append(row)
 pd.DataFrame(rows).style.hide()
 
 # %% [markdown]
 # **Explorer.** One method at a time against both kinds of chance, on both sides: uniform random subspaces, and the matched null, which keeps what an initialisation shares.
 
 # %%
-def spectrum_of(other, side):
-    """Angles of SFT with another method, of the matched null and of uniform subspaces: medians over modules, by index."""
-    values = {"measured": real[side], "matched null": drawn[side]}
-    middle = {kind: np.median(found[:, at["sft"], at[other]], axis=0) for kind,
-              found in values.items()}
-    middle["uniform subspaces"] = uniform[("left", "right").index(side)]
-    return pd.concat(
-        [pd.DataFrame({"run": kind, "index": np.arange(1, k + 1), "degrees": degrees})
-         for kind, degrees in middle.items()])
+def medians_of(other, side):
+    """Medians over modules of SFT's angles with another method, by index.
+
+    As measured, by the matched null, and between uniform subspaces.
+    """
+    measured, null = (np.median(values[side][:, at["sft"], at[other]], axis=0)
+                      for values in (real, drawn))
+    return pd.DataFrame({"measured": measured, "matched null": null,
+                         "uniform subspaces": uniform[("left", "right").index(side)]},
+                        index=pd.RangeIndex(1, k + 1, name="index"))
 
 
-spectra = {other: {side: spectrum_of(other, side) for side in ("left", "right")}
+medians = {other: {side: medians_of(other, side) for side in ("left", "right")}
            for other in others}
-told = {other: {side: part.set_index(["run", "index"]).degrees for side,
-                part in sides_.items()} for other, sides_ in spectra.items()}
-pictures = ((f"SFT with {figures.LABELS[other]}", figures.lines_of_runs(spectra[other],
-        "index", "degrees", "index of the angle", "degrees"), f"Principal angles of "
-                                                              f"SFT and "
-                                                              f"{figures.LABELS[other]}, "
-                                                              f"left and right: the "
-                                                              f"smallest are "
-                                                              f"{told[other]['left']['measured', 1]:.0f} "
-                                                              f"and "
-                                                              f"{told[other]['right']['measured', 1]:.0f} "
-                                                              f"degrees, by the "
-                                                              f"matched null "
-                                                              f"{told[other]['left']['matched null', 1]:.0f} "
-                                                              f"and "
-                                                              f"{told[other]['right']['matched null', 1]:.0f}")
-            for other in others)
-rows = [{"SFT with": figures.LABELS[other], "side": side, "index": int(index),
-         **{kind: float(part[kind, index]) for kind in ("measured", "matched null",
-        "uniform subspaces")}} for other in others for side, part in told[other].items()
-        for index in range(1, k + 1)]
-explorers.frames(pictures, "pair", rows, "angles-and-chance", is_ordered=False)
+
+# %%
+def picture(other):
+    """Label, figure and alternative text of SFT with another method."""
+    label, panels = figures.LABELS[other], {}
+    for side, wide in medians[other].items():
+        panels[side] = wide.reset_index().melt("index", var_name="run",
+                                               value_name="degrees")
+    figure = figures.lines_of_runs(panels, "index", "degrees",
+                                   "index of the angle", "degrees")
+    left, right = (medians[other][side].loc[1] for side in ("left", "right"))
+    return (f"SFT with {label}", figure,
+            f"Principal angles of SFT and {label}, left and right: the smallest are "
+            f"{left['measured']:.0f} and {right['measured']:.0f} degrees, by the "
+            f"matched null {left['matched null']:.0f} and {right['matched null']:.0f}")
+
+
+rows = [{"SFT with": figures.LABELS[other], "side": side, "index": index, **degrees}
+        for other in others for side, wide in medians[other].items()
+        for index, degrees in wide.iterrows()]
+explorers.frames((picture(other) for other in others), "pair", rows,
+                 "angles-and-chance", is_ordered=False)
 
 # %% [markdown]
 # The table before the explorer gives degrees, median over modules, with the median of the matched null in brackets. In {numref}`fig-angles-with-sft`, a line
@@ -394,14 +402,19 @@ explorers.frames(pictures, "pair", rows, "angles-and-chance", is_ordered=False)
 
 # %%
 def strip(side):
-    dots = {name: {other: of(real[side][:, at["sft"], at[other]]) for other in others}
-            for name, of in picks.items()}
-    bands = {name: {other: np.nanquantile(of(drawn[side][:, at["sft"], at[other]]),
-            [0.025, 0.975]) for other in others} for name, of in picks.items()}
+    """Angles with SFT and their chance bands, {which angle: {method: values}}."""
+    dots, bands = {}, {}
+    for name, pick in picks.items():
+        dots[name] = {other: pick(real[side][:, at["sft"], at[other]])
+                      for other in others}
+        by_null = {other: pick(drawn[side][:, at["sft"], at[other]])
+                   for other in others}
+        bands[name] = {other: np.nanquantile(values, [0.025, 0.975])
+                       for other, values in by_null.items()}
     return dots, bands
 
 
-# %% mystnb={"image": {"alt": "Three panels of strips of dots, one for each module: smallest, median and largest left angle with SFT for five objectives, with grey chance bands"}, "figure": {"caption": "Left (output) angles with SFT, one dot a module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-left"}}
+# %% mystnb={"image": {"alt": "Three panels of strips of dots, one for each module: smallest, median and largest left angle with SFT for five objectives, with grey chance bands"}, "figure": {"caption": "Left (output) angles with SFT, one dot per module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-left"}}
 dots, bands = strip("left")
 figures.strips(dots, "degrees", bands);
 
@@ -416,10 +429,10 @@ def below(other, side):
     return f"{int((rows.degrees < rows.chance_low).sum())} of {len(rows)}"
 
 
-Markdown("Modules in which the *smallest* angle with SFT is below its band, left and "
-         "right: " + "; ".join(f"{figures.LABELS[other]} {below(other, 'left')} and "
-                               f"{below(other, 'right')}" for other in others)
-         + ". Chance would put 2.5 % of the modules there.")
+counts = "; ".join(f"{figures.LABELS[other]} {below(other, 'left')} and "
+                   f"{below(other, 'right')}" for other in others)
+Markdown(f"Modules in which the *smallest* angle with SFT is below its band, left and "
+         f"right: {counts}. Chance would put 2.5 % of the modules there.")
 
 # %% [markdown]
 # Compare {numref}`fig-angles-left` and {numref}`fig-angles-right` for DPO. The left angles are larger than the right ones, and an eye that
@@ -429,16 +442,16 @@ Markdown("Modules in which the *smallest* angle with SFT is below its band, left
 # All pairs, not only those with SFT, by their smallest left angle:
 
 # %%
-nearest = angles[(angles.side == "left") & (angles["index"] == 1)].groupby(["run_a",
-        "run_b"], sort=False)
-nearest = nearest[["degrees", "chance_low", "chance_high"]].median().reset_index()
+smallest = angles[(angles.side == "left") & (angles["index"] == 1)]
+by_pair = smallest.groupby(["run_a", "run_b"], sort=False)
+nearest = by_pair[["degrees", "chance_low", "chance_high"]].median().reset_index()
 
 # %% mystnb={"image": {"alt": "Dot plot of the median smallest left principal angle for all fifteen pairs of objectives, with grey chance bands at large angles"}, "figure": {"caption": "Smallest left angle of each pair, median over modules. Grey: 95 % of the matched null for a single module.", "name": "fig-angles-pairs"}}
 figures.pairs(nearest, "degrees", "smallest left angle, degrees");
 
 # %%
-closest, furthest = (nearest.loc[at_] for at_ in (nearest.degrees.idxmin(),
-        nearest.degrees.idxmax()))
+closest = nearest.loc[nearest.degrees.idxmin()]
+furthest = nearest.loc[nearest.degrees.idxmax()]
 cosine, sd = geometry.stacked_cosine(compared)
 Markdown(f"In {{numref}}`fig-angles-pairs`, the closest pair is "
          f"{figures.LABELS[closest.run_a]} and {figures.LABELS[closest.run_b]} with "
@@ -465,13 +478,14 @@ Markdown(f"In {{numref}}`fig-angles-pairs`, the closest pair is "
 # That is the left side's chance level; within the row space of a shared $A$ the same formula holds with about $r$ in the place of $d$, as
 # long as $A$'s rows are of similar length and nearly perpendicular. The matched null needs no such assumption.
 
-# %% mystnb={"image": {"alt": "Two panels of strips of dots, one for each module: overlap of the first left and of the first right singular vector with SFT's for five objectives, with grey chance bands"}, "figure": {"caption": "Overlap of the first singular vector with SFT's, one dot a module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-first"}}
+# %% mystnb={"image": {"alt": "Two panels of strips of dots, one for each module: overlap of the first left and of the first right singular vector with SFT's for five objectives, with grey chance bands"}, "figure": {"caption": "Overlap of the first singular vector with SFT's, one dot per module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-first"}}
 null_first = {side: np.concatenate([null.first[side] for null in nulls])
               for side in ("left", "right")}
 dots = {side: {other: compared.first[side][:, at["sft"], at[other]] for other in others}
         for side in ("left", "right")}
 bands = {side: {other: np.nanquantile(null_first[side][:, at["sft"], at[other]],
-        [0.025, 0.975]) for other in others} for side in ("left", "right")}
+                                      [0.025, 0.975]) for other in others}
+         for side in ("left", "right")}
 figures.strips(dots, "overlap of the first vectors", bands);
 
 # %%
@@ -479,13 +493,13 @@ def mean_first(other, side, source):
     return float(np.nanmean(source[side][:, at["sft"], at[other]]))
 
 
-kinds = [(f"{side}{what}", side, source) for side in ("left", "right")
-         for what, source in (("", compared.first), (", matched null", null_first))]
-first = pd.DataFrame([{"SFT with": figures.LABELS[other],
-                       **{name: mean_first(other, side, source) for name, side,
-                          source in kinds}} for other in others])
-first["left, formula"], first["right, formula with r"] = expected_overlap(
-    ours_d), expected_overlap(study.lora.rank)
+first = pd.DataFrame({"SFT with": [figures.LABELS[other] for other in others]})
+for side in ("left", "right"):
+    first[side] = [mean_first(other, side, compared.first) for other in others]
+    first[f"{side}, matched null"] = [mean_first(other, side, null_first)
+                                      for other in others]
+first["left, formula"] = expected_overlap(ours_d)
+first["right, formula with r"] = expected_overlap(study.lora.rank)
 first.style.format(precision=3).hide()
 
 # %% [markdown]
@@ -494,16 +508,16 @@ first.style.format(precision=3).hide()
 
 # %%
 lead = compared.singular_values[:, :, 0] / compared.singular_values[:, :, 1]
-low = {other: int(np.nanargmin(compared.first["left"][:, at["sft"], at[other]]))
-       for other in others}
-Markdown("Lowest left overlap with SFT, and in that module the smaller of the two "
-         "runs' $\\sigma_1 / \\sigma_2$: " + "; ".join(f"{figures.LABELS[other]} "
-                                                       f"{compared.first['left'][place, at['sft'], at[other]]:.2f} "
-                                                       f"at "
-                                                       f"{min(lead[place, at['sft']], lead[place, at[other]]):.2f}"
-        for other, place in low.items()) + f". The median of $\\sigma_1 / \\sigma_2$ "
-                                           f"over all runs and modules is "
-                                           f"{np.median(lead):.2f}.")
+lowest_overlaps = []
+for other in others:
+    overlaps = compared.first["left"][:, at["sft"], at[other]]
+    module = int(np.nanargmin(overlaps))
+    smaller = min(lead[module, at["sft"]], lead[module, at[other]])
+    label = figures.LABELS[other]
+    lowest_overlaps.append(f"{label} {overlaps[module]:.2f} at {smaller:.2f}")
+Markdown(f"Lowest left overlap with SFT, and in that module the smaller of the two "
+         f"runs' $\\sigma_1 / \\sigma_2$: {'; '.join(lowest_overlaps)}. The median of "
+         f"$\\sigma_1 / \\sigma_2$ over all runs and modules is {np.median(lead):.2f}.")
 
 # %% [markdown]
 # Where the ratio is close to 1, a low overlap says little, which is a reason to prefer angles between subspaces. The mean over modules is
@@ -515,26 +529,30 @@ Markdown("Lowest left overlap with SFT, and in that module the smaller of the tw
 # {eq}`eq-angles-overlap` within the 32 dimensions of a shared $A$, taken as unmoved. The last two columns are controls: the same number at every seed, and that of SFT with SFT trained from another seed.
 
 # %%
-pooled = np.degrees(
-    np.concatenate([random_angles(d, 10) for d in (4096, 1024, 1024, 2560)]))
+drawn_theirs = [random_angles(d, 10) for d in (4096, 1024, 1024, 2560)]
+pooled = np.degrees(np.concatenate(drawn_theirs))
 theirs = {"smallest": np.median(pooled[:, 0]), "largest": np.median(pooled[:, -1]),
           "left": np.mean([expected_overlap(d) for d in (4096, 1024, 1024, 2560)]),
           "right": expected_overlap(32)}
 paper = {"smallest": {"rft": "6.7", "rift": "8.2", "offline-grpo": "18.5",
                       "dft": "26.7", "dpo": "54.6"},
          "largest": {"rft": "36", "rift": "40", "offline-grpo": "76", "dft": "85",
-                     "dpo": "90"}, "left": {"rft": "0.97 to 0.98",
-        "rift": "0.97 to 0.98", "offline-grpo": "0.78 to 0.80", "dft": "0.64 to 0.67",
-        "dpo": "0.11"}, "right": {"rft": "0.99 to 1.00", "rift": "0.99 to 1.00",
-                                  "dft": "0.94", "dpo": "0.66 to 0.70"}}
+                     "dpo": "90"},
+         "left": {"rft": "0.97 to 0.98", "rift": "0.97 to 0.98",
+                  "offline-grpo": "0.78 to 0.80", "dft": "0.64 to 0.67", "dpo": "0.11"},
+         "right": {"rft": "0.99 to 1.00", "rift": "0.99 to 1.00", "dft": "0.94",
+                   "dpo": "0.66 to 0.70"}}
 
 # %%
 replicas = store.read_table(profile, "replicas")
 names = {"smallest": "smallest angle left", "largest": "largest angle left",
          "left": "first vector left", "right": "first vector right"}
-controlled = {quantity: replication.side_by_side(replicas, name,
-        [("sft", other) for other in others], "{:.1f}" if quantity in picks
-        else "{:.2f}").set_index("run_b") for quantity, name in names.items()}
+pairs = [("sft", other) for other in others]
+controlled = {}
+for quantity, name in names.items():
+    form = "{:.1f}" if quantity in picks else "{:.2f}"
+    over_seeds = replication.side_by_side(replicas, name, pairs, form)
+    controlled[quantity] = over_seeds.set_index("run_b").drop(columns="run_a")
 
 # %%
 lines = []
@@ -546,12 +564,11 @@ for quantity, printed_for in paper.items():
                       for angle in (real, drawn)]
         else:
             label, form = f"first {quantity} vector", "{:.2f}"
-            values = [mean_first(other, quantity, source) for source in (compared.first,
-                    null_first)]
-        printed_values = [printed,
-                          *(form.format(value) for value in (theirs[quantity],
-                *values)), *controlled[quantity].loc[other].drop("run_a")]
-        lines.append([label, figures.LABELS[other], *printed_values])
+            values = [mean_first(other, quantity, source)
+                      for source in (compared.first, null_first)]
+        numbers = [form.format(value) for value in (theirs[quantity], *values)]
+        lines.append([label, figures.LABELS[other], printed, *numbers,
+                      *controlled[quantity].loc[other]])
 pd.DataFrame(lines, columns=["quantity", "SFT with", "paper", "paper's chance level",
                              "ours", "our chance level", "over seeds",
                              "SFT, another seed"]).style.hide()
@@ -561,15 +578,14 @@ order_ours = pd.Series({other: np.median(real["left"][:, at["sft"], at[other], 0
                         for other in others})
 order_paper = pd.Series(paper["smallest"]).astype(float)[list(others)]
 agreement, low, high = statistics.rank_correlation(order_ours[list(others)],
-    order_paper)
-gap = {other: 1 - order_ours[other] / np.median(drawn["left"][:, at["sft"], at[other],
-        0]) for other in ("dpo", "rift")}
+                                                   order_paper)
+by_null = np.median(drawn["left"][:, at["sft"], at["dpo"], 0])
+near_to_far = order_ours.sort_values().index.map(figures.LABELS)
 Markdown(f"Ordered by the smallest left angle with SFT, from near to far: "
-         f"{', '.join(figures.LABELS[other] for other in order_ours.sort_values().index)}; "
-         f"the paper has RFT, RIFT, Offline GRPO, DFT, DPO (rank correlation "
-         f"**{agreement:.2f}**; five methods in a random order, {low:+.2f} to "
-         f"{high:+.2f} in 95 % of the cases). DPO's smallest angle is "
-         f"{gap['dpo']:.0%} below its chance level here and "
+         f"{', '.join(near_to_far)}; the paper has RFT, RIFT, Offline GRPO, DFT, DPO "
+         f"(rank correlation **{agreement:.2f}**; five methods in a random order, "
+         f"{low:+.2f} to {high:+.2f} in 95 % of the cases). DPO's smallest angle is "
+         f"{1 - order_ours['dpo'] / by_null:.0%} below its chance level here and "
          f"{1 - 54.6 / theirs['smallest']:.0%} in the paper. On the right, DPO's "
          f"first vector has {mean_first('dpo', 'right', compared.first):.2f} where "
          f"chance gives {mean_first('dpo', 'right', null_first):.2f}; in the paper "
@@ -589,43 +605,40 @@ Markdown(f"Ordered by the smallest left angle with SFT, from near to far: "
 # %%
 second = profiles.load(pretrained)
 adapters_second = trainer.updates_of_study(pretrained, second.main_runs)
-smallest_second = {"ours": geometry.compare(adapters_second).angles,
-                   "by chance":
-                   {side:
-                    np.concatenate(
-                        [null.angles[side]
-                         for null in compare_by_chance(adapters_second, 4)])
-                    for side in ("left", "right")}}
-smallest_second = {what: {side: np.degrees(values) for side, values in found.items()}
-                   for what, found in smallest_second.items()}
+nulls_second = compare_by_chance(adapters_second, 4)
+null_angles = {side: np.concatenate([null.angles[side] for null in nulls_second])
+               for side in ("left", "right")}
 
-# %% mystnb={"image": {"alt": "Two panels of strips of dots, one for each of 120 modules: smallest left and smallest right angle with SFT for five objectives in the pretrained model, with grey chance bands"}, "figure": {"caption": "Smallest left and right angles with SFT in the pretrained model, one dot a module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-pretrained"}}
-dots = {side: {other: smallest_second["ours"][side][:, at["sft"], at[other], 0]
-               for other in others} for side in ("left", "right")}
-bands = {side: {other: np.quantile(smallest_second["by chance"][side][:, at["sft"],
-        at[other], 0], [0.025, 0.975]) for other in others} for side in ("left",
-        "right")}
+
+def smallest_with_sft(angles):
+    """Smallest angles with SFT in degrees, {side: {method: values}}."""
+    return {side: {other: np.degrees(angles[side][:, at["sft"], at[other], 0])
+                   for other in others} for side in ("left", "right")}
+
+# %% mystnb={"image": {"alt": "Two panels of strips of dots, one for each of 120 modules: smallest left and smallest right angle with SFT for five objectives in the pretrained model, with grey chance bands"}, "figure": {"caption": "Smallest left and right angles with SFT in the pretrained model, one dot per module, bar: median. Grey: 95 % of the matched null.", "name": "fig-angles-pretrained"}}
+dots = smallest_with_sft(geometry.compare(adapters_second).angles)
+bands = {side: {other: np.quantile(values, [0.025, 0.975])
+                for other, values in methods.items()}
+         for side, methods in smallest_with_sft(null_angles).items()}
 figures.strips(dots, "smallest angle with SFT, degrees", bands);
 
 # %%
-under = {side: {other: int((values < bands[side][other][0]).sum()) for other,
-                values in groups.items()} for side, groups in dots.items()}
-order_second = pd.Series({other: np.median(values) for other,
-                          values in dots["left"].items()})
+under = {side: {other: int((values < bands[side][other][0]).sum())
+                for other, values in methods.items()}
+         for side, methods in dots.items()}
+counts = "; ".join(f"{figures.LABELS[other]} {under['left'][other]} and "
+                   f"{under['right'][other]}" for other in others)
+order_second = pd.Series({other: np.median(dots["left"][other]) for other in others})
+near_to_far = order_second.sort_values().index.map(figures.LABELS)
+with_ours, _, _ = statistics.rank_correlation(order_second, order_ours)
+with_paper, _, _ = statistics.rank_correlation(order_second, order_paper)
+runs_second = [second.runs[run] for run in second.main_runs]
 Markdown(f"Below the bands of {{numref}}`fig-angles-pretrained`, left and right, of "
-         f"{len(dots['left']['dpo'])} modules: " + "; ".join(f"{figures.LABELS[other]} "
-                                                             f"{under['left'][other]} "
-                                                             f"and "
-                                                             f"{under['right'][other]}"
-        for other in others) + f". By the smallest left angle its order, from near to "
-                               f"far, is "
-                               f"{', '.join(figures.LABELS[other] for other in order_second.sort_values().index)}; "
-                               f"the rank correlation with ours is "
-                               f"**{statistics.rank_correlation(order_second[list(others)], order_ours[list(others)])[0]:+.2f}**, "
-                               f"with the paper's "
-                               f"{statistics.rank_correlation(order_second[list(others)], order_paper)[0]:+.2f}, "
-                               f"with the same chance level. "
-                               f"{store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+         f"{len(dots['left']['dpo'])} modules: {counts}. By the smallest left angle "
+         f"its order, from near to far, is {', '.join(near_to_far)}; the rank "
+         f"correlation with ours is **{with_ours:+.2f}**, with the paper's "
+         f"{with_paper:+.2f}, with the same chance level. "
+         f"{store.origin(pretrained, runs_second)}")
 
 # %% [markdown]
 # ## Try it
@@ -633,7 +646,7 @@ Markdown(f"Below the bands of {{numref}}`fig-angles-pretrained`, left and right,
 # 1. Set $k$ to the full rank: `geometry.compare(adapters, k=study.lora.rank)`. What happens to the right angles?
 #
 # ````{dropdown} What happens
-# They become the angles between the row spaces of the runs' $A$, and shrink to what training has turned there. For two runs that kept $A$
+# They become the angles between the row spaces of the runs' $A$, and shrink to what training has rotated there. For two runs that kept $A$
 # fixed they would all be zero, whatever the losses.
 # ````
 #

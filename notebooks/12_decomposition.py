@@ -42,8 +42,8 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
-            run in runs.items()}
+adapters = {name: load_update(trainer.train(study, run) / "adapter")
+            for name, run in runs.items()}
 compared = geometry.compare(adapters)
 figures.use_style(study)
 
@@ -99,10 +99,10 @@ Markdown(f"In `{module}` the update of Offline GRPO has the norm {norm(update):.
 # %%
 cosine = (update * R).sum() / (norm(update) * norm(R))
 assert np.isclose(norm(rest) / norm(update), np.sqrt(1 - cosine ** 2))
-Markdown(f"In the module above the cosine is {cosine:.4f}, and $\\sqrt{{1 - "
-         f"{cosine:.4f}^2}}$ = **{np.sqrt(1 - cosine ** 2):.4f}**: the number found "
-         f"by cutting the matrix, {norm(rest) / norm(update):.4f}, without cutting "
-         f"anything.")
+Markdown(f"In the module above the cosine is {cosine:.4f}, and "
+         f"$\\sqrt{{1 - {cosine:.4f}^2}}$ = **{np.sqrt(1 - cosine ** 2):.4f}**: the "
+         f"number found by cutting the matrix, {norm(rest) / norm(update):.4f}, "
+         f"without cutting anything.")
 
 # %% [markdown]
 # The paper reports both numbers as separate findings: a cosine of about .74 between Offline GRPO and the SFT cluster, and an orthogonal part of .67 of
@@ -131,42 +131,46 @@ Markdown(f"A cosine of .74 gives **{at.by_norm['offline-grpo']:.3f}** by norm an
 #
 # ## The whole update
 #
-# Now all modules are stacked into one long vector a method, and the inner products come from the factors of the adapters. Every number has its
+# Now all modules are stacked into one long vector per method, and the inner products come from the factors of the adapters. Every number has its
 # chance level: turn the output space of each module of one update by a random rotation, which keeps all its singular values, and the cosine with SFT is
 # zero up to a spread that has a closed form (`geometry.stacked_cosine`). Since $\cos \approx 0$ there, an unrelated update is orthogonal *almost
 # entirely*, and the chance level of the orthogonal part is just below one.
 
 # %%
 def against(cosines, reference):
-    """Cosines with one reference, with the orthogonal part by both measures and the lower end of its chance band by norm."""
-    first, second = cosines[cosines.run_a == reference], cosines[cosines.run_b
-        == reference]
+    """Cosines of the other runs with one, and their orthogonal parts by both measures.
+
+    `chance_low` is the lower end of the chance band by norm.
+    """
+    first = cosines[cosines.run_a == reference]
+    second = cosines[cosines.run_b == reference]
     rows = pd.concat([first.rename(columns={"run_b": "run"}),
                       second.rename(columns={"run_a": "run"})])
     low = np.sqrt(1 - rows.chance_high ** 2)
-    return rows[["scope", "layer", "projection", "run", "cosine"]].assign(
+    parts = rows[["scope", "layer", "projection", "run", "cosine"]].assign(
         by_norm=np.sqrt(1 - rows.cosine ** 2), by_energy=1 - rows.cosine ** 2,
-        chance_low=low, chance_high=1.0).reset_index(drop=True)
+        chance_low=low, chance_high=1.0)
+    return parts.reset_index(drop=True)
 
 
 parts = against(geometry.cosine_table(compared), "sft")
-overall = parts[parts.scope == "global"].drop(columns=["scope", "layer", "projection",
-        "chance_high"])
+columns = ["run", "cosine", "by_norm", "by_energy", "chance_low"]
+overall = parts.loc[parts.scope == "global", columns]
 overall.style.format(precision=4).hide(axis="index")
 
 # %%
 table = store.write_table(profile, "orthogonal", geometry.orthogonal_table(compared))
-stored = table[(table.reference == "sft") & (table.scope == "global")].set_index(
-    "run").by_norm
+stored = table[(table.reference == "sft") & (table.scope == "global")]
+stored = stored.set_index("run").by_norm
 assert np.allclose(stored[overall.run], overall.by_norm)
-inside = overall[overall.by_norm >= overall.chance_low].run.map(figures.LABELS).tolist()
+inside = overall[overall.by_norm >= overall.chance_low].run.map(figures.LABELS)
+within = (f"Within that band of their own: {', '.join(inside)}." if len(inside)
+          else "None of the five methods is within that band of its own.")
 Markdown(f"Offline GRPO is orthogonal to SFT by **{stored['offline-grpo']:.3f}** of "
          f"its norm, {stored['offline-grpo'] ** 2:.0%} of its energy. An unrelated "
          f"update of the same spectrum would be at or above "
          f"{overall.set_index('run').chance_low['offline-grpo']:.4f} in 95 cases of a "
-         f"hundred. " + (f"Within that band of their own: {', '.join(inside)}."
-                         if inside else "None of the five methods is within that band "
-                                        "of its own."))
+         f"hundred. {within}")
 
 # %% [markdown]
 # The base has no row: its update is zero, and a share of zero is not defined. All other rows are read against the band, not against
@@ -194,15 +198,16 @@ figures.curves_with_runs(curves, points, theirs, "absolute cosine with SFT",
 
 # %% mystnb={"image": {"alt": "Symmetric matrix of the orthogonal part by norm between the six objectives, zero on the diagonal"}, "figure": {"caption": "Orthogonal part, by norm, of the row's update against the column's, all modules stacked.", "name": "fig-decomposition-matrix"}}
 every = table[table.scope == "global"].pivot(index="run", columns="reference",
-    values="by_norm").loc[list(runs), list(runs)]
-figures.matrix(every.fillna(0).to_numpy(), list(runs), "orthogonal part, by norm", 0,
-               1);
+                                             values="by_norm")
+every = every.loc[list(runs), list(runs)]
+figures.matrix(every.fillna(0).to_numpy(), list(runs), "orthogonal part, by norm",
+               0, 1);
 
 # %%
 cosines, sd = geometry.stacked_cosine(compared)
 norms = np.sqrt(np.einsum("mii->i", compared.inner))
-coefficients = pd.DataFrame(cosines * norms[:, None] / norms[None, :], index=list(runs),
-                            columns=list(runs))
+coefficients = pd.DataFrame(cosines * norms[:, None] / norms[None, :],
+                            index=list(runs), columns=list(runs))
 lowest = every.where(~np.eye(len(runs), dtype=bool)).stack().idxmin()
 Markdown(f"The two closest in {{numref}}`fig-decomposition-matrix` are "
          f"{figures.LABELS[lowest[0]]} and {figures.LABELS[lowest[1]]}, with "
@@ -216,7 +221,7 @@ Markdown(f"The two closest in {{numref}}`fig-decomposition-matrix` are "
 #
 # Nothing forces one to stack all modules. The same split can be made in each layer, for each projection or in each module, and the function
 # that wrote the table `orthogonal` does all of these. But each of them has a reference of its own. In module $m$ the parallel part is
-# $c_m R^m$ with that module's own coefficient, in the whole update it is $c R^m$ with one $c$ for all. A fit with a coefficient a module can only be
+# $c_m R^m$ with that module's own coefficient, in the whole update it is $c R^m$ with one $c$ for all. A fit with a coefficient per module can only be
 # better. How much better follows from $c = \sum_m \|R^m\|^2 c_m / \sum_m \|R^m\|^2$, the weighted mean of the $c_m$:
 #
 # ```{math}
@@ -228,31 +233,32 @@ Markdown(f"The two closest in {{numref}}`fig-decomposition-matrix` are "
 # layer and less in another, is partly orthogonal to SFT as a whole and not at all in any module.
 
 # %%
-place = compared.runs.index("sft")
-squares, own = compared.inner[:, place, place], np.einsum("mii->mi", compared.inner)
-by_module = compared.inner[:, place] / squares[:, None]
+sft = compared.runs.index("sft")
+squares = compared.inner[:, sft, sft]
+energy = np.einsum("mii->i", compared.inner)
+by_module = compared.inner[:, sft] / squares[:, None]
 single = squares @ by_module / squares.sum()
-energies = pd.DataFrame({"run": list(runs), "one coefficient": 1 - single ** 2
-                         * squares.sum() / own.sum(0),
-                         "one a module": 1 - squares @ by_module ** 2 / own.sum(0),
-                         "spread of coefficients": squares @ (by_module - single) ** 2
-                         / own.sum(0)}).set_index("run").drop(index="sft")
+energies = pd.DataFrame(
+    {"one coefficient": 1 - single ** 2 * squares.sum() / energy,
+     "one per module": 1 - squares @ by_module ** 2 / energy,
+     "spread of coefficients": squares @ (by_module - single) ** 2 / energy},
+    index=pd.Index(list(runs), name="run")).drop(index="sft")
 
 # %%
-assert np.allclose(energies["one coefficient"] - energies["one a module"],
+assert np.allclose(energies["one coefficient"] - energies["one per module"],
                    energies["spread of coefficients"])
 assert np.allclose(energies["one coefficient"], stored[energies.index] ** 2)
 energies.style.format("{:.4f}")
 
 # %%
 widest = energies["spread of coefficients"].idxmax()
+number = list(runs).index(widest)
 Markdown(f"The orthogonal energy of {figures.LABELS[widest]} is "
          f"{energies['one coefficient'][widest]:.1%} with one coefficient and "
-         f"**{energies['one a module'][widest]:.1%}** with one a module, the widest "
-         f"gap of the five. Its coefficients run from "
-         f"{by_module[:, list(runs).index(widest)].min():.2f} to "
-         f"{by_module[:, list(runs).index(widest)].max():.2f} around the common "
-         f"{single[list(runs).index(widest)]:.2f}.")
+         f"**{energies['one per module'][widest]:.1%}** with one per module, the "
+         f"widest gap of the five. Its coefficients run from "
+         f"{by_module[:, number].min():.2f} to {by_module[:, number].max():.2f} around "
+         f"the common {single[number]:.2f}.")
 
 # %% [markdown]
 # The last column of the table is the right-hand side of {eq}`eq-decomposition-pooled`, computed on its own, and the assertion in the cell checks that it is the difference
@@ -265,15 +271,15 @@ Markdown(f"The orthogonal energy of {figures.LABELS[widest]} is "
 
 # %% mystnb={"image": {"alt": "Two line plots of the orthogonal part against the layer, by norm and by energy, one line for each of five methods, with a chance band at one that is hardly thicker than a line"}, "figure": {"caption": "Orthogonal part of each layer's update against SFT's update of that layer, by norm (left) and by energy (right). Unrelated updates with the same spectra would lie at the upper edge: the grey band that holds 95 % of them is hardly thicker than a line.", "name": "fig-decomposition-layers"}}
 layers = parts[parts.scope == "layer"]
-energy = layers.assign(by_norm=layers.by_energy, chance_low=layers.chance_low ** 2)
-figures.lines_of_runs({"by norm": layers, "by energy": energy}, "layer", "by_norm",
+by_energy = layers.assign(by_norm=layers.by_energy, chance_low=layers.chance_low ** 2)
+figures.lines_of_runs({"by norm": layers, "by energy": by_energy}, "layer", "by_norm",
                       "layer", "orthogonal part");
 
 # %%
 shape = layers.pivot(index="layer", columns="run", values="by_norm")
 grpo = shape["offline-grpo"]
-outside = layers[layers.by_norm < layers.chance_low].groupby("run").size().reindex(
-    shape.columns, fill_value=0)
+outside = layers[layers.by_norm < layers.chance_low].groupby("run").size()
+outside = outside.reindex(shape.columns, fill_value=0)
 Markdown(f"Offline GRPO runs from {grpo.min():.3f} (layer {grpo.idxmin()}) to "
          f"{grpo.max():.3f} (layer {grpo.idxmax()}); in the last layer it is "
          f"{grpo.iloc[-1]:.3f}. Below the chance band are {outside['offline-grpo']} "
@@ -288,11 +294,12 @@ Markdown(f"Offline GRPO runs from {grpo.min():.3f} (layer {grpo.idxmin()}) to "
 # By projection, with all layers stacked:
 
 # %%
-projections = parts[parts.scope == "projection"].pivot(index="run",
-    columns="projection", values="by_norm").loc[[run for run in runs if run != "sft"]]
-chance = parts[parts.scope == "projection"].groupby("projection").chance_low.min()
-pd.concat([projections, chance.to_frame("lowest chance level").T]).style.format(
-    "{:.3f}")
+of_projections = parts[parts.scope == "projection"]
+projections = of_projections.pivot(index="run", columns="projection", values="by_norm")
+projections = projections.loc[[run for run in runs if run != "sft"]]
+chance = of_projections.groupby("projection").chance_low.min()
+with_chance = pd.concat([projections, chance.to_frame("lowest chance level").T])
+with_chance.style.format("{:.3f}")
 
 # %%
 span = projections.max(axis=1) - projections.min(axis=1)
@@ -341,20 +348,21 @@ Markdown(f"By {{eq}}`eq-decomposition-fractions` the second seed is orthogonal t
 k = compared.angles["left"].shape[-1]
 U, sigma, _ = np.linalg.svd(R)
 ratio = norm(U[:, :k].T @ update) / norm(update)
-assert np.isclose(ratio, compared.alignment[0, list(runs).index("sft"),
-        list(runs).index("offline-grpo")])
+grpo_index = compared.runs.index("offline-grpo")
+assert np.isclose(ratio, compared.alignment[0, sft, grpo_index])
 
 # %%
-d_out, ceiling = len(R), np.sqrt((sigma[:k] ** 2).sum() / (sigma ** 2).sum())
+d_out = len(R)
+ceiling = np.sqrt((sigma[:k] ** 2).sum() / (sigma ** 2).sum())
 Markdown(f"In `{module}` the first {k} of {d_out} output directions of SFT hold "
          f"**{ratio:.3f}** of Offline GRPO's update. Two levels belong to it: "
-         f"{np.sqrt(k / d_out):.3f} by chance, and {ceiling:.3f} for SFT's update "
-         f"itself.")
+         f"{np.sqrt(k / d_out):.3f} by chance, "
+         f"and {ceiling:.3f} for SFT's update itself.")
 
 # %% [markdown]
 # The *chance level*: if the columns of $\Delta W$ have nothing to do with $U_k$, each has on average the share $k / d_\text{out}$ of its squared length in any
 # $k$-dimensional subspace, so $a_k$ is about $\sqrt{k / d_\text{out}}$. The spread around it depends on the spectrum, so we draw it: updates that keep their $A$ and the
-# singular values of $B$ and share nothing else (`geometry.matched_null`). The *ceiling*: not even the reference lies wholly within its own
+# singular values of $B$ and share nothing else (`chance.matched_null`). The *ceiling*: not even the reference lies wholly within its own
 # first $k$ directions, only by $\sqrt{\sum_{i \le k} \sigma_i^2 / \sum_i \sigma_i^2}$. A method with SFT's own update would stand there.
 
 # %%
@@ -362,41 +370,41 @@ nulls = compare_by_chance(adapters, 10, k=k)
 
 
 def bands(reference):
-    """{run: (low, high)}: the middle 95 % of the alignment with a reference by chance, over modules and draws."""
-    drawn = np.stack([null.alignment[:, list(runs).index(reference)] for null in nulls])
-    return {run: tuple(np.quantile(drawn[:, :, number], [0.025, 0.975])) for number,
-            run in enumerate(runs) if run != reference}
+    """The middle 95 % of the alignment with a reference by chance, {run: (low, high)}.
 
-# %% mystnb={"image": {"alt": "Two strip plots with one dot a module: alignment of each method's update with the leading output directions of SFT and of DPO, grey chance bands, and the reference itself at the edge as ceiling"}, "figure": {"caption": "Share of each module's update, by norm, within the first $k$ output directions of the reference, by {eq}`eq-decomposition-alignment`; black bars: medians; grey: 95 % of what chance gives. The reference's own column is its ceiling.", "name": "fig-decomposition-alignment"}}
+    Over modules and draws.
+    """
+    drawn = np.stack([null.alignment[:, list(runs).index(reference)] for null in nulls])
+    return {run: tuple(np.quantile(drawn[:, :, number], [0.025, 0.975]))
+            for number, run in enumerate(runs) if run != reference}
+
+# %% mystnb={"image": {"alt": "Two strip plots with one dot per module: alignment of each method's update with the leading output directions of SFT and of DPO, grey chance bands, and the reference itself at the edge as ceiling"}, "figure": {"caption": "Share of each module's update, by norm, within the first $k$ output directions of the reference, by {eq}`eq-decomposition-alignment`; black bars: medians; grey: 95 % of what chance gives. The reference's own column is its ceiling.", "name": "fig-decomposition-alignment"}}
 panels, chance = {}, {}
 for reference in ("sft", "dpo"):
-    values = dict(zip(runs, compared.alignment[:, list(runs).index(reference)].T,
-                      strict=True))
+    ratios = compared.alignment[:, list(runs).index(reference)]
     heading = f"first {k} directions of {figures.LABELS[reference]}"
-    panels[heading], chance[heading] = values, bands(reference) | {reference: (np.nan,
-            np.nan)}
+    panels[heading] = dict(zip(runs, ratios.T, strict=True))
+    chance[heading] = bands(reference) | {reference: (np.nan, np.nan)}
 figures.strips(panels, "alignment ratio", chance);
 
 # %%
-alignment = pd.DataFrame(compared.alignment[:, place], columns=list(runs))
-aligned = pd.DataFrame([{"run": run, "orthogonal part": stored[run],
-                         "alignment, median": alignment[run].median(),
-                         "chance, low": low, "chance, high": high,
-                         "modules above chance":
-                         f"{(alignment[run] > high).mean():.0%}"} for run,
-                        (low, high) in bands("sft").items()])
+alignment = pd.DataFrame(compared.alignment[:, sft], columns=list(runs))
+aligned = pd.DataFrame(
+    [{"run": run, "orthogonal part": stored[run],
+      "alignment, median": alignment[run].median(), "chance, low": low,
+      "chance, high": high,
+      "modules above chance": f"{(alignment[run] > high).mean():.0%}"}
+     for run, (low, high) in bands("sft").items()])
 figures.table(aligned)
 
 # %%
 line = aligned.set_index("run").loc["dpo"]
-verdict = "above" if line["alignment, median"] > line[
-    "chance, high"] else "within" if line["alignment, median"] >= line[
-        "chance, low"] else "below"
+median, low, high = line[["alignment, median", "chance, low", "chance, high"]]
+verdict = "above" if median > high else "within" if median >= low else "below"
 Markdown(f"SFT itself has a median of {alignment.sft.median():.3f}, the ceiling. DPO's "
          f"update is orthogonal to SFT's by {line['orthogonal part']:.4f}, yet the "
-         f"median of its alignment is **{line['alignment, median']:.3f}**, {verdict} "
-         f"the band of chance ({line['chance, low']:.3f} to "
-         f"{line['chance, high']:.3f}); {line['modules above chance']} of its modules "
+         f"median of its alignment is **{median:.3f}**, {verdict} the band of chance "
+         f"({low:.3f} to {high:.3f}); {line['modules above chance']} of its modules "
          f"are above that band, where chance would put about 2.5 %.")
 
 # %% [markdown]
@@ -412,33 +420,32 @@ Markdown(f"SFT itself has a median of {alignment.sft.median():.3f}, the ceiling.
 
 # %%
 replicas, depth = store.read_table(profile, "replicas"), compared.modules.layer
-groups = {"whole update": (depth >= 0, ".67"),
-          **{f"{name} layers": (chosen, theirs) for (name, chosen),
-             theirs in zip(replication.thirds(depth).items(), (".55", ".79–.86"),
-                           strict=True)}}
-over_seeds = {"whole update": np.sqrt(1 - replication.at_seeds(replicas, "cosine",
-        "sft", "offline-grpo") ** 2),
-              **{f"{name} layers": replication.at_seeds(replicas, f"by norm, {name}",
-        "sft", "offline-grpo") for name in ("middle", "last")}}
-own = {"whole update": np.sqrt(1 - replication.between_seeds(replicas, "cosine",
-        "sft") ** 2),
-       **{f"{name} layers": replication.between_seeds(replicas, f"by norm, {name}",
-        "sft") for name in ("middle", "last")}}
+thirds = replication.middle_and_last(depth)
+groups = {"whole update": (np.full(len(depth), True), ".67"),
+          "middle layers": (thirds["middle"], ".55"),
+          "last layers": (thirds["last"], ".79–.86")}
+pair = ("sft", "offline-grpo")
+at_seeds = replication.at_seeds(replicas, "cosine", *pair)
+other_seed = replication.between_seeds(replicas, "cosine", "sft")
+over_seeds = {"whole update": np.sqrt(1 - at_seeds ** 2)}
+with_other_seed = {"whole update": np.sqrt(1 - other_seed ** 2)}
+for name in ("middle", "last"):
+    part = f"by norm, {name}"
+    over_seeds[f"{name} layers"] = replication.at_seeds(replicas, part, *pair)
+    with_other_seed[f"{name} layers"] = replication.between_seeds(replicas, part, "sft")
 
 # %%
 rows = []
 for name, (chosen, theirs) in groups.items():
-    value, spread = (part[place, list(runs).index("offline-grpo")]
-                     for part in geometry.stacked_cosine(compared,
-            np.flatnonzero(chosen)))
+    stacked, spread = geometry.stacked_cosine(compared, np.flatnonzero(chosen))
+    value, by_seed = stacked[sft, grpo_index], over_seeds[name]
+    half_width = 1.96 * spread[sft, grpo_index]
     rows.append({"Offline GRPO against SFT": name, "paper, by norm": theirs,
                  "ours, by norm": np.sqrt(1 - value ** 2),
                  "ours, by energy": 1 - value ** 2, "ours, cosine": value,
-                 "by chance at least": np.sqrt(1 - (1.96 * spread) ** 2),
-                 "over seeds": f"{over_seeds[name].min():.3f} to "
-                               f"{over_seeds[name].max():.3f}", "SFT against SFT of "
-                                                                "another seed":
-                 own[name].mean()})
+                 "by chance at least": np.sqrt(1 - half_width ** 2),
+                 "over seeds": f"{by_seed.min():.3f} to {by_seed.max():.3f}",
+                 "SFT against SFT of another seed": with_other_seed[name].mean()})
 figures.table(pd.DataFrame(rows))
 
 # %%
@@ -468,31 +475,36 @@ figures.lines_of_runs({"": parts_second[parts_second.scope == "layer"]}, "layer"
                       "by_norm", "layer", "orthogonal part, by norm");
 
 # %%
-late_second = {name: replication.at_seeds(store.read_table(pretrained, "replicas"),
-        f"by norm, {name}", "sft", "offline-grpo") for name in ("middle", "last")}
+replicas_second = store.read_table(pretrained, "replicas")
+late_second = {name: replication.at_seeds(replicas_second, f"by norm, {name}", *pair)
+               for name in ("middle", "last")}
 nulls_second = np.concatenate([null.alignment[:, 0]
                                for null in compare_by_chance(adapters_second, 3, k=k)])
-aligned_second = pd.DataFrame(
-    [{"run": run, "orthogonal part": parts_second[(parts_second.scope == "global")
-        & (parts_second.run == run)].by_norm.item(),
-      "alignment, median": np.median(values), "chance, high": high,
-      "modules above chance": f"{(values > high).mean():.0%}"} for place,
-     run in enumerate(second.main_runs) if run != "sft" for values,
-     high in [(compared_second.alignment[:, 0, place],
-               np.quantile(nulls_second[:, place], 0.975))]])
+overall_second = parts_second[parts_second.scope == "global"].set_index("run")
+rows_second = []
+for number, run in enumerate(second.main_runs):
+    if run != "sft":
+        values = compared_second.alignment[:, 0, number]
+        high = np.quantile(nulls_second[:, number], 0.975)
+        rows_second.append({"run": run, "orthogonal part": overall_second.by_norm[run],
+                            "alignment, median": np.median(values),
+                            "chance, high": high,
+                            "modules above chance": f"{(values > high).mean():.0%}"})
+aligned_second = pd.DataFrame(rows_second)
 figures.table(aligned_second)
 
 # %%
 above = aligned_second.set_index("run")["modules above chance"]
+in_middle, in_last = late_second["middle"], late_second["last"]
+runs_second = [second.runs[run] for run in second.main_runs]
 Markdown(f"In the pretrained model Offline GRPO is orthogonal to SFT by "
-         f"{late_second['middle'].min():.3f} to {late_second['middle'].max():.3f} in "
-         f"the middle layers over its seeds, and by **{late_second['last'].min():.3f} "
-         f"to {late_second['last'].max():.3f}** in the last ones; here by "
-         f"{middle:.3f} and {late:.3f} at the main seed; in the paper by .55 and .79 "
-         f"to .86. Above their bands of chance in the alignment with SFT's first {k} "
-         f"output directions are {above['dpo']} of DPO's modules there, and "
-         f"{line['modules above chance']} here. "
-         f"{store.origin(pretrained, [second.runs[run] for run in second.main_runs])}")
+         f"{in_middle.min():.3f} to {in_middle.max():.3f} in the middle layers over "
+         f"its seeds, and by **{in_last.min():.3f} to {in_last.max():.3f}** in the "
+         f"last ones; here by {middle:.3f} and {late:.3f} at the main seed; in the "
+         f"paper by .55 and .79 to .86. Above their bands of chance in the alignment "
+         f"with SFT's first {k} output directions are {above['dpo']} of DPO's modules "
+         f"there, and {line['modules above chance']} here. "
+         f"{store.origin(pretrained, runs_second)}")
 
 # %% [markdown]
 # In {numref}`fig-decomposition-pretrained` a rise of Offline GRPO's line towards the right end would be the paper's finding; the sentence above puts numbers on it.

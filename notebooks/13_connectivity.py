@@ -27,8 +27,6 @@ profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 pretrained = "smollm2-135m"  # the study to set beside it at the end
 
 # %%
-from itertools import product
-
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -38,21 +36,21 @@ from adapter_geometry.adapters import load_update
 from adapter_geometry.mode_connectivity import METRICS
 from adapter_geometry.updates import Factors
 from helpers import profiles, store
-from helpers.analysis import connectivity, replication
+from helpers.analysis import connectivity, path_tables
 from helpers.book import explorers, figures
 from helpers.data import problems
 from helpers.evaluation import answering, statistics
-from helpers.models import loading, logprobs
+from helpers.models import loading
 from helpers.training import trainer
 
 study = profiles.load(profile)
+figures.use_style(study)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: load_update(trainer.train(study, run) / "adapter") for name,
-            run in runs.items()}
+adapters = {name: load_update(trainer.train(study, run) / "adapter")
+            for name, run in runs.items()}
 labels = figures.LABELS | {f"{profiles.SCALED}dpo": "DPO, scaled"}
 losses = {"rollout": "loss of rollouts", "boxed answer": "bare-answer loss"}
 named = [path for path in study.paths if path in study.connectivity.answered_paths]
-figures.use_style(study)
 
 # %% [markdown]
 # ## The path, exactly
@@ -82,12 +80,12 @@ def dense(factors):
 
 first, second = adapters["rift"], adapters["dpo"]
 path = updates.combine([first, second], [0.75, 0.25])
-errors = [(dense(path[module]) - 0.75 * dense(first[module]) - 0.25
-           * dense(second[module])).abs().max() for module in path]
+errors = [(dense(path[module]) - 0.75 * dense(first[module])
+           - 0.25 * dense(second[module])).abs().max() for module in path]
 ranks = {factors.A.shape[0] for factors in path.values()}
-Markdown(f"At $t = 1/4$ the largest difference over {len(path)} modules is "
-         f"{float(max(errors)):.1e}; two updates of rank {study.lora.rank} gave "
-         f"factors of rank {max(ranks)}.")
+Markdown(f"""At $t = 1/4$ the largest difference over {len(path)} modules is
+{float(max(errors)):.1e}; two updates of rank {study.lora.rank} gave factors of
+rank {max(ranks)}.""")
 
 # %% [markdown]
 # ## A trap: mixing the factors separately
@@ -110,7 +108,7 @@ Markdown(f"At $t = 1/4$ the largest difference over {len(path)} modules is "
 
 # %%
 def separately(first, second, t, root):
-    """Both factors mixed by themselves, with the square roots of the weights (as PEFT does) or with the weights."""
+    """Both factors mixed, by the weights or, as PEFT does, by their square roots."""
     v, w = np.array([1 - t, t]) ** (0.5 if root else 1.0)
     mixed = {}
     for module, one in first.items():
@@ -119,11 +117,11 @@ def separately(first, second, t, root):
         mixed[module] = Factors(a * one.B + b * two.B, a * one.A + b * two.A, 1.0)
     return mixed
 
-
+# %%
 def distance(first, second):
     """Norm of the difference, relative to the second."""
-    return updates.norm(updates.combine([first, second], [1.0, -1.0])) / updates.norm(
-        second)
+    difference = updates.combine([first, second], [1.0, -1.0])
+    return updates.norm(difference) / updates.norm(second)
 
 # %% [markdown]
 # The table gives, at the midpoint of the named paths between two runs, the relative error of both ways of mixing, the length of PEFT's result relative to the true midpoint, and the loss
@@ -139,33 +137,30 @@ def loss_of(update):
     updates.put(model, weights, update)
     return texts.nats(model)["rollout"].sum() / texts.tokens["rollout"].sum()
 
-
+# %%
 rows = []
 for a, b in [ends for ends in named if "base" not in ends]:
     middle = updates.combine([adapters[a], adapters[b]], [0.5, 0.5])
-    peft, plain = (separately(adapters[a], adapters[b], 0.5, root) for root in (True,
-            False))
-    rows.append({"path": f"{labels[a]} – {labels[b]}", "error of PEFT": distance(peft,
-            middle), "error of averages": distance(plain, middle),
-                 "length of PEFT": updates.norm(peft) / updates.norm(middle),
-                 **{f"loss, {name}": loss_of(update) for name,
-                    update in (("exact", middle), ("PEFT", peft),
-                               ("averages", plain))}})
+    peft = separately(adapters[a], adapters[b], 0.5, root=True)
+    plain = separately(adapters[a], adapters[b], 0.5, root=False)
+    rows.append({
+        "path": f"{labels[a]} – {labels[b]}", "error of PEFT": distance(peft, middle),
+        "error of averages": distance(plain, middle),
+        "length of PEFT": updates.norm(peft) / updates.norm(middle),
+        "loss, exact": loss_of(middle), "loss, PEFT": loss_of(peft),
+        "loss, averages": loss_of(plain)})
 mixing = pd.DataFrame(rows)
 figures.table(mixing)
 
 # %%
-worst = mixing.loc[mixing["error of PEFT"].idxmax()]
-Markdown(f"PEFT's midpoint misses the true one by "
-         f"**{mixing['error of PEFT'].min():.0%} to "
-         f"{mixing['error of PEFT'].max():.0%}** of its norm and is up to "
-         f"{mixing['length of PEFT'].max():.2f} times as long. Halfway from "
-         f"{worst['path'].replace(' – ', ' to ')} the loss is "
-         f"{worst['loss, PEFT']:.3f} instead of {worst['loss, exact']:.3f} nats a "
-         f"token. Averages of the factors miss it by "
-         f"{mixing['error of averages'].min():.0%} to "
-         f"{mixing['error of averages'].max():.0%}, because here all runs began with "
-         f"the same $A$.")
+peft, averages = mixing["error of PEFT"], mixing["error of averages"]
+worst = mixing.loc[peft.idxmax()]
+Markdown(f"""PEFT's midpoint misses the true one by **{peft.min():.0%} to
+{peft.max():.0%}** of its norm and is up to {mixing['length of PEFT'].max():.2f} times
+as long. Halfway from {worst['path'].replace(' – ', ' to ')} the loss is
+{worst['loss, PEFT']:.3f} instead of {worst['loss, exact']:.3f} nats per token. Averages
+of the factors miss it by {averages.min():.0%} to {averages.max():.0%}, because here all
+runs began with the same $A$.""")
 
 # %% [markdown]
 # The loss at the wrong point may come out higher or lower, depending on whether a longer mixture happens to suit the texts. Either way it is the loss of another model.
@@ -174,13 +169,13 @@ Markdown(f"PEFT's midpoint misses the true one by "
 # depend on which pair of factors is written down. Equation {eq}`eq-connectivity-factors` does not; {eq}`eq-connectivity-separately` does.
 
 # %%
-rewritten = {module: Factors(2 * factors.B, factors.A / 2, factors.scale) for module,
-             factors in second.items()}
-exact, mixed = (distance(made(rewritten), made(second))
-                for made in (lambda other: updates.combine([first, other], [0.5, 0.5]),
-                             lambda other: separately(first, other, 0.5, True)))
-Markdown(f"Writing DPO's update with $2B$ and $A/2$ moves the exact midpoint of RIFT "
-         f"and DPO by {exact:.0e} of its norm, and PEFT's by **{mixed:.0%}**.")
+rewritten = {module: Factors(2 * factors.B, factors.A / 2, factors.scale)
+             for module, factors in second.items()}
+exact = [updates.combine([first, other], [0.5, 0.5]) for other in (rewritten, second)]
+mixed = [separately(first, other, 0.5, root=True) for other in (rewritten, second)]
+exact, mixed = distance(*exact), distance(*mixed)
+Markdown(f"""Writing DPO's update with $2B$ and $A/2$ moves the exact midpoint of RIFT
+and DPO by {exact:.0e} of its norm, and PEFT's by **{mixed:.0%}**.""")
 
 # %% [markdown]
 # ## The ends are the adapters
@@ -192,13 +187,11 @@ Markdown(f"Writing DPO's update with $2B$ and $A/2$ moves the exact midpoint of 
 measured = {ends: connectivity.losses(study, *ends) for ends in study.paths}
 differences = []
 for name in ("sft", "dpo"):
-    at_start = measured[name,
-                        "base"].query("t == 0 and metric == 'rollout'").sort_values(
-                            "text").nats.to_numpy()
+    at_start = measured[name, "base"].query("t == 0 and metric == 'rollout'")
     merged = texts.nats(answering.load_model_of(study, runs[name]))["rollout"]
-    differences.append(np.abs(merged - at_start).max())
+    differences.append(np.abs(merged - at_start.sort_values("text").nats).max())
 Markdown(f"Over {texts.count} texts and two adapters the largest difference is "
-         f"{max(differences):.0e} nats a text.")
+         f"{max(differences):.0e} nats per text.")
 
 # %% [markdown]
 # ## Loss along the paths
@@ -213,34 +206,24 @@ Markdown(f"Over {texts.count} texts and two adapters the largest difference is "
 # a {term}`token mean` over the texts $y_i$ with $T_i$ tokens each. The texts are the teacher's. Intervals come from a bootstrap over texts, in which a draw takes the same texts at every $t$.
 
 # %%
-parts = [mode_connectivity.curve(found).assign(run_a=a, run_b=b) for (a, b),
-         found in measured.items()]
-curves = pd.concat(parts, ignore_index=True)
+curves = pd.concat([mode_connectivity.curve(nats).assign(run_a=a, run_b=b)
+                    for (a, b), nats in measured.items()], ignore_index=True)
 curves["t"] = curves.t.round(6)
 pairs = curves[curves.run_b.isin(list(runs))]
 
 # %% mystnb={"image": {"alt": "Fifteen small panels, one for each pair of the six runs, of the loss of held-out rollouts from one run to the other, with a dashed chord between the ends"}, "figure": {"caption": "Loss of held-out correct rollouts, {eq}`eq-connectivity-loss`, on the paths between all pairs of runs, with 95 % intervals; dashed: the chord between the ends; markers: the runs.", "name": "fig-connectivity-rollout"}}
-figures.path_panels(pairs[pairs.metric == "rollout"], "loss of rollouts, nats a token");
+of_rollouts = pairs[pairs.metric == "rollout"]
+figures.path_panels(of_rollouts, "loss of rollouts, nats per token");
 
 # %%
-def shape(loss):
-    """Whether a curve rises, falls, sags below both ends, rises above them, or does something else."""
-    steps = np.diff(loss)
-    if (steps >= 0).all() or (steps <= 0).all():
-        return "monotone"
-    return "below the worse end" if loss.max() <= max(loss[0],
-        loss[-1]) else "above both ends"
-
-
-shapes = pairs.groupby(["metric", "run_a", "run_b"], sort=False).value.apply(
-    lambda values: shape(values.to_numpy()))
-counts = shapes["rollout"].value_counts()
-of_base = curves[(curves.run_b == "base") & (curves.t == 1)].groupby(
-    "metric").value.first()
-Markdown(f"{counts.sum()} paths: monotone {counts.get('monotone', 0)}; turning, but "
-         f"never above their worse end {counts.get('below the worse end', 0)}; rising "
-         f"above both ends **{counts.get('above both ends', 0)}**. The loss of the "
-         f"base is {of_base['rollout']:.3f} nats a token.")
+shapes = of_rollouts.groupby(["run_a", "run_b"]).value.apply(
+    lambda values: path_tables.shape(values.to_numpy()))
+counts = shapes.value_counts()
+at_base = curves.query("metric == 'rollout' and run_b == 'base' and t == 1").value
+Markdown(f"""{counts.sum()} paths: monotone {counts.get('monotone', 0)}; turning, but
+never above their worse end {counts.get('below the worse end', 0)}; rising above both
+ends **{counts.get('above both ends', 0)}**. The loss of the base is
+{at_base.iloc[0]:.3f} nats per token.""")
 
 # %% [markdown]
 # Each panel of {numref}`fig-connectivity-rollout` is to be read against its dashed {term}`chord`. A curve under the {term}`chord` says that a mixture does better than the mixture of the losses. Intervals on
@@ -259,63 +242,39 @@ Markdown(f"{counts.sum()} paths: monotone {counts.get('monotone', 0)}; turning, 
 # ```
 
 # %% mystnb={"image": {"alt": "Fifteen small panels, one for each pair of runs, of the loss of the bare boxed answer from one run to the other, with a dashed chord between the ends"}, "figure": {"caption": "Loss of the bare boxed answer right after the prompt, {eq}`eq-connectivity-boxed`, on the same paths.", "name": "fig-connectivity-boxed"}}
-figures.path_panels(pairs[pairs.metric == "boxed answer"], "loss of the bare answer, "
-                                                           "nats a token");
+of_answers = pairs[pairs.metric == "boxed answer"]
+figures.path_panels(of_answers, "loss of the bare answer, nats per token");
 
 # %%
-ends_of = curves[(curves.run_b == "base") & curves.t.isin([0, 1])]
-at_ends = ends_of[ends_of.t == 0].pivot(index="run_a", columns="metric",
-    values="value").loc[list(runs)]
-order = {metric: at_ends[metric].sort_values().index for metric in METRICS}
-agreement, low, high = statistics.rank_correlation(at_ends["rollout"],
-    at_ends["boxed answer"])
-Markdown(f"By the bare answer the best of the six is "
-         f"{labels[order['boxed answer'][0]]} and the worst "
-         f"{labels[order['boxed answer'][-1]]}; by the loss of rollouts, "
-         f"{labels[order['rollout'][0]]} and {labels[order['rollout'][-1]]}. The rank "
-         f"correlation of the two losses over the six runs is {agreement:+.2f} "
-         f"({low:+.2f} to {high:+.2f} for random orders).")
+of_runs = curves.query("run_b == 'base' and t == 0")
+at_runs = of_runs.pivot(index="metric", columns="run_a", values="value")[list(runs)]
+boxed, rollout = at_runs.loc["boxed answer"], at_runs.loc["rollout"]
+agreement, low, high = statistics.rank_correlation(rollout, boxed)
+Markdown(f"""By the bare answer the best of the six is {labels[boxed.idxmin()]} and the
+worst {labels[boxed.idxmax()]}; by the loss of rollouts, {labels[rollout.idxmin()]}
+and {labels[rollout.idxmax()]}. The rank correlation of the two losses over the six runs
+is {agreement:+.2f} ({low:+.2f} to {high:+.2f} for random orders).""")
 
 # %% [markdown]
 # What does {numref}`fig-connectivity-boxed` measure? Take the bare answer apart, token by token: the opening `\boxed{`, the digits, the closing brace. Beside the models stands one that knows
-# the format and nothing else: it opens the box with certainty and then gives the ten digits and the closing brace the same probability each, at $\ln 11$ nats a token. That is the chance level of this loss.
+# the format and nothing else: it opens the box with certainty and then gives the ten digits and the closing brace the same probability each, at $\ln 11$ nats per token. That is the chance level of this loss.
 
 # %%
-written, tokenizer = answering.held_out(study,
-    study.connectivity.texts), loading.load_tokenizer(study)
-opening = len(tokenizer("\\boxed{", add_special_tokens=False).input_ids)
-boxes = [tokenizer(f"\\boxed{{{answer}}}", add_special_tokens=False).input_ids
-         for answer in written.answer]
-inside, total = np.mean([len(box) - opening for box in boxes]), np.mean(
-    [len(box) for box in boxes])
-spans = {"opening": slice(0, opening), "digits": slice(opening, -1),
-         "closing": slice(-1, None)}
-rows = []
-for name in ["base", *runs]:
-    logp = logprobs.score(answering.load_model_of(study, runs.get(name, name)),
-                          list(written.prompt_ids), boxes)
-    rows.append({"run": name, **{part: -np.mean([values[span].sum() for values in logp])
-                                 for part, span in spans.items()}})
-taken = pd.DataFrame([*rows, {"run": "format only", "opening": 0.0,
-                              "digits": (inside - 1) * np.log(11),
-                              "closing": np.log(11)}])
-taken["nats a token"] = taken[list(spans)].sum(axis=1) / total
-figures.table(taken)
+by_part = path_tables.bare_answer_parts(study, ["base", *runs])
+figures.table(by_part)
 
 # %%
-apart = taken.set_index("run")
-trained, guess = apart.loc[["base", *runs]], apart.loc["format only"]
-worse = int((trained["nats a token"] > guess["nats a token"]).sum())
-span = trained[list(spans)].max() - trained[list(spans)].min()
-Markdown(f"Opening the box costs {trained.opening.min():.1f} to "
-         f"{trained.opening.max():.1f} nats, for these models hardly ever begin with "
-         f"it. The digits cost {trained.digits.min():.1f} to "
-         f"{trained.digits.max():.1f} nats; knowing nothing, they would cost "
-         f"{guess.digits:.1f}. So {worse} of the {len(trained)} models are worse at "
-         f"this than the guess that knows the format only "
-         f"({guess['nats a token']:.2f} nats a token). Between models the largest "
-         f"spread is in the {span.idxmax()} ({span.max():.2f} nats), then in the "
-         f"{span.sort_values().index[-2]} ({span.sort_values().iloc[-2]:.2f}).")
+models, guess = by_part.iloc[:-1], by_part.iloc[-1]
+worse = int((models["nats per token"] > guess["nats per token"]).sum())
+parts = models[["opening", "digits", "closing"]]
+spread = (parts.max() - parts.min()).sort_values(ascending=False)
+Markdown(f"""Opening the box costs {parts.opening.min():.1f} to
+{parts.opening.max():.1f} nats, for these models hardly ever begin with it. The digits
+cost {parts.digits.min():.1f} to {parts.digits.max():.1f} nats; knowing nothing, they
+would cost {guess.digits:.1f}. So {worse} of the {len(models)} models are worse at this
+than the guess that knows the format only ({guess['nats per token']:.2f} nats per
+token). Between models the largest spread is in the {spread.index[0]}
+({spread.iloc[0]:.2f} nats), then in the {spread.index[1]} ({spread.iloc[1]:.2f}).""")
 
 # %% [markdown]
 # No objective here trains a model to answer without its steps, and for none is this loss a measure of what the model can do. It rewards a model for *being ready to skip the reasoning*, and for being
@@ -327,34 +286,23 @@ Markdown(f"Opening the box costs {trained.opening.min():.1f} to "
 
 # %%
 answered = {ends: connectivity.answers(study, *ends) for ends in named}
-rows = []
-for (a, b), found in answered.items():
-    for t, group in found.groupby("t"):
-        low, high = statistics.wilson(group.correct.sum(), len(group))
-        rows.append({"t": round(t, 6), "metric": "accuracy",
-                     "value": group.correct.mean(), "low": low, "high": high,
-                     "run_a": a, "run_b": b})
-solved = pd.DataFrame(rows)
-table = pd.concat([curves, solved])[["run_a", "run_b", "t", "metric", "value", "low",
-        "high"]]
-store.write_table(profile, "connectivity", table.reset_index(drop=True));
+solved = path_tables.accuracy(answered)
+columns = ["run_a", "run_b", "t", "metric", "value", "low", "high"]
+table = pd.concat([curves, solved])[columns].reset_index(drop=True)
+store.write_table(profile, "connectivity", table);
 
 # %% mystnb={"image": {"alt": "Small panels, one for each named path, of the share of problems solved at a few points between its ends, with Wilson intervals and a dashed chord"}, "figure": {"caption": "Share of the fixed test problems solved greedily at points of the named paths, with 95 % Wilson intervals; dashed: the chord.", "name": "fig-connectivity-accuracy"}}
 figures.path_panels(solved, "share solved", columns=3);
 
 # %%
-count = len(next(iter(answered.values())).problem_id.unique())
 lines = []
 for (a, b), group in solved.groupby(["run_a", "run_b"], sort=False):
-    graded = answered[a, b].pivot(index="problem_id", columns="t",
-                                  values="correct").to_numpy(bool)
-    inside, end = graded[:, 1:-1], graded[:, [0, -1]]
-    inside, end = (points[:, points.mean(0).argmax()] for points in (inside, end))
-    p = statistics.mcnemar((inside & ~end).sum(), (~inside & end).sum())
-    lines.append(f"{labels[a]} to {labels[b]} {group.value.iloc[0]:.1%} to "
-                 f"{group.value.iloc[-1]:.1%}, best in between {inside.mean():.1%} "
-                 f"($p$ = {p:.2g} against the better end)")
-Markdown(f"On {count} problems: " + "; ".join(lines) + ".")
+    start, *_, end = group.value
+    best, p = path_tables.best_between(answered[a, b])
+    lines.append(f"{labels[a]} to {labels[b]} {start:.1%} to {end:.1%}, best in "
+                 f"between {best:.1%} ($p$ = {p:.2g} against the better end)")
+count = answered[named[0]].problem_id.nunique()
+Markdown(f"On {count} problems: {'; '.join(lines)}.")
 
 # %% [markdown]
 # The same problems are answered at every point of {numref}`fig-connectivity-accuracy`, so differences along a path are more certain than the intervals, which are about single points, suggest. The p-values are those of the exact test for paired answers, {eq}`eq-evaluation-mcnemar`; the best of several points was
@@ -363,28 +311,29 @@ Markdown(f"On {count} problems: " + "; ".join(lines) + ".")
 # Which of the two losses knows about accuracy? Plot one against the other at all points where both were measured.
 
 # %% mystnb={"image": {"alt": "Two scatter plots of the share of problems solved, left against the loss of rollouts, right against the loss of the bare answer, with markers for runs and the base and grey dots for points between"}, "figure": {"caption": "Accuracy against both losses at all answered points: markers are the ends of the named paths, grey dots lie between two of them.", "name": "fig-connectivity-metrics"}}
-wide = table.pivot(index=["run_a", "run_b", "t"], columns="metric",
-                   values="value").dropna().reset_index()
-wide["run"] = wide.run_a.where(wide.t == 0, wide.run_b.where(wide.t == 1))
-figures.losses_and_accuracy(wide, {"rollout": "loss of rollouts, nats a token",
-        "boxed answer": "loss of the bare answer, nats a token"});
+both = table.pivot(index=["run_a", "run_b", "t"], columns="metric", values="value")
+both = both.dropna().reset_index()
+both["run"] = both.run_a.where(both.t == 0, both.run_b.where(both.t == 1))
+figures.losses_and_accuracy(both, {
+    "rollout": "loss of rollouts, nats per token",
+    "boxed answer": "loss of the bare answer, nats per token"});
 
 # %%
-singles = pd.concat([wide[wide.run.isna()],
-                     wide[wide.run.notna()].drop_duplicates("run")])
-ranks = singles[["accuracy", *METRICS]].rank().corr()["accuracy"]
-family = singles[~singles[["run_a", "run_b"]].isin(["dpo", "base"]).any(axis=1)]
-within = family[["accuracy", *METRICS]].rank().corr()["accuracy"]
-Markdown(f"Over {len(singles)} points the rank correlation with accuracy is "
-         f"{ranks['rollout']:+.2f} for the loss of rollouts and "
-         f"{ranks['boxed answer']:+.2f} for the loss of the bare answer; on the "
-         f"{len(family)} points of paths that touch neither DPO nor the base it is "
-         f"{within['rollout']:+.2f} and {within['boxed answer']:+.2f}. A loss worth "
-         f"plotting would have a clearly *negative* one.")
+ends = both[both.run.notna()].drop_duplicates("run")
+singles = pd.concat([both[both.run.isna()], ends])
+touches = singles[["run_a", "run_b"]].isin(["dpo", "base"]).any(axis=1)
+ranks, within = (points[["accuracy", *METRICS]].rank().corr()["accuracy"]
+                 for points in (singles, singles[~touches]))
+Markdown(f"""Over {len(singles)} points the rank correlation with accuracy is
+{ranks['rollout']:+.2f} for the loss of rollouts and {ranks['boxed answer']:+.2f} for
+the loss of the bare answer; on the {(~touches).sum()} points of paths that touch
+neither DPO nor the base it is {within['rollout']:+.2f} and
+{within['boxed answer']:+.2f}. A loss worth plotting would have a clearly *negative*
+one.""")
 
 # %% [markdown]
 # Points of one path are not independent of each other, so these correlations describe {numref}`fig-connectivity-metrics` and test nothing. But they are a warning about both losses. The loss of rollouts is that
-# of the *teacher's* texts, and a model that solves problems in its own words pays for its words: on [the page about accuracy](09_evaluation.ipynb) that manner has a price of its own. No cross-entropy replaces grading.
+# of the *teacher's* texts, and a model that solves problems in its own words pays for its words: on [the page about accuracy](09_evaluation.ipynb) that style has a price of its own. No cross-entropy replaces grading.
 #
 # ## Two definitions of a barrier
 #
@@ -406,15 +355,15 @@ Markdown(f"Over {len(singles)} points the rank correlation with accuracy is "
 # that the paper gives for RIFT to DPO, 3.82, 7.06 and 8.64, serve as an example, read as start, middle and end:
 
 # %%
-chord, mean = mode_connectivity.heights(np.array([0, 0.5, 1]), [3.82, 7.06, 8.64])
-Markdown(f"By {{eq}}`eq-connectivity-chord` the barrier is **{chord:.2f}**, by "
-         f"{{eq}}`eq-connectivity-mean` it is **{mean:.2f}**, and of this second "
-         f"number all is slope: half the gap between the ends is "
-         f"{(8.64 - 3.82) / 2:.2f}.")
+chord, mean = mode_connectivity.barrier_heights(np.array([0, 0.5, 1]),
+                                                [3.82, 7.06, 8.64])
+Markdown(f"""By {{eq}}`eq-connectivity-chord` the barrier is **{chord:.2f}**, by
+{{eq}}`eq-connectivity-mean` it is **{mean:.2f}**, and of this second number all is
+slope: half the gap between the ends is {(8.64 - 3.82) / 2:.2f}.""")
 
 # %% [markdown]
-# 8.64 would be an end, not the top of a barrier: the three numbers rise all the way. Nor is it certain that the reading is right. The same text gives RIFT 2.25 at the end of another path, and one model has one loss, so either 3.82 does
-# not stand at RIFT's end or the two paths were measured on different texts.
+# 8.64 would be an end, not the top of a barrier: the three numbers rise all the way. Nor is it certain that the reading is right. The same text gives RIFT 2.25 at the end of another path, and one model has one loss, so either 3.82 is
+# not at RIFT's end or the two paths were measured on different texts.
 #
 # ## How high is high?
 #
@@ -422,39 +371,38 @@ Markdown(f"By {{eq}}`eq-connectivity-chord` the barrier is **{chord:.2f}**, by "
 # the true curve were straight? Take from each text its own deviation from the chord, remove the mean deviation at each $t$, so that the truth is straight by construction, resample texts, and take the maximum again. The height that stays
 # unreached in 19 of 20 draws is the chance level.
 #
-# The error rate on the named paths is treated like a loss with one "token" a problem, so that the same two functions apply to it.
+# The error rate on the named paths is treated like a loss with one "token" per problem, so that the same two functions apply to it.
 
 # %%
-as_loss = {ends: found.assign(metric="error", text=found.problem_id,
-                              nats=1.0 - found.correct, tokens=1) for ends,
-           found in answered.items()}
-parts = []
-for (a, b), found in measured.items():
-    both = pd.concat([found, as_loss[a, b]]) if (a, b) in as_loss else found
-    parts.append(mode_connectivity.barrier(both).assign(run_a=a, run_b=b))
-barriers = store.write_table(profile, "barriers",
-                             pd.concat(parts, ignore_index=True)[["run_a", "run_b",
-        "metric", "above_chord", "low", "high", "at", "above_mean", "mean_low",
-        "mean_high", "noise"]])
+losses_at = dict(measured)
+for ends, answers in answered.items():
+    errors = answers.assign(metric="error", text=answers.problem_id,
+                            nats=1.0 - answers.correct, tokens=1)
+    losses_at[ends] = pd.concat([measured[ends], errors])
+heights = pd.concat([mode_connectivity.barrier(nats).assign(run_a=a, run_b=b)
+                     for (a, b), nats in losses_at.items()], ignore_index=True)
+columns = ["run_a", "run_b", "metric", "above_chord", "low", "high", "at",
+           "above_mean", "mean_low", "mean_high", "noise"]
+barriers = store.write_table(profile, "barriers", heights[columns])
 
 # %% mystnb={"image": {"alt": "Dots with intervals for the barrier above the chord and diamonds for the barrier above the mean of the ends, for each pair of runs and both losses, over grey bars for the chance level"}, "figure": {"caption": "Barriers of all pairs by {eq}`eq-connectivity-chord` (dots) and {eq}`eq-connectivity-mean` (diamonds), with 95 % intervals from a paired bootstrap over texts; grey: what a straight path would reach by chance.", "name": "fig-connectivity-barriers"}}
 between = barriers[barriers.run_b.isin(list(runs))]
-figures.barriers(between, "nats a token", losses);
+figures.barriers(between, "nats per token", losses);
 
 # %%
 lines = []
 for metric in METRICS:
     group = between[between.metric == metric]
-    above, top = group[group.above_chord > group.noise], group.loc[
-        group.above_chord.idxmax()]
+    count = int((group.above_chord > group.noise).sum())
+    top = group.loc[group.above_chord.idxmax()]
+    highest = (f"the highest is {labels[top.run_a]} to {labels[top.run_b]} with "
+               f"{top.above_chord:.3f} nats per token ({top.low:.3f} to "
+               f"{top.high:.3f}); ")
     slope = group.loc[group.above_mean.idxmax()]
-    lines.append(f"By the {losses[metric]}, **{len(above)} of {len(group)}** paths "
-                 f"rise above their chord by more than chance; "
-                 + (f"the highest is {labels[top.run_a]} to {labels[top.run_b]} with "
-                    f"{top.above_chord:.3f} nats a token ({top.low:.3f} to "
-                    f"{top.high:.3f}); " if len(above) else "")
-                 + f"above the mean of the ends the largest is {slope.above_mean:.3f}, "
-                   f"on {labels[slope.run_a]} to {labels[slope.run_b]}.")
+    lines.append(f"""By the {losses[metric]}, **{count} of {len(group)}** paths rise
+above their chord by more than chance; {highest if count else ''}above the mean of the
+ends the largest is {slope.above_mean:.3f}, on {labels[slope.run_a]}
+to {labels[slope.run_b]}.""")
 Markdown(" ".join(lines) + " At a level of one in twenty, about one of fifteen "
                            "straight paths would be counted by chance.")
 
@@ -465,17 +413,14 @@ Markdown(" ".join(lines) + " At a level of one in twenty, about one of fifteen "
 
 # %%
 wrong = barriers[barriers.metric == "error"].drop(columns="metric")
-figures.table(wrong.assign(run_a=wrong.run_a.map(labels),
-                           run_b=wrong.run_b.map(labels)))
+figures.table(wrong.replace({"run_a": labels, "run_b": labels}))
 
 # %%
 stable = wrong[wrong.above_mean < 0.02]
-names = ", ".join(f"{labels[row.run_a]} to {labels[row.run_b]}"
-                  for row in stable.itertuples()) or "none"
-Markdown(f"By the rule of two points above the mean, {len(stable)} of {len(wrong)} "
-         f"named paths are stable ({names}). Above the chord, "
-         f"{int((wrong.above_chord > wrong.noise).sum())} of {len(wrong)} exceed "
-         f"chance.")
+names = [f"{labels[row.run_a]} to {labels[row.run_b]}" for row in stable.itertuples()]
+Markdown(f"""By the rule of two points above the mean, {len(stable)} of {len(wrong)}
+named paths are stable ({', '.join(names) or 'none'}). Above the chord,
+{int((wrong.above_chord > wrong.noise).sum())} of {len(wrong)} exceed chance.""")
 
 # %% [markdown]
 # The two counts answer different questions. A path from a worse model to a better one fails the first rule at its worse end, before anything is mixed. Above the chord, a path exceeds chance where accuracy changes late: the mixture
@@ -487,34 +432,35 @@ Markdown(f"By the rule of two points above the mean, {len(stable)} of {len(wrong
 # the path from RIFT to the base, where the second update is zero, and the path from RIFT to DPO's update stretched to RIFT's length.
 
 # %% mystnb={"image": {"alt": "Three panels along paths from RIFT to the base, to DPO, and to DPO's update stretched to RIFT's norm: the loss of rollouts close up for the first two, the same for all three, and the loss of the bare answer"}, "figure": {"caption": "Both losses on the paths from RIFT to DPO, to the base, and (dashed) to DPO's update scaled to RIFT's norm; the left panel shows the first two alone.", "name": "fig-connectivity-control"}}
-control = curves[(curves.run_a == "rift")
-                 & curves.run_b.isin(["dpo", "base", "scaled-dpo"]) & (curves.t >= 0)]
+of_rift = curves[(curves.run_a == "rift") & (curves.t >= 0)]
+control = of_rift[of_rift.run_b.isin(["dpo", "base", "scaled-dpo"])]
 is_near = (control.metric == "rollout") & (control.run_b != "scaled-dpo")
 control_shown = pd.concat([control[is_near].assign(metric="near"), control])
-figures.curves_by_run(control_shown, "run_b", "t", "t, from RIFT", "nats a token",
-                      {"near": "rollouts, close up", "rollout": "rollouts",
-                       "boxed answer": "bare answer"});
+panels = {"near": "rollouts, close up", "rollout": "rollouts",
+          "boxed answer": "bare answer"}
+figures.curves_by_run(control_shown, "run_b", "t", "t, from RIFT", "nats per token",
+                      panels);
 
 # %%
-lengths = {name: updates.norm(update) for name, update in adapters.items()}
-lines = []
+lines, from_rift = [], barriers[barriers.run_a == "rift"].set_index(["metric", "run_b"])
 for metric in METRICS:
-    at = control[control.metric == metric].pivot(index="t", columns="run_b",
-        values="value")
-    reach = at["base"].max() - at["base"].min()
-    tops = barriers[(barriers.metric == metric) & (barriers.run_a == "rift")].set_index(
-        "run_b").above_chord
-    lines.append(f"By the {losses[metric]} the paths to DPO and to the base differ by "
-                 f"at most {(at['dpo'] - at['base']).abs().max():.3f} nats a token, "
-                 f"where the path to the base spans {reach:.3f}; barriers above the "
-                 f"chord: {tops['dpo']:.3f} (DPO), {tops['base']:.3f} (base), "
-                 f"{tops['scaled-dpo']:.3f} (DPO, scaled).")
-errors = wrong[wrong.run_a == "rift"].set_index("run_b")
+    part = control[control.metric == metric]
+    at = part.pivot(index="t", columns="run_b", values="value")
+    top = from_rift.above_chord[metric]
+    lines.append(f"""By the {losses[metric]} the paths to DPO and to the base differ by
+at most {(at['dpo'] - at['base']).abs().max():.3f} nats per token, where the path to the
+base spans {at['base'].max() - at['base'].min():.3f}; barriers above the chord:
+{top['dpo']:.3f} (DPO), {top['base']:.3f} (base), {top['scaled-dpo']:.3f} (DPO,
+scaled).""")
+
+# %%
+names = labels | {"base": "the base"}
 lines += [f"By the error rate the barrier above the chord is {row.above_chord:.3f} on "
-          f"the way to {'the base' if row.Index == 'base' else labels[row.Index]} "
-          f"(chance {row.noise:.3f})." for row in errors.itertuples()]
-Markdown(f"DPO's update has **{lengths['dpo'] / lengths['rift']:.2f}** times the norm "
-         f"of RIFT's. " + " ".join(lines))
+          f"the way to {names[row.run_b]} (chance {row.noise:.3f})."
+          for row in wrong[wrong.run_a == "rift"].itertuples()]
+ratio = updates.norm(adapters["dpo"]) / updates.norm(adapters["rift"])
+text = " ".join(lines)
+Markdown(f"DPO's update has **{ratio:.2f}** times the norm of RIFT's. {text}")
 
 # %% [markdown]
 # The closer the two solid curves of {numref}`fig-connectivity-control` lie, the less the path to DPO says about DPO; the same holds for error rates. In {cite:t}`nikolich2026geometry` DPO's update was shorter still, a thirteenth of the others. The dashed one is a fairer comparison of directions, with a caveat: a model made by stretching
@@ -532,22 +478,19 @@ Markdown(f"DPO's update has **{lengths['dpo'] / lengths['rift']:.2f}** times the
 # $\kappa = 0$ is the base, $\kappa = 1$ the run, $\kappa = 2$ its update doubled; on the path to the base $\kappa = 1 - t$.
 
 # %% mystnb={"image": {"alt": "Two panels of both losses against the factor on each run's own update from zero, the base, over one, the run, to two"}, "figure": {"caption": "Scaling curves {eq}`eq-connectivity-scaling` of the six updates: 0 is the base, 1 the run, 2 the doubled update; left for held-out rollouts, right for the bare answer.", "name": "fig-connectivity-scaling"}}
-scaling = curves[curves.run_b == "base"].assign(kappa=lambda found: 1 - found.t)
-figures.curves_by_run(scaling, "run_a", "kappa", "factor on the update", "nats a token",
-                      losses);
+scaling = curves[curves.run_b == "base"].assign(kappa=lambda rows: 1 - rows.t)
+figures.curves_by_run(scaling, "run_a", "kappa", "factor on the update",
+                      "nats per token", losses);
 
 # %%
-best = scaling.loc[scaling.groupby(["metric", "run_a"],
-        sort=False).value.idxmin()].set_index(["metric", "run_a"])
-texts_of = {metric: ", ".join(f"{labels[name]} {best.kappa[metric, name]:.2f}"
-                              for name in runs) for metric in METRICS}
 at = scaling.pivot(index=["metric", "run_a"], columns="kappa", values="value")
-falling = {metric: int((at.loc[metric][2.0] < at.loc[metric][1.0]).sum())
-           for metric in METRICS}
-Markdown(f"The factor with the lowest loss of rollouts is: {texts_of['rollout']}; of "
-         f"the bare answer: {texts_of['boxed answer']}. Doubling the update lowers "
-         f"the loss of rollouts for **{falling['rollout']} of {len(runs)}** runs and "
-         f"the bare-answer loss for **{falling['boxed answer']} of {len(runs)}**.")
+best = {metric: ", ".join(f"{labels[name]} {at.loc[metric, name].idxmin():.2f}"
+                          for name in runs) for metric in METRICS}
+falling = (at[2.0] < at[1.0]).groupby("metric").sum()
+Markdown(f"""The factor with the lowest loss of rollouts is: {best['rollout']}; of the
+bare answer: {best['boxed answer']}. Doubling the update lowers the loss of rollouts for
+**{falling['rollout']} of {len(runs)}** runs and the bare-answer loss for
+**{falling['boxed answer']} of {len(runs)}**.""")
 
 # %% [markdown]
 # Where the left curves of {numref}`fig-connectivity-scaling` are flat around one, training has stopped at a good length for this loss; a minimum at the right edge says that a longer step in the same direction would still have helped. Nothing in training looks for a minimum of the
@@ -559,22 +502,11 @@ Markdown(f"The factor with the lowest loss of rollouts is: {texts_of['rollout']}
 # whose grade changes along that path, so it is not a typical one.
 
 # %%
-def telling(found):
-    """The first problem whose grade is not the same all along the path, or else the first."""
-    return found.groupby("problem_id", sort=False).correct.nunique().idxmax()
-
-
-asked = {problem.problem_id: problem for problem in problems.problem_sets(
-    study.problems)["test"]}
-examples = []
-for (a, b), found in answered.items():
-    problem = asked[telling(found)]
-    shown = found[found.problem_id == problem.problem_id]
-    examples.append(shown.assign(run_a=a, run_b=b, question=problem.question,
-                                 answer=problem.answer))
-on_named = table[[ends in answered for ends in zip(table.run_a, table.run_b,
-        strict=True)]]
-explorers.path_explorer(on_named, pd.concat(examples), name="paths-between-updates")
+asked = {problem.problem_id: problem
+         for problem in problems.problem_sets(study.problems)["test"]}
+examples = path_tables.examples(answered, asked)
+is_named = [ends in answered for ends in zip(table.run_a, table.run_b, strict=True)]
+explorers.path_explorer(table[is_named], examples, name="paths-between-updates")
 
 # %% [markdown]
 # A text changes in jumps while a loss moves smoothly: greedy decoding follows the larger of two probabilities, and a small change tips it. Between two such jumps the model writes the same words.
@@ -584,65 +516,39 @@ explorers.path_explorer(on_named, pd.concat(examples), name="paths-between-updat
 # Of the connectivity results of {cite:t}`nikolich2026geometry` we know the end values of two paths and three values of a third, all for the bare answer. Ours stand beside them.
 
 # %%
-reported = {("offline-grpo", "rift"): "4.93 to 2.25, monotone", ("sft", "offline-grpo"):
-            "2.06 to 4.93, monotone", ("rift", "dpo"): "3.82, 7.06, 8.64, barrier "
-                                                       "above t = .5"}
-rows = []
-for (a, b), paper in reported.items():
-    for metric in METRICS:
-        ends = (a, b) if (a, b) in measured else (b, a)
-        loss, heights = (found.set_index(["run_a", "run_b", "metric"]).loc[
-            [(*ends, metric)]] for found in (curves, barriers))
-        value = loss.value.to_numpy()[:: 1 if ends == (a, b) else -1]
-        rows.append({"path": f"{labels[a]} to {labels[b]}", "loss": losses[metric],
-                     "paper": paper if metric == "boxed answer" else "–",
-                     "start": value[0], "middle": value[len(value) // 2],
-                     "end": value[-1], "shape": shape(value),
-                     "above chord": heights.above_chord.iloc[0],
-                     "chance": heights.noise.iloc[0]})
-beside = pd.DataFrame(rows)
-figures.table(beside)
+reported = {("offline-grpo", "rift"): "4.93 to 2.25, monotone",
+            ("sft", "offline-grpo"): "2.06 to 4.93, monotone",
+            ("rift", "dpo"): "3.82, 7.06, 8.64, barrier above t = .5"}
+ours = path_tables.as_walked(curves, barriers, list(reported))
+comparison = pd.DataFrame({
+    "path": ours.run_a.map(labels) + " to " + ours.run_b.map(labels),
+    "loss": ours.metric.map(losses),
+    "paper": [reported[row.run_a, row.run_b] if row.metric == "boxed answer" else "–"
+              for row in ours.itertuples()]})
+comparison = comparison.join(ours.drop(columns=["run_a", "run_b", "metric"]))
+figures.table(comparison)
 
 # %%
-rollout, boxed = (beside[beside.loss == losses[metric]].set_index("path")
-                  for metric in METRICS)
+by_path = comparison.set_index(["loss", "path"])
+rollout, boxed = (by_path.loc[losses[metric]] for metric in METRICS)
 same = {"Offline GRPO to RIFT": -1, "SFT to Offline GRPO": 1, "RIFT to DPO": 1}
-agree = [path for path, sign in same.items() if (boxed.end[path] - boxed.start[path])
-         * sign > 0]
-over = boxed["above chord"]["RIFT to DPO"] > boxed["chance"]["RIFT to DPO"]
-word = "rises" if over else "does not rise"
-Markdown(f"For the bare answer our paths go the same way as the paper's in "
-         f"{len(agree)} of 3 cases ({', '.join(agree) or 'none'}), and between RIFT "
-         f"and DPO ours {word} above its chord by more than chance "
-         f"({boxed['above chord']['RIFT to DPO']:.3f} nats a token). With the loss of "
-         f"rollouts the same path has a barrier of "
-         f"{rollout['above chord']['RIFT to DPO']:.3f}.")
+agree = [path for path, sign in same.items()
+         if (boxed.end[path] - boxed.start[path]) * sign > 0]
+top = boxed.loc["RIFT to DPO"]
+word = "rises" if top["above chord"] > top["chance"] else "does not rise"
+Markdown(f"""For the bare answer our paths go the same way as the paper's in
+{len(agree)} of 3 cases ({', '.join(agree) or 'none'}), and between RIFT and DPO ours
+{word} above its chord by more than chance ({top['above chord']:.3f} nats per token).
+With the loss of rollouts the same path has a barrier of
+{rollout['above chord']['RIFT to DPO']:.3f}.""")
 
 # %% [markdown]
 # Would other seeds say the same? The three paths, and the one from RIFT to the base that is the control of the last, are walked again between the runs of each seed, at fewer points.
 
 # %%
-model = loading.load_model(study).float()
-texts = connectivity.held_out_texts(study, model.device)
-weights, paths = updates.weights_of(model, adapters["sft"]), [*reported,
-    ("rift", "base")]
-replicas, rows = replication.replicas(study), []
-for (seed, names), (a, b) in product(replicas.items(), paths):
-    start, goal = (
-        load_update(trainer.train(study, study.runs[names[end if end != "base" else a]])
-                    / "adapter") for end in (a, b))
-    goal = updates.combine([goal], [float(b != "base")])
-    walked = mode_connectivity.along(model, weights, texts, start, goal,
-                                     np.linspace(0, 1, 7), f"{a} to {b}, seed {seed}")
-    loss = mode_connectivity.curve(walked).query(
-        "metric == 'boxed answer'").value.to_numpy()
-    height = mode_connectivity.barrier(walked).set_index("metric").loc["boxed answer"]
-    rows.append({"run_a": a, "run_b": b, "seed": seed, "start": loss[0],
-                 "middle": loss[3], "end": loss[-1], "shape": shape(loss),
-                 "above_chord": height.above_chord, "noise": height.noise})
-over_seeds = store.write_table(profile, "replicas_paths", pd.DataFrame(rows))
-figures.table(over_seeds.assign(run_a=over_seeds.run_a.map(labels),
-                                run_b=over_seeds.run_b.map(labels)))
+replicas = path_tables.over_seeds(study, [*reported, ("rift", "base")])
+store.write_table(profile, "replicas_paths", replicas)
+figures.table(replicas)
 
 # %% [markdown]
 # A shape that differs from seed to seed is not a property of the two methods. Where the path from RIFT to the base rises above its chord as the one to DPO does, the barrier is shrinkage; DPO at a matched length and at a matched rate is the subject of
@@ -657,27 +563,27 @@ figures.table(over_seeds.assign(run_a=over_seeds.run_a.map(labels),
 
 # %% mystnb={"image": {"alt": "Dots with intervals for the barrier above the chord and diamonds for the barrier above the mean of the ends, for each pair of runs of the pretrained model and both losses, over grey bars for the chance level"}, "figure": {"caption": "Barriers of all pairs in the pretrained model, above the chord (dots) and above the mean of the ends (diamonds), with 95 % intervals over texts; grey: what a straight path would reach by chance.", "name": "fig-connectivity-pretrained"}}
 study_second = profiles.load(pretrained)
-walked = {(a, b): store.read_frame(store.find(pretrained,
-        f"connectivity/losses-{a}-{b}.parquet")) for a, b in study_second.paths}
-high = pd.concat([mode_connectivity.barrier(found).assign(run_a=a, run_b=b) for (a, b),
-                  found in walked.items()])
-figures.barriers(high[high.run_b.isin(list(runs))], "nats a token", losses);
+files = {ends: store.find(pretrained, "connectivity/losses-{}-{}.parquet".format(*ends))
+         for ends in study_second.paths}
+measured_second = {ends: store.read_frame(file) for ends, file in files.items()}
+high = pd.concat([mode_connectivity.barrier(nats).assign(run_a=a, run_b=b)
+                  for (a, b), nats in measured_second.items()])
+high_between = high[high.run_b.isin(list(runs))]
+figures.barriers(high_between, "nats per token", losses);
 
 # %%
-of_rift = high[high.run_a == "rift"].set_index(["metric", "run_b"])
-lines = []
+lines, from_rift = [], high[high.run_a == "rift"].set_index(["metric", "run_b"])
 for metric in METRICS:
-    pairs_high = high[(high.metric == metric) & high.run_b.isin(list(runs))]
-    lines.append(f"By the {losses[metric]}, "
-                 f"**{int((pairs_high.above_chord > pairs_high.noise).sum())} of "
-                 f"{len(pairs_high)}** paths between two methods rise above their "
-                 f"chord by more than chance, at most by "
-                 f"{pairs_high.above_chord.max():.3f} nats a token; from RIFT the "
-                 f"barrier is {of_rift.above_chord[metric, 'dpo']:.3f} to DPO and "
-                 f"{of_rift.above_chord[metric, 'base']:.3f} to the base (chance "
-                 f"{of_rift.noise[metric, 'base']:.3f}).")
-Markdown(" ".join(lines) + f" {{numref}}`fig-connectivity-pretrained` shows all. "
-                           f"{store.origin(pretrained, [study_second.runs[run] for run in study_second.main_runs])}")
+    group, rift = high_between[high_between.metric == metric], from_rift.loc[metric]
+    count = int((group.above_chord > group.noise).sum())
+    lines.append(f"""By the {losses[metric]}, **{count} of {len(group)}** paths between
+two methods rise above their chord by more than chance, at most by
+{group.above_chord.max():.3f} nats per token; from RIFT the barrier is
+{rift.above_chord['dpo']:.3f} to DPO and {rift.above_chord['base']:.3f} to the base
+(chance {rift.noise['base']:.3f}).""")
+trained = [study_second.runs[name] for name in study_second.main_runs]
+Markdown(f"""{' '.join(lines)} {{numref}}`fig-connectivity-pretrained` shows all.
+{store.origin(pretrained, trained)}""")
 
 # %% [markdown]
 # ## Try it
@@ -694,7 +600,7 @@ Markdown(" ".join(lines) + f" {{numref}}`fig-connectivity-pretrained` shows all.
 #
 # def show(t):
 #     updates.put(model, weights, updates.combine([start, goal], [1 - t, t]))
-#     print(problem.question, evaluation.answer(study, model, [problem]).completion.item(), sep="\n")
+#     print(problem.question, answering.answer(study, model, [problem]).completion.item(), sep="\n")
 #
 #
 # ipywidgets.interact(show, t=ipywidgets.FloatSlider(min=-0.5, max=1.5, step=0.05, value=0.5, continuous_update=False));
@@ -708,7 +614,7 @@ Markdown(" ".join(lines) + f" {{numref}}`fig-connectivity-pretrained` shows all.
 # Where the loss is convex between the updates, it is: a mixture then loses no more than the mixture of the losses. Curves under their chords in {numref}`fig-connectivity-rollout` are that convexity, seen along lines.
 # ````
 #
-# 3. Compute both barriers of a straight line from 1 to 3: `connectivity.heights(np.linspace(0, 1, 25), np.linspace(1, 3, 25))`.
+# 3. Compute both barriers of a straight line from 1 to 3: `mode_connectivity.barrier_heights(np.linspace(0, 1, 25), np.linspace(1, 3, 25))`.
 #
 # ````{dropdown} Answer
 # Above the chord 0, above the mean of the ends 1: by the second definition every slope has a barrier of half its height.

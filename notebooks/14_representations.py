@@ -35,7 +35,7 @@ from scipy.stats import ttest_1samp
 from adapter_geometry import representations, updates
 from adapter_geometry.adapters import load_update
 from helpers import profiles, store
-from helpers.analysis import replication
+from helpers.analysis import cka_tables
 from helpers.book import figures
 from helpers.evaluation import answering, statistics
 from helpers.training import trainer
@@ -53,12 +53,12 @@ figures.use_style(study)
 
 # %%
 prompts, completions = list(texts.prompt_ids), list(texts.completion_ids)
-found = {name: representations.states(answering.load_model_of(study, run), prompts,
-        completions) for name, run in runs.items()}
-base = found["base"]
+states = {name: representations.states(answering.load_model_of(study, run), prompts,
+                                       completions) for name, run in runs.items()}
+base = states["base"]
 last, width = len(base.hidden) - 1, base.hidden.shape[2]
-Markdown(f"{len(texts)} texts, {len(base.text)} tokens, {last} layers, {width} "
-         f"features a token.")
+Markdown(f"""{len(texts)} texts, {len(base.text)} tokens, {last} layers, {width}
+features per token.""")
 
 # %% [markdown]
 # Whether the last of these states is taken before or after the final norm is a convention of the library. The {term}`logit lens` below relies on it, so it is
@@ -66,17 +66,17 @@ Markdown(f"{len(texts)} texts, {len(base.text)} tokens, {last} layers, {width} "
 
 # %%
 model = answering.load_model_of(study, "base")
+ids = torch.tensor([[*prompts[0], *completions[0]]], device=model.device)
+final = torch.from_numpy(base.hidden[last][base.text == 0])
 with torch.inference_mode():
-    logits = model(input_ids=torch.tensor([[*prompts[0], *completions[0]]],
-            device=model.device)).logits[0]
-    own = model.lm_head(torch.from_numpy(base.hidden[last][base.text == 0]).to(
-        model.device, model.dtype))
-assert torch.allclose(logits, own, atol=1e-3)
+    logits = model(input_ids=ids).logits[0]
+    from_states = model.lm_head(final.to(model.device, model.dtype))
+assert torch.allclose(logits, from_states, atol=1e-3)
 
 # %% [markdown]
 # ## Alike up to a rotation
 #
-# Let $X$ hold the states of $n$ tokens in one model, a row a token, and $Y$ those of the same tokens in another. Feature 17 of one model has no
+# Let $X$ hold the states of $n$ tokens in one model, one row per token, and $Y$ those of the same tokens in another. Feature 17 of one model has no
 # reason to match feature 17 of the other: a rotation of all features, undone by the next layer, would change nothing in what the model
 # does. What does not depend on a rotation is the table of inner products between tokens, the *kernel* $K = X X^\top$, $n \times n$. It says which
 # tokens a model holds to be alike. Subtract the mean over the tokens first, with $H = I - \frac1n \mathbf 1 \mathbf 1^\top$, and take the cosine of two such tables as if they were vectors:
@@ -99,17 +99,17 @@ def cosine(K, L):
     return (K * L).sum() / np.sqrt((K * K).sum() * (L * L).sum())
 
 
-rows = representations.one_a_text(base)
-X, Y = (found[name].hidden[last][rows] for name in ("base", "sft"))
+rows = representations.one_token_per_text(base)
+X, Y = (states[name].hidden[last][rows] for name in ("base", "sft"))
 plain = cosine(kernel(X), kernel(Y))
 assert np.isclose(plain, representations.cka(X, Y, debiased=False))
 
 # %%
 rng = np.random.default_rng(0)
-turn, _ = np.linalg.qr(rng.standard_normal((width, width)))
-assert np.isclose(plain, cosine(kernel(X), kernel(3 * Y @ turn + 1)))
-Markdown(f"After the last layer the base and SFT have a plain CKA of **{plain:.4f}**, "
-         f"and the same after SFT's features were rotated, tripled and shifted.")
+rotation, _ = np.linalg.qr(rng.standard_normal((width, width)))
+assert np.isclose(plain, cosine(kernel(X), kernel(3 * Y @ rotation + 1)))
+Markdown(f"""After the last layer the base and SFT have a plain CKA of **{plain:.4f}**,
+and the same after SFT's features were rotated, tripled and shifted.""")
 
 # %% [markdown]
 # ## Unrelated models come out alike
@@ -129,9 +129,9 @@ Markdown(f"After the last layer the base and SFT have a plain CKA of **{plain:.4
 
 # %%
 A, B = rng.standard_normal((2, 100, 2560))
-Markdown(f"Two sets of *independent* Gaussian numbers have a plain CKA of "
-         f"**{cosine(kernel(A), kernel(B)):.3f}**; {{eq}}`eq-representations-chance` "
-         f"says {2560 / 2660:.3f}.")
+Markdown(f"""Two sets of *independent* Gaussian numbers have a plain CKA of
+**{cosine(kernel(A), kernel(B)):.3f}**; {{eq}}`eq-representations-chance` says
+{2560 / 2660:.3f}.""")
 
 # %% [markdown]
 # ## Leaving out the diagonal
@@ -154,8 +154,9 @@ Markdown(f"Two sets of *independent* Gaussian numbers have a plain CKA of "
 def hsic(K, L):
     n = len(K)
     K, L = K - np.diag(K.diagonal()), L - np.diag(L.diagonal())
-    return ((K * L).sum() + K.sum() * L.sum() / ((n - 1) * (n - 2)) - 2
-            * K.sum(0) @ L.sum(0) / (n - 2)) / (n * (n - 3))
+    total = K.sum() * L.sum() / ((n - 1) * (n - 2))
+    rowwise = 2 * K.sum(0) @ L.sum(0) / (n - 2)
+    return ((K * L).sum() + total - rowwise) / (n * (n - 3))
 
 
 def debiased(K, L):
@@ -179,12 +180,11 @@ figures.lines_of_runs({"independent features": simulated}, "n", "value", "rows n
                       "CKA");
 
 # %%
-seen = simulated.set_index(["run", "n"])
-Markdown(f"With 100 rows the plain form gives {seen.value['plain', 100]:.3f} and the "
-         f"debiased one {seen.value['debiased', 100]:+.3f} with a standard deviation "
-         f"of {seen.sd['debiased', 100]:.3f}; with 1,000 rows the plain form still "
-         f"gives {seen.value['plain', 1000]:.3f}, as $d / (d + n)$ = "
-         f"{2560 / 3560:.3f} says.")
+at = simulated.set_index(["run", "n"])
+Markdown(f"""With 100 rows the plain form gives {at.value['plain', 100]:.3f} and the
+debiased one {at.value['debiased', 100]:+.3f} with a standard deviation of
+{at.sd['debiased', 100]:.3f}; with 1,000 rows the plain form still gives
+{at.value['plain', 1000]:.3f}, as $d / (d + n)$ = {2560 / 3560:.3f} says.""")
 
 # %% [markdown]
 # A plain CKA is therefore read against its own chance level, never against zero. {numref}`fig-representations-bias` is the worst case, features without
@@ -196,35 +196,33 @@ Markdown(f"With 100 rows the plain form gives {seen.value['plain', 100]:.3f} and
 
 # %%
 def by_permutation(X, Y, draws=100):
-    """Chance of both forms over random pairings of the rows, and the expected value of the plain one."""
+    """CKA over random pairings of the rows, and what the plain form expects."""
     K, L = kernel(X), kernel(Y)
     orders = [rng.permutation(len(K)) for _ in range(draws)]
     plain = [cosine(K, L[order][:, order]) for order in orders]
     unbiased = [debiased(K, L[order][:, order]) for order in orders]
-    expected = K.trace() * L.trace() / ((len(K) - 1) * np.linalg.norm(K)
-        * np.linalg.norm(L))
-    return {"plain, expected": expected, "plain, mean": np.mean(plain),
-            "debiased, mean": np.mean(unbiased), "debiased, low": np.quantile(unbiased,
-            0.025), "debiased, high": np.quantile(unbiased, 0.975)}
+    lengths = np.linalg.norm(K) * np.linalg.norm(L)
+    low, high = np.quantile(unbiased, [0.025, 0.975])
+    return {"plain, expected": K.trace() * L.trace() / ((len(K) - 1) * lengths),
+            "plain, mean": np.mean(plain), "debiased, mean": np.mean(unbiased),
+            "debiased, low": low, "debiased, high": high}
 
 
-by_chance = pd.DataFrame([by_permutation(found["base"].hidden[layer][rows],
-        found["sft"].hidden[layer][rows]) for layer in range(last + 1)])
+by_chance = pd.DataFrame([by_permutation(before[rows], after[rows]) for before, after
+                          in zip(base.hidden, states["sft"].hidden, strict=True)])
 by_chance.rename_axis("layer").style.format("{:.3f}")
 
 # %%
-Markdown(f"For base and SFT the plain form has a chance level of "
-         f"{by_chance['plain, mean'].min():.2f} to "
-         f"{by_chance['plain, mean'].max():.2f} over the layers, on {len(rows)} rows. "
-         f"The debiased form is within "
-         f"±{by_chance[['debiased, low', 'debiased, high']].abs().max().max():.3f} in "
-         f"95 cases of a hundred.")
+mean, ends = by_chance["plain, mean"], by_chance[["debiased, low", "debiased, high"]]
+Markdown(f"""For base and SFT the plain form has a chance level of {mean.min():.2f} to
+{mean.max():.2f} over the layers, on {len(rows)} rows. The debiased form is within
+±{ends.abs().max().max():.3f} in 95 cases of a hundred.""")
 
 # %% [markdown]
 # ## Rows and intervals
 #
-# The rows of this table are *one completion token of each text*, drawn at random (`representations.one_a_text`). Tokens of one text share a problem, names and numbers. Their
-# states depend on each other, and a hundred of them carry less information than a hundred texts. With one row a text the rows are independent.
+# The rows of this table are *one completion token of each text*, drawn at random (`representations.one_token_per_text`). Tokens of one text share a problem, names and numbers. Their
+# states depend on each other, and a hundred of them carry less information than a hundred texts. With one row per text the rows are independent.
 #
 # For an interval one would reach for the bootstrap. It fails here, and instructively so: it draws rows with replacement, a row that was drawn twice is perfectly like its copy in both models, and
 # with these pairs the diagonal that the debiased form leaves out comes back by another door. On randomly paired rows, where the truth is zero:
@@ -233,9 +231,9 @@ Markdown(f"For base and SFT the plain form has a chance level of "
 K, L = kernel(X), kernel(Y[rng.permutation(len(Y))])
 drawn = [debiased(K[np.ix_(order, order)], L[np.ix_(order, order)])
          for order in rng.integers(len(K), size=(200, len(K)))]
-Markdown(f"The debiased CKA of the randomly paired rows is {debiased(K, L):+.3f}; its "
-         f"bootstrap distribution has the mean **{np.mean(drawn):+.3f}** and covers "
-         f"{np.quantile(drawn, 0.025):+.3f} to {np.quantile(drawn, 0.975):+.3f}.")
+Markdown(f"""The debiased CKA of the randomly paired rows is {debiased(K, L):+.3f}; its
+bootstrap distribution has the mean **{np.mean(drawn):+.3f}** and covers
+{np.quantile(drawn, 0.025):+.3f} to {np.quantile(drawn, 0.975):+.3f}.""")
 
 # %% [markdown]
 # So the intervals come from a {term}`jackknife`: leave out one of twenty groups of texts at a time and see how the value moves. With $g$ groups and
@@ -249,13 +247,12 @@ Markdown(f"The debiased CKA of the randomly paired rows is {debiased(K, L):+.3f}
 # and the interval is the value ± 1.96 standard errors, cut off at one. It covers the choice of texts and tokens, not that of a training seed.
 
 # %%
-table = store.write_table(profile, "cka", representations.cka_table(found, rows))
-one = table[(table.layer == last) & (table.run_a == "base")
-            & (table.run_b == "sft")].iloc[0]
-assert np.allclose([one.debiased, one.low, one.high], representations.cka_interval(X, Y,
-        base.text[rows]))
-figures.table(table[table.layer == last].sort_values("debiased").iloc[[0, 1, 2, -3, -2,
-        -1]])
+table = store.write_table(profile, "cka", representations.cka_table(states, rows))
+final = table[table.layer == last].sort_values("debiased")
+sft = final[(final.run_a == "base") & (final.run_b == "sft")].iloc[0]
+interval = representations.cka_interval(X, Y, base.text[rows])
+assert np.allclose([sft.debiased, sft.low, sft.high], interval)
+figures.table(final.iloc[[0, 1, 2, -3, -2, -1]])
 
 # %% [markdown]
 # These are the three least and the three most similar pairs of the 21 after the last layer, by {eq}`eq-representations-hsic` with the interval of {eq}`eq-representations-jackknife`.
@@ -264,7 +261,7 @@ figures.table(table[table.layer == last].sort_values("debiased").iloc[[0, 1, 2, 
 
 # %% mystnb={"image": {"alt": "Line plot of debiased CKA with the base against the layer for six objectives, starting at one before the first layer"}, "figure": {"caption": "Debiased CKA of each trained model with the base, layer by layer (0: before the first layer; last: after the final norm), with 95 % jackknife intervals. Chance is zero, far below the axis.", "name": "fig-representations-base"}}
 def pairs_with(name, among=table):
-    """The rows of a table of CKA in which `name` takes part, with the other model as `run`."""
+    """The rows of a table of CKA with the model `name`, the other model as `run`."""
     first, second = among[among.run_a == name], among[among.run_b == name]
     return pd.concat([second.assign(run=second.run_a), first.assign(run=first.run_b)])
 
@@ -273,41 +270,38 @@ figures.lines_of_runs({"against the base": pairs_with("base")}, "layer", "debias
                       "layer", "debiased CKA");
 
 # %%
-from_base = pairs_with("base").set_index(["run", "layer"]).debiased
-lowest = from_base.idxmin()
-steps = from_base.groupby("run").apply(lambda values:
-    values.droplevel(0).sort_index().diff().idxmin())
-Markdown(f"Layer 0 is exactly one for all, because no adapter touches the embeddings. "
-         f"The lowest value of {{numref}}`fig-representations-base` is "
-         f"**{from_base.min():.3f}** ({figures.LABELS[lowest[0]]}, layer "
-         f"{lowest[1]}). The largest step down is at layer "
-         f"{', '.join(str(layer) for layer in sorted(steps.unique()))}.")
+with_base = pairs_with("base")
+lowest = with_base.sort_values("debiased").iloc[0]
+from_base = with_base.pivot(index="layer", columns="run", values="debiased")
+steps = sorted(set(from_base.diff().idxmin()))
+Markdown(f"""Layer 0 is exactly one for all, because no adapter touches the embeddings.
+The lowest value of {{numref}}`fig-representations-base` is **{lowest.debiased:.3f}**
+({figures.LABELS[lowest.run]}, layer {lowest.layer}). The largest step down is at
+layer {', '.join(str(layer) for layer in steps)}.""")
 
 # %% [markdown]
 # Does CKA see anything but how far a model moved? Beside the norm of each update:
 
 # %%
-norms = {name: 0.0 if name == "base"
-         else updates.norm(load_update(trainer.train(study, run) / "adapter")) for name,
-         run in runs.items()}
-moved = pd.DataFrame({"run": list(runs), "norm of the update": list(norms.values()),
-                      "1 - CKA, half way": [0.0 if name == "base"
-        else 1 - from_base[name, last // 2] for name in runs],
-                      "1 - CKA, last": [0.0 if name == "base" else 1 - from_base[name,
-        last] for name in runs]})
+adapters = {name: load_update(trainer.train(study, study.runs[name]) / "adapter")
+            for name in study.main_runs}
+norms = {name: updates.norm(update) for name, update in adapters.items()}
+moved = pd.DataFrame({
+    "run": list(runs), "norm of the update": [norms.get(name, 0.0) for name in runs]})
+for heading, layer in (("1 - CKA, half way", last // 2), ("1 - CKA, last", last)):
+    moved[heading] = moved.run.map(1 - from_base.loc[layer]).fillna(0.0)
 figures.table(moved)
 
 # %%
 trained = moved[moved.run != "base"].set_index("run")
-half_way, at_last = (statistics.rank_correlation(trained["norm of the update"],
-        trained[column]) for column in trained.columns[1:])
-Markdown(f"Over the six methods the rank correlation of the norm with the distance "
-         f"from the base is {half_way[0]:+.2f} half way and {at_last[0]:+.2f} after "
-         f"the last layer ({at_last[1]:+.2f} to {at_last[2]:+.2f} for random orders). "
-         f"The shortest update is "
-         f"{figures.LABELS[trained['norm of the update'].idxmin()]}'s, and the "
-         f"nearest to the base after the last layer is "
-         f"{figures.LABELS[trained['1 - CKA, last'].idxmin()]}.")
+norm, half_way, final = (trained[column] for column in trained)
+at_half, at_last = (statistics.rank_correlation(norm, distance)
+                    for distance in (half_way, final))
+Markdown(f"""Over the six methods the rank correlation of the norm with the distance
+from the base is {at_half[0]:+.2f} half way and {at_last[0]:+.2f} after the last layer
+({at_last[1]:+.2f} to {at_last[2]:+.2f} for random orders). The shortest update is
+{figures.LABELS[norm.idxmin()]}'s, and the nearest to the base after the last layer
+is {figures.LABELS[final.idxmin()]}.""")
 
 # %% [markdown]
 # With six points that is a hint, no more. But a high CKA with the base need not mean that an objective is gentle on representations; it may only mean that
@@ -320,11 +314,11 @@ figures.lines_of_runs({"against SFT": pairs_with("sft")}, "layer", "debiased", "
                       "debiased CKA");
 
 # %%
-after = pairs_with("sft").query("layer == @last").set_index("run").debiased.sort_values(
-    ascending=False)
-Markdown("After the last layer of {numref}`fig-representations-sft`, from the nearest "
-         "to SFT: " + ", ".join(f"{figures.LABELS[run]} {value:.3f}" for run,
-                                value in after.items()) + ".")
+after = pairs_with("sft").query("layer == @last").set_index("run").debiased
+nearest = [f"{figures.LABELS[run]} {value:.3f}"
+           for run, value in after.sort_values(ascending=False).items()]
+Markdown(f"""After the last layer of {{numref}}`fig-representations-sft`, from the
+nearest to SFT: {', '.join(nearest)}.""")
 
 # %% mystnb={"image": {"alt": "Symmetric matrix of one minus debiased CKA in hundredths between base and six objectives after the last layer"}, "figure": {"caption": "Distance of all pairs after the last layer: 1 − debiased CKA, in hundredths. Unrelated models would be at 100.", "name": "fig-representations-pairs"}}
 names = list(runs)
@@ -335,14 +329,13 @@ for row in table[table.layer == last].itertuples():
 figures.matrix(distance, names, "100 (1 - CKA)", 0, max(distance.max(), 1e-6));
 
 # %%
-nearest = {name:
-           names[int(np.argmin(np.where(np.eye(len(names), dtype=bool)[place], np.inf,
-        distance[place])))] for place, name in enumerate(names)}
+others = np.where(np.eye(len(names), dtype=bool), np.inf, distance)
+nearest = {name: names[row.argmin()] for name, row in zip(names, others, strict=True)}
+pairs = ", ".join(f"{figures.LABELS[name]} – {figures.LABELS[other]}"
+                  for name, other in nearest.items())
 with_base = [figures.LABELS[name] for name, other in nearest.items() if other == "base"]
-Markdown("The nearest neighbour of each in {numref}`fig-representations-pairs`: "
-         + ", ".join(f"{figures.LABELS[name]} – {figures.LABELS[other]}" for name,
-                     other in nearest.items()) + f". The base is the nearest of "
-                                                 f"{len(with_base)} of the six"
+Markdown(f"The nearest neighbour of each in {{numref}}`fig-representations-pairs`: "
+         f"{pairs}. The base is the nearest of {len(with_base)} of the six"
          + (f" ({', '.join(with_base)})." if with_base else "."))
 
 # %% [markdown]
@@ -360,42 +353,39 @@ before = last - 1
 few = base.text < 60
 length = np.linalg.norm(base.hidden[before], axis=1)
 sink = base.position == 0
-spread = base.hidden[before][sink].std(0).max()
-Markdown(f"In the base, after layer {before}, the first token's state has the norm "
-         f"{length[sink].mean():.1f} and the others {length[~sink].mean():.1f} on "
-         f"average: a ratio of **{length[sink].mean() / length[~sink].mean():.1f}**. "
-         f"Over the texts it varies by {spread:.1g}.")
+first_token, others = length[sink].mean(), length[~sink].mean()
+Markdown(f"""In the base, after layer {before}, the first token's state has the norm
+{first_token:.1f} and the others {others:.1f} on average: a ratio of
+**{first_token / others:.1f}**. Over the texts it varies by
+{base.hidden[before][sink].std(0).max():.1g}.""")
 
 # %%
-choices = {"all tokens": few, "without the first": few & ~sink, "completion only": few
-           & base.is_completion}
-by_rows = []
-for name in study.main_runs:
-    values = {label: representations.cka(base.hidden[before][chosen],
-            found[name].hidden[before][chosen]) for label, chosen in choices.items()}
-    by_rows.append({"run": name, "one a text": from_base[name, before], **values})
-by_rows = pd.DataFrame(by_rows)
+choices = {"all tokens": few, "without the first": few & ~sink,
+           "completion only": few & base.is_completion}
+by_rows = pd.DataFrame([
+    {"run": name, "one per text": from_base.loc[before, name]}
+    | {label: representations.cka(base.hidden[before][chosen],
+                                  states[name].hidden[before][chosen])
+       for label, chosen in choices.items()} for name in study.main_runs])
 by_rows.style.format(precision=4).hide(axis="index")
 
 # %%
 shift = (by_rows["all tokens"] - by_rows["without the first"]).abs().max()
-Markdown(f"Debiased CKA with the base after layer {before}, tokens of the first "
-         f"{len(np.unique(base.text[few]))} texts. Leaving out the first token "
-         f"changes it by at most {shift:.4f}: our models' first token is "
-         f"{'no' if length[sink].mean() < 10 * length[~sink].mean() else 'a'} sink of "
-         f"the kind that large models have.")
+Markdown(f"""Debiased CKA with the base after layer {before}, tokens of the first
+{len(np.unique(base.text[few]))} texts. Leaving out the first token changes it by at
+most {shift:.4f}: our models' first token is
+{'no' if first_token < 10 * others else 'a'} sink of the kind that large models
+have.""")
 
 # %% [markdown]
 # What such a sink would do can be tried: make the first token's state longer in both models, by the same factor, and leave everything else. As a control, pair all *other* tokens at random, so that
 # the two models have nothing in common but the sink.
 
 # %%
-partner = study.main_runs[0]
-first, second = base.hidden[before][few].astype(float), found[partner].hidden[before][
-    few].astype(float)
-others = np.flatnonzero(~sink[few])
+first, second = (states[name].hidden[before][few].astype(float) for name in names[:2])
+after_first = np.flatnonzero(~sink[few])
 shuffled = second.copy()
-shuffled[others] = second[rng.permutation(others)]
+shuffled[after_first] = second[rng.permutation(after_first)]
 stretched = []
 for exponent in (0, 0.5, 1, 1.5, 2):
     factor = np.where(sink[few], 10 ** exponent, 1.0)[:, None]
@@ -410,12 +400,12 @@ figures.lines_of_runs({"all tokens as rows": stretched}, "exponent", "cka",
 
 # %%
 ends = stretched[stretched.run == "others at random"].cka.to_numpy()
-Markdown(f"With all other tokens paired at random CKA goes from {ends[0]:.3f} to "
-         f"**{ends[-1]:.3f}** as the first token becomes a hundred times longer.")
+Markdown(f"""With all other tokens paired at random CKA goes from {ends[0]:.3f} to
+**{ends[-1]:.3f}** as the first token becomes a hundred times longer.""")
 
 # %% [markdown]
 # Debiasing is no help against {numref}`fig-representations-sink`: it leaves out each row's likeness to itself, but copies of one vector from different texts are different rows. A CKA over all tokens of a model with a sink reports that
-# both have a sink. One completion token a text avoids it, which is the second reason for the choice made above.
+# both have a sink. One completion token per text avoids it, which is the second reason for the choice made above.
 #
 # ## When has a model decided?
 #
@@ -431,41 +421,40 @@ Markdown(f"With all other tokens paired at random CKA goes from {ends[0]:.3f} to
 # It is taken at the positions that predict a completion token. A depth equal to the number of layers means that the last layer still changed the choice.
 
 # %% mystnb={"image": {"alt": "Line plot of the cumulative share of completion tokens decided by each layer, one line for the base and each of six objectives, reaching one at the last layer"}, "figure": {"caption": "Share of completion tokens whose final choice the logit lens shows from this layer on, by {eq}`eq-representations-lens`.", "name": "fig-representations-settled"}}
-counts = {name: np.bincount(states.decided[states.decided >= 0], minlength=last + 1)
-          for name, states in found.items()}
-settled = pd.DataFrame([{"run": name, "layer": layer, "share": share} for name,
-                        values in counts.items() for layer,
-                        share in enumerate(np.cumsum(values) / values.sum())])
+counts = {name: np.bincount(each.decided[each.decided >= 0], minlength=last + 1)
+          for name, each in states.items()}
+settled = pd.concat([
+    pd.DataFrame({"run": name, "layer": range(last + 1),
+                  "share": np.cumsum(values) / values.sum()})
+    for name, values in counts.items()], ignore_index=True)
 figures.lines_of_runs({"decided by this layer": settled}, "layer", "share", "layer",
                       "share of completion tokens");
 
 # %%
-share = pd.Series(counts["base"] / counts["base"].sum())
-gap = np.ptp(settled.pivot(index="layer", columns="run", values="share").to_numpy(),
-             axis=1).max()
-Markdown(f"In the base, {share[0] + share[1]:.0%} of the tokens are decided by layer 1 "
-         f"and {share[last]:.0%} only by the last layer; between them lie "
-         f"{share[2:last].sum():.0%}. A mean depth summarises "
-         f"{'a distribution with two ends' if min(share[0] + share[1], share[last]) > 0.25 else 'a broad distribution'}. "
-         f"The lines of the models differ by at most {gap:.1%} at any layer.")
+share = counts["base"] / counts["base"].sum()
+early, late = share[:2].sum(), share[last]
+by_layer = settled.pivot(index="layer", columns="run", values="share").to_numpy()
+kind = "distribution with two ends" if min(early, late) > 0.25 else "broad distribution"
+Markdown(f"""In the base, {early:.0%} of the tokens are decided by layer 1 and
+{late:.0%} only by the last layer; between them lie {share[2:last].sum():.0%}. A mean
+depth summarises a {kind}. The lines of the models differ by at most
+{np.ptp(by_layer, axis=1).max():.1%} at any layer.""")
 
 # %% [markdown]
 # {numref}`fig-representations-settled` shows what a mean hides. Its interval comes from resampling texts, since tokens of one text are decided together.
 
 # %% mystnb={"image": {"alt": "Dot plot of the mean logit lens depth with intervals for the base and six objectives, dashed line at the base"}, "figure": {"caption": "Mean depth by {eq}`eq-representations-lens` over completion tokens, with 95 % intervals over texts; dashed: the base.", "name": "fig-representations-depth"}}
-def by_text(states):
+def by_text(each):
     """Summed depth and number of positions of each text."""
-    kept = states.decided >= 0
-    return np.bincount(states.text[kept], states.decided[kept]), np.bincount(
-        states.text[kept])
+    texts, depths = (part[each.decided >= 0] for part in (each.text, each.decided))
+    return np.bincount(texts, depths), np.bincount(texts)
 
 
-sums, positions = {name: by_text(states)[0] for name, states in found.items()}, by_text(
-    base)[1]
-depths = pd.DataFrame(
-    [{"run": name,
-      **dict(zip(("depth", "low", "high"), statistics.bootstrap_ratio(values,
-        positions), strict=True))} for name, values in sums.items()])
+sums = {name: by_text(each)[0] for name, each in states.items()}
+positions = by_text(base)[1]
+depths = pd.DataFrame([(name, *statistics.bootstrap_ratio(values, positions))
+                       for name, values in sums.items()],
+                      columns=["run", "depth", "low", "high"])
 figures.intervals(depths, "depth", "low", "high", f"logit lens depth, of {last} layers",
                   reference="base");
 
@@ -475,82 +464,65 @@ figures.intervals(depths, "depth", "low", "high", f"logit lens depth, of {last} 
 # %%
 compared = []
 for name in study.main_runs:
-    change, low, high = statistics.bootstrap_ratio(sums[name] - sums["base"], positions)
+    deeper = sums[name] - sums["base"]
+    change, low, high = statistics.bootstrap_ratio(deeper, positions)
     compared.append({"run": name, "difference": change, "low": low, "high": high,
-                     "p": ttest_1samp(sums[name] - sums["base"], 0).pvalue})
-compared = store.write_table(profile, "depth",
-                             pd.DataFrame(compared).assign(p_holm=lambda frame:
-        statistics.holm(frame.p)))
-figures.table(compared)
+                     "p": ttest_1samp(deeper, 0).pvalue})
+compared = pd.DataFrame(compared).assign(p_holm=lambda rows: statistics.holm(rows.p))
+figures.table(store.write_table(profile, "depth", compared))
 
 # %%
 half = ((compared.high - compared.low) / 2).max()
-Markdown(f"In {{numref}}`fig-representations-depth` the depths lie between "
-         f"{depths.depth.min():.2f} and {depths.depth.max():.2f} of {last} layers. "
-         f"{int((compared.p_holm < 0.05).sum())} of the six methods differ from the "
-         f"base after correction; the largest difference is "
-         f"**{compared.difference.abs().max():.3f}** layers, and intervals are at "
-         f"most ±{half:.3f} wide, so a shift of a tenth of a layer would "
-         f"{'have been' if half < 0.1 else 'not have been'} seen.")
+Markdown(f"""In {{numref}}`fig-representations-depth` the depths lie between
+{depths.depth.min():.2f} and {depths.depth.max():.2f} of {last} layers.
+{int((compared.p_holm < 0.05).sum())} of the six methods differ from the base after
+correction; the largest difference is **{compared.difference.abs().max():.3f}** layers,
+and intervals are at most ±{half:.3f} wide, so a shift of a tenth of a layer would
+{'have been' if half < 0.1 else 'not have been'} seen.""")
 
 # %% [markdown]
 # ## The paper's numbers beside ours
 #
-# The paper compares hidden states on 100 prompts of GSM8K {cite:p}`nikolich2026geometry`. If its CKA is the plain one with one row a prompt, its chance level is somewhere between zero and the .963 of {eq}`eq-representations-chance`, according to how
+# The paper compares hidden states on 100 prompts of GSM8K {cite:p}`nikolich2026geometry`. If its CKA is the plain one with one row per prompt, its chance level is somewhere between zero and the .963 of {eq}`eq-representations-chance`, according to how
 # many directions its states fill. Then neither .85 nor .45 says by itself how far above chance it is. Ours are debiased.
 
 # %%
 stated = {("sft", "rift"): "> .99", ("sft", "offline-grpo"): "about .85",
-          ("rift", "offline-grpo"): "about .85", ("offline-grpo", "dpo"):
-          "about .45, from .93", ("dft", "dpo"): "about .45, from .93"}
+          ("rift", "offline-grpo"): "about .85",
+          ("offline-grpo", "dpo"): "about .45, from .93",
+          ("dft", "dpo"): "about .45, from .93"}
 
 
-def beside_paper(among):
-    """The paper's pairs in a table of CKA: after the last layer with its interval, at two thirds of the depth, and in the plain form."""
-    keyed, final = among.set_index(["run_a", "run_b", "layer"]), among.layer.max()
-    third = round(final * 2 / 3)
-    return pd.DataFrame([{"pair": " – ".join(figures.LABELS[name] for name in pair),
-                          "paper, last layer": value,
-                          "ours, last layer": keyed.debiased[(*pair, final)],
-                          "low": keyed.low[(*pair, final)],
-                          "high": keyed.high[(*pair, final)], f"ours, layer {third}":
-                          keyed.debiased[(*pair, third)],
-                          "plain, last layer": keyed.biased[(*pair, final)]} for pair,
-                         value in stated.items()])
+def beside_stated(among):
+    """The paper's values for pairs beside those of a table of CKA."""
+    values = cka_tables.of_pairs(among, list(stated))
+    values.insert(0, "paper, last layer", list(stated.values()))
+    values.insert(0, "pair", [f"{figures.LABELS[a]} – {figures.LABELS[b]}"
+                              for a, b in stated])
+    return values
 
 
-beside, early = beside_paper(table), round(last * 2 / 3)
-figures.table(beside)
+comparison = beside_stated(table)
+figures.table(comparison)
 
 # %%
-ours = beside.set_index("pair")["ours, last layer"]
-drops = beside[f"ours, layer {early}"] - beside["ours, last layer"]
-Markdown(f"SFT and RIFT are at {ours.iloc[0]:.3f} here (paper: above .99). From layer "
-         f"{early} to the last, Offline GRPO – DPO falls by {drops.iloc[3]:.3f} and "
-         f"DFT – DPO by {drops.iloc[4]:.3f}; in the paper both fall by about .48 from "
-         f"layer 25 of 36 on. As a share of the layers our depths are "
-         f"{depths.depth.min() / last:.2f} to {depths.depth.max() / last:.2f}, a "
-         f"range of {np.ptp(depths.depth) / last:.1%}; the paper's are "
-         f"{35.3 / 36:.2f} to {36 / 36:.2f}, a range of {0.7 / 36:.1%}, which it "
-         f"reads as no difference.")
+early = round(last * 2 / 3)
+ours = comparison["ours, last layer"]
+drops = comparison[f"ours, layer {early}"] - ours
+shares = depths.depth / last
+Markdown(f"""SFT and RIFT are at {ours.iloc[0]:.3f} here (paper: above .99). From layer
+{early} to the last, Offline GRPO – DPO falls by {drops.iloc[3]:.3f} and DFT – DPO by
+{drops.iloc[4]:.3f}; in the paper both fall by about .48 from layer 25 of 36 on. As a
+share of the layers our depths are {shares.min():.2f} to {shares.max():.2f}, a range of
+{np.ptp(depths.depth) / last:.1%}; the paper's are {35.3 / 36:.2f} to {36 / 36:.2f}, a
+range of {0.7 / 36:.1%}, which it reads as no difference.""")
 
 # %% [markdown]
 # What do other seeds say? The same pairs from the replicas of each method, at the same two layers; and as the control of "the same representation", SFT beside SFT from another seed.
 
 # %%
-wanted = {name for pair in stated for name in pair}
-again = {(method, seed): found[method] if name == method
-         else representations.states(answering.load_model_of(study, study.runs[name]),
-        prompts, completions) for seed, group in replication.replicas(study).items()
-         for method, name in group.items() if method in wanted}
-seeds = sorted({seed for _, seed in again})
-pairs = [((a, seed), (b, seed)) for a, b in stated for seed in seeds] + [
-    (("sft", seeds[0]), ("sft", seed)) for seed in seeds[1:]]
-lines = [{"layer": layer, "run_a": a, "run_b": b, "seed_a": seed_a, "seed_b": seed_b,
-          "debiased": representations.cka(*(again[key].hidden[layer][rows]
-        for key in ((a, seed_a), (b, seed_b))))} for layer in (early, last)
-         for (a, seed_a), (b, seed_b) in pairs]
-over_seeds = store.write_table(profile, "replicas_cka", pd.DataFrame(lines))
+replicas = cka_tables.over_seeds(study, states, rows, list(stated), [early, last])
+over_seeds = store.write_table(profile, "replicas_cka", replicas)
 ranges = over_seeds.groupby(["run_a", "run_b", "layer"], sort=False).debiased.agg(
     ["min", "max"]).reset_index()
 figures.table(ranges)
@@ -571,18 +543,16 @@ figures.lines_of_runs({"against the base": pairs_with("base", table_second)}, "l
                       "debiased", "layer", "debiased CKA");
 
 # %%
-figures.table(beside_paper(table_second))
+figures.table(beside_stated(table_second))
 
 # %%
-nearest_second = pairs_with("base",
-                            table_second).query("layer == layer.max()").set_index(
-                                "run").debiased
-Markdown(f"In {{numref}}`fig-representations-pretrained` the furthest from the base "
-         f"after the last layer is {figures.LABELS[nearest_second.idxmin()]} "
-         f"({nearest_second.min():.3f}), the nearest "
-         f"{figures.LABELS[nearest_second.idxmax()]} ({nearest_second.max():.3f}). "
-         f"The table above has the paper's pairs. "
-         f"{store.table_origin(pretrained, 'cka')}")
+final = pairs_with("base", table_second).query("layer == layer.max()")
+nearest_second = final.set_index("run").debiased
+Markdown(f"""In {{numref}}`fig-representations-pretrained` the furthest from the base
+after the last layer is {figures.LABELS[nearest_second.idxmin()]}
+({nearest_second.min():.3f}), the nearest {figures.LABELS[nearest_second.idxmax()]}
+({nearest_second.max():.3f}). The table above has the paper's pairs.
+{store.table_origin(pretrained, 'cka')}""")
 
 # %% [markdown]
 # ## Try it
@@ -594,7 +564,7 @@ Markdown(f"In {{numref}}`fig-representations-pretrained` the furthest from the b
 # `by_permutation(base.hidden[1][rows[:20]], base.hidden[3][rows[:20]])` shows it; the debiased mean stays near zero and only its band widens.
 # ````
 #
-# 2. Take two rows a text instead of one and use the jackknife over *rows* in place of texts. Is the interval right?
+# 2. Take two rows per text instead of one and use the jackknife over *rows* in place of texts. Is the interval right?
 #
 # ````{dropdown} Answer
 # It is too short. Two rows of one text move together, and leaving out one of them while the other stays shows too little of what another choice of texts would do. `representations.cka_interval` leaves out
@@ -615,5 +585,5 @@ Markdown(f"In {{numref}}`fig-representations-pretrained` the furthest from the b
 #
 # ## Summary
 #
-# CKA is a cosine again, of tables of likenesses, and like every cosine it needs its chance level. Debiased, on one token a text and with a jackknife over texts, that level is zero with a narrow band. With all tokens and a sink it would be near one.
+# CKA is a cosine again, of tables of likenesses, and like every cosine it needs its chance level. Debiased, on one token per text and with a jackknife over texts, that level is zero with a narrow band. With all tokens and a sink it would be near one.
 # Where the models of this book stand is in {numref}`fig-representations-pairs`, with the base among them. The lens adds at which layer a choice is made, and whether the methods differ in it. The [verdict](23_verdict.ipynb) sets these numbers beside the paper's claims.

@@ -28,7 +28,7 @@
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 
 # %%
-from itertools import combinations
+from itertools import combinations, product
 from math import comb
 
 import numpy as np
@@ -74,7 +74,7 @@ r, d_out, d_in = study.lora.rank, modules.d_out.to_numpy(), modules.d_in.to_nump
 # | Gaussian | shapes and ranks of the modules | everything else |
 # | Gaussian B | and each run's trained $A$ | what training did to $B$: lengths, spectra, directions |
 # | matched | and the singular values of $B$ | both sets of singular vectors of $B$ |
-# | outputs turned | the whole update but for a rotation of its outputs: all singular values of $\Delta W$ and *which inputs* it reacts to | where it writes |
+# | outputs rotated | the whole update but for a rotation of its outputs: all singular values of $\Delta W$ and *which inputs* it reacts to | where it writes |
 # | modules permuted | every update as it is | which module of one run meets which of the other |
 # | another seed | the loss, the rollouts, the base and the way of training | the initial $A$, the order of the prompts |
 #
@@ -129,7 +129,7 @@ def spread(comparisons):
 
 # %%
 def on_own_A(first, second):
-    """sd of the stacked cosine of two runs for standard normal B; all modules have one scale."""
+    """sd of the stacked cosine of two runs for standard normal B, one scale for all."""
     A = {m: (first[m].A.double().numpy(), second[m].A.double().numpy(), len(first[m].B))
          for m in first}
     variance = sum(d * np.sum((one @ two.T) ** 2) for one, two, d in A.values())
@@ -138,16 +138,17 @@ def on_own_A(first, second):
     return np.sqrt(variance / squares[0] / squares[1])
 
 
-kept = np.sqrt(np.mean([on_own_A(adapters[a], adapters[b]) ** 2 for a,
-                        b in combinations(main, 2)]))
+trained_A = np.sqrt(np.mean([on_own_A(adapters[a], adapters[b]) ** 2
+                             for a, b in combinations(main, 2)]))
 pure, shared = 1 / np.sqrt(np.sum(d_out * d_in)), 1 / np.sqrt(r * np.sum(d_out))
 
 # %%
-pd.DataFrame([{"null": "Gaussian", "closed form": pure, "drawn": spread(gaussian)},
-              {"null": "Gaussian B, one A, equal rows", "closed form": shared,
-               "drawn": np.nan}, {"null": "Gaussian B, the trained A's",
-                                  "closed form": kept, "drawn": spread(gaussian_B)},
-             ]).style.format(precision=5, na_rep="–").hide()
+standard_deviations = pd.DataFrame(
+    [("Gaussian", pure, spread(gaussian)),
+     ("Gaussian B, one A, equal rows", shared, np.nan),
+     ("Gaussian B, the trained A's", trained_A, spread(gaussian_B))],
+    columns=["null", "closed form", "drawn"])
+standard_deviations.style.format(precision=5, na_rep="–").hide()
 
 # %% [markdown]
 # The table has standard deviations of the cosine with all modules stacked. For one $A$ the third line can only be
@@ -169,40 +170,39 @@ pd.DataFrame([{"null": "Gaussian", "closed form": pure, "drawn": spread(gaussian
 # Their ratio is {eq}`eq-chance-shared` again: no singular value is left in it. Concentration *alone* does not widen the band of a module. Two updates of
 # few directions agree strongly where they agree, but seldom agree. Stacking does widen it, since long modules weigh more.
 #
-# What widens the band of a module is the fourth null. Turning only the outputs, {eq}`eq-norms-null`, keeps each update's singular values *together with the
+# What widens the band of a module is the fourth null. Rotating only the outputs, {eq}`eq-norms-null`, keeps each update's singular values *together with the
 # input directions that they belong to*. If two runs react most to the same inputs, then the input half of an agreement is already there. The difference between the two nulls is
 # therefore what the runs share on the input side, learnt or not.
 
 # %%
-def by_module(found):
+def by_module(comparison):
     """Cosines of one module each, (modules, runs, runs)."""
-    lengths = np.sqrt(np.einsum("mii->mi", found.inner))
-    return found.inner / (lengths[:, :, None] * lengths[:, None])
+    lengths = np.sqrt(np.einsum("mii->mi", comparison.inner))
+    return comparison.inner / (lengths[:, :, None] * lengths[:, None])
 
 
 matched_sd = np.std([by_module(one) for one in matched], axis=0).mean(0)[pair]
-turned_sd = np.mean([geometry.stacked_cosine(compared, [m])[1][pair]
-                     for m in range(len(modules))], 0)
+rotated_sd = np.mean([geometry.stacked_cosine(compared, [m])[1][pair]
+                      for m in range(len(modules))], 0)
 names = [f"{figures.LABELS[a]} – {figures.LABELS[b]}" for a, b in combinations(main, 2)]
 ladder = pd.DataFrame({"pair": names, "Gaussian": np.mean(1 / np.sqrt(d_out * d_in)),
                        "shared A": np.mean(1 / np.sqrt(r * d_out)),
-                       "matched": matched_sd, "outputs turned": turned_sd})
+                       "matched": matched_sd, "outputs rotated": rotated_sd})
 ladder.style.format(precision=4).hide()
 
 # %%
-wider = (ladder["outputs turned"] / ladder.matched).to_numpy()
-Markdown(f"Standard deviation of the cosine of *one module*, mean over modules. "
-         f"Turning outputs gives a band that is **{wider.min():.1f} to "
-         f"{wider.max():.1f}** times as wide as the matched one, most for "
-         f"{names[wider.argmax()]}. The two columns to the left are "
-         f"{{eq}}`eq-chance-gaussian` and the right-hand side of "
-         f"{{eq}}`eq-chance-shared`.")
+wider = (ladder["outputs rotated"] / ladder.matched).to_numpy()
+Markdown(f"""Standard deviation of the cosine of *one module*, mean over modules.
+Rotating outputs gives a band that is **{wider.min():.1f} to {wider.max():.1f}** times
+as wide as the matched one, most for {names[wider.argmax()]}. The two columns to the
+left are {{eq}}`eq-chance-gaussian` and the right-hand side of
+{{eq}}`eq-chance-shared`.""")
 
 # %% [markdown]
 # ## Modules permuted
 #
 # The nulls so far replace real updates by drawn ones. The fifth draws nothing: it compares module $m$ of one run with another module $m'$ of
-# the other run, of the same projection in another layer (`geometry.permuted`). Spectra, lengths, and all else of each update are exactly as trained. What is destroyed is the
+# the other run, of the same projection in another layer (`chance.permuted`). Spectra, lengths, and all else of each update are exactly as trained. What is destroyed is the
 # correspondence of places, and two things go with it. Each module's $A$ was drawn for it alone, so the shared initial $A$ is gone. And whatever training taught
 # this particular layer is compared with what it taught another.
 #
@@ -217,57 +217,58 @@ Markdown(f"Standard deviation of the cosine of *one module*, mean over modules. 
 
 # %%
 others = study.controls["seeds"].runs
-groups = {name: [name, *(run for run in others if study.runs[run].objective
-                         == study.runs[name].objective)] for name in main}
-everything = geometry.compare({run: load(run) for group in groups.values()
-                               for run in group})
-# (methods, seeds)
-place = np.array([[everything.runs.index(run) for run in group]
-                  for group in groups.values()])
-first, second = np.triu_indices(place.shape[1], 1)
+objective = {run: study.runs[run].objective for run in (*main, *others)}
+groups = [[name, *(run for run in others if objective[run] == objective[name])]
+          for name in main]
+everything = geometry.compare({run: load(run) for group in groups for run in group})
+# (methods, seeds): the number of each run among all
+indices = np.array([[everything.runs.index(run) for run in group] for group in groups])
+first, second = np.triu_indices(indices.shape[1], 1)
 values = 2 * len(first)
-Markdown(f"{place.shape[1]} seeds a method, {len(first)} pairs of seeds: for two "
-         f"methods together, {values} values. That is too few for a 95 % band, so the "
-         f"whole range from the lowest to the highest is taken; one more value of the "
-         f"same kind, if independent, would fall outside it with probability "
-         f"{2 / (values + 1):.0%}. "
-         f"{store.origin(profile, [study.runs[name] for name in (*main, *others)])}")
+trained = [study.runs[name] for name in (*main, *others)]
+Markdown(f"""{indices.shape[1]} seeds per method, {len(first)} pairs of seeds: for two
+methods together, {values} values. That is too few for a 95 % band, so the whole range
+from the lowest to the highest is taken; one more value of the same kind, if
+independent, would fall outside it with probability {2 / (values + 1):.0%}.
+{store.origin(profile, trained)}""")
 
 # %% [markdown]
 # ## Every statistic under every null
 #
-# One number a pair of runs for each statistic of the previous pages: the cosine with all modules stacked, and otherwise the median (for first singular
+# One number per pair of runs for each statistic of the previous pages: the cosine with all modules stacked, and otherwise the median (for first singular
 # vectors the mean, as in the paper) over modules. The effective rank belongs to a single run.
 
 # %%
-def summary(found):
-    """{statistic: (runs, runs)}: one number a pair, angles in degrees."""
-    cosine, _ = geometry.stacked_cosine(found)
-    values = {"cosine": cosine, "cosine, one module": np.median(by_module(found), 0),
+def summary(comparison):
+    """{statistic: (runs, runs)}: one number per pair, angles in degrees."""
+    cosine, _ = geometry.stacked_cosine(comparison)
+    values = {"cosine": cosine,
+              "cosine, one module": np.median(by_module(comparison), 0),
               "orthogonal part": np.sqrt(np.maximum(0, 1 - cosine ** 2)),
-              "alignment": np.nanmedian(found.alignment, 0)}
+              "alignment": np.nanmedian(comparison.alignment, 0)}
     for side in ("left", "right"):
-        angles = np.degrees(np.nanmedian(found.angles[side], 0))
-        values |= {f"smallest {side} angle": angles[..., 0], f"largest {side} angle":
-                   angles[..., -1]}
-        values[f"first {side} vectors"] = np.nanmean(found.first[side], 0)
-    ranks = geometry.effective_rank(found.singular_values).mean(0)
+        angles = np.degrees(np.nanmedian(comparison.angles[side], 0))
+        values[f"smallest {side} angle"] = angles[..., 0]
+        values[f"largest {side} angle"] = angles[..., -1]
+        values[f"first {side} vectors"] = np.nanmean(comparison.first[side], 0)
+    ranks = geometry.effective_rank(comparison.singular_values).mean(0)
     return values | {"effective rank": np.tile(ranks, (len(ranks), 1))}
 
 
 # %%
 def displaced(seed):
     """The runs and, after them, the same runs with their modules permuted."""
-    moved = {f"{name}, moved": update for name,
-             update in permuted(adapters, seed).items()}
-    return geometry.compare({**adapters, **moved})
+    permuted_runs = permuted(adapters, seed).items()
+    return geometry.compare(
+        adapters | {f"{name}, moved": update for name, update in permuted_runs})
 
 
 def bands_of(comparisons, rows=slice(None), columns=slice(None)):
     """{statistic: (2, runs, runs)}: the middle 95 % over comparisons."""
-    found = [summary(one) for one in comparisons]
-    return {statistic: np.nanquantile([one[statistic][rows, columns] for one in found],
-                                      [0.025, 0.975], axis=0) for statistic in found[0]}
+    summaries = [summary(one) for one in comparisons]
+    return {statistic: np.nanquantile(
+        [one[statistic][rows, columns] for one in summaries], [0.025, 0.975], axis=0)
+        for statistic in summaries[0]}
 
 
 moved = [displaced(seed) for seed in range(draws)]
@@ -281,41 +282,41 @@ bands = {"Gaussian": bands_of(gaussian), "Gaussian B": bands_of(gaussian_B),
 # For the seeds, the values of both methods of a pair are taken together:
 
 # %%
-bands["another seed"] = {}
+seed_bands = bands["another seed"] = {}
 for statistic, values in summary(everything).items():
-    alone = statistic == "effective rank"
-    own = values[place, place] if alone else values[place[:, first], place[:, second]]
-    low, high = own.min(1), own.max(1)
-    bands["another seed"][statistic] = np.array([np.minimum.outer(low, low),
-            np.maximum.outer(high, high)])
+    is_alone = statistic == "effective rank"
+    of_seeds = (values[indices, indices] if is_alone
+                else values[indices[:, first], indices[:, second]])
+    low, high = of_seeds.min(1), of_seeds.max(1)
+    seed_bands[statistic] = np.array([np.minimum.outer(low, low),
+                                      np.maximum.outer(high, high)])
 
 # %%
 measured, rows = summary(compared), []
 for statistic, values in measured.items():
-    for i, j in [(i, i)
-                 for i in range(n)] if statistic == "effective rank" else combinations(
-                     range(n), 2):
-        for null, band in bands.items():
-            if statistic in band:
-                low, high = band[statistic][:, i, j]
-                rows.append({"statistic": statistic, "run_a": main[i], "run_b": main[j],
-                             "null": null, "value": values[i, j], "low": low,
-                             "high": high})
+    is_alone = statistic == "effective rank"
+    chosen = [(i, i) for i in range(n)] if is_alone else combinations(range(n), 2)
+    bands_here = {null: band[statistic] for null, band in bands.items()
+                  if statistic in band}
+    for (i, j), (null, (low, high)) in product(chosen, bands_here.items()):
+        rows.append({"statistic": statistic, "run_a": main[i], "run_b": main[j],
+                     "null": null, "value": values[i, j], "low": low[i, j],
+                     "high": high[i, j]})
 table = store.write_table(profile, "chance", pd.DataFrame(rows))
 
 # %% [markdown]
-# The base is no run here: its update is zero and has no direction. (The effective rank has one row a run, which stands in both columns.) Two pairs in full, the closest kin of the paper and its furthest, SFT with RFT and SFT with DPO:
+# The base is no run here: its update is zero and has no direction. (The effective rank has one row per run, which stands in both columns.) Two pairs in full, the closest kin of the paper and its furthest, SFT with RFT and SFT with DPO:
 
 # %%
 def in_full(a, b):
     """Measured value and every band of one pair."""
     rows = table[table.run_a.isin([a, b]) & (table.run_b == b)]
-    shown = rows.assign(band=[f"{row.low:.3g} to {row.high:.3g}"
+    texts = rows.assign(band=[f"{row.low:.3g} to {row.high:.3g}"
                               for row in rows.itertuples()])
-    wide = shown.pivot(index="statistic", columns="null", values="band").fillna("–")
+    wide = texts.pivot(index="statistic", columns="null", values="band").fillna("–")
     wide = wide.loc[list(measured), list(bands)]
-    wide.insert(0, "measured",
-                rows.groupby("statistic").value.first().map("{:.3g}".format))
+    values = rows.groupby("statistic").value.first()
+    wide.insert(0, "measured", values.map("{:.3g}".format))
     return wide.rename_axis(None, axis=1).reset_index().style.hide()
 
 
@@ -345,23 +346,23 @@ def beats(statistic):
 of_pairs = [statistic for statistic in measured if statistic != "effective rank"]
 counts = pd.DataFrame({statistic: beats(statistic) for statistic in of_pairs}).T
 counts = counts.astype("Int64").reindex(columns=list(bands))
-counts.rename_axis("pairs more alike than").reset_index().style.format(
-    na_rep="–").hide()
+counts = counts.rename_axis("pairs more alike than")
+counts.reset_index().style.format(na_rep="–").hide()
 
 # %%
 outside, total = counts.loc["cosine"], n * (n - 1) // 2
-weak, strong = ([low <= value <= high for value, low,
-                 high in zip(measured["cosine"][pair], *band[:, *pair], strict=True)]
+weak, strong = ([low <= value <= high for value, low, high
+                 in zip(measured["cosine"][pair], *band[:, *pair], strict=True)]
                 for band in (bands["Gaussian B"]["cosine"],
                              bands["outputs turned"]["cosine"]))
-split = [name for name, *is_inside in zip(names, weak, strong, strict=True) if is_inside
-         == [False, True]]
-Markdown(f"By the cosine, {outside['Gaussian']} of {total} pairs are more alike than "
-         f"pure noise, {outside['outputs turned']} than with outputs turned, "
-         f"{outside['modules permuted']} than with modules permuted, and "
-         f"**{outside['another seed']}** than any two seeds of their methods. Pairs "
-         f"that Gaussian B calls related or opposed and turned outputs call "
-         f"unrelated: {', '.join(split) or 'none'}.")
+split = [name for name, is_weak, is_strong in zip(names, weak, strong, strict=True)
+         if is_strong and not is_weak]
+Markdown(f"""By the cosine, {outside['Gaussian']} of {total} pairs are more alike than
+pure noise, {outside['outputs turned']} than with outputs rotated,
+{outside['modules permuted']} than with modules permuted, and
+**{outside['another seed']}** than any two seeds of their methods. Pairs that Gaussian B
+calls related or opposed and rotated outputs call
+unrelated: {', '.join(split) or 'none'}.""")
 
 # %% [markdown]
 # In {numref}`fig-chance-cosine` and the table of counts, the first five columns ask for little. About one pair in forty would pass each of them by chance, and a pair that passes is *related*. The last column
@@ -372,30 +373,27 @@ Markdown(f"By the cosine, {outside['Gaussian']} of {total} pairs are more alike 
 
 # %% mystnb={"image": {"alt": "Four panels of smallest and largest left and right angles for the five pairs with SFT: dots at measured values on bars of the nulls, the largest left angles of all nulls at about ninety degrees"}, "figure": {"caption": "Principal angles with SFT, median over modules (dot), on 95 % of each null for that median; green: range over seeds of the two methods. Far to the left means alike.", "name": "fig-chance-angles"}}
 with_sft = table[table.run_a == "sft"]
-panels = [f"{size} {side} angle" for side in ("left", "right") for size in ("smallest",
-        "largest")]
+panels = [f"{size} {side} angle" for side in ("left", "right")
+          for size in ("smallest", "largest")]
 figures.null_bands({name: with_sft[with_sft.statistic == name] for name in panels},
                    "degrees");
 
 # %%
-middle = with_sft.groupby(["statistic", "null"])[["low", "high"]].median().mean(
-    axis=1).unstack()
+grouped = with_sft.groupby(["statistic", "null"])[["low", "high"]].median()
+middle = grouped.mean(axis=1).unstack()
 middle = middle.loc[panels, [null for null in bands if null in middle]]
 middle.insert(0, "measured", with_sft.groupby("statistic").value.median())
-middle.rename_axis(None,
-                   axis=1).rename_axis(
-                       "median over the five pairs").reset_index().style.format(
-                           precision=1, na_rep="–").hide()
+shown = middle.rename_axis(None, axis=1).rename_axis("median over the five pairs")
+shown.reset_index().style.format(precision=1, na_rep="–").hide()
 
 # %%
 smallest, right = middle.loc["smallest left angle"], middle.loc["smallest right angle"]
-Markdown(f"In degrees, the middle of each band. The smallest left angle is "
-         f"{smallest['matched']:.1f} for the matched null and "
-         f"{smallest['modules permuted']:.1f} for permuted modules: the difference is "
-         f"what a module meets of itself in other layers. The smallest right angle is "
-         f"{right['Gaussian']:.1f} for pure noise and **{right['Gaussian B']:.1f}** "
-         f"as soon as $A$ is kept (matched: {right['matched']:.1f}); for two seeds it "
-         f"is {right['another seed']:.1f}.")
+Markdown(f"""In degrees, the middle of each band. The smallest left angle is
+{smallest['matched']:.1f} for the matched null and {smallest['modules permuted']:.1f}
+for permuted modules: the difference is what a module meets of itself in other layers.
+The smallest right angle is {right['Gaussian']:.1f} for pure noise and
+**{right['Gaussian B']:.1f}** as soon as $A$ is kept (matched: {right['matched']:.1f});
+for two seeds it is {right['another seed']:.1f}.""")
 
 # %% [markdown]
 # In the two panels on the right of {numref}`fig-chance-angles` the nulls fall into two groups: those that keep each run's own $A$, and those in which the two $A$ had nothing to do with each other at the start (pure noise, permuted modules, another seed).
@@ -410,9 +408,9 @@ Markdown(f"In degrees, the middle of each band. The smallest left angle is "
 
 # %%
 def elsewhere(projection, side):
-    """Smallest angle in degrees of a run's modules with those of another run in other layers."""
-    those = modules.projection.to_numpy() == projection
-    return np.degrees(np.median([one.angles[side][those][:, :n, n:][:, *pair, 0]
+    """Smallest angle in degrees of modules with those of other runs in other layers."""
+    is_kind = modules.projection.to_numpy() == projection
+    return np.degrees(np.median([one.angles[side][is_kind][:, :n, n:][:, *pair, 0]
                                  for one in moved]))
 
 
@@ -488,7 +486,7 @@ rng = np.random.default_rng(0)
 
 
 def drawn_cosine(d):
-    """sd over draws of the cosine of two Gaussian B (d, 32) on one A with perpendicular rows."""
+    """sd of the cosine of two Gaussian B (d, 32) on one A with perpendicular rows."""
     pairs_of_B = rng.standard_normal((60, 2, d * 32))
     return np.std(np.prod(pairs_of_B, 1).sum(1)
                   / np.prod(np.linalg.norm(pairs_of_B, axis=2), 1))
@@ -511,11 +509,10 @@ qwen.reset_index().style.format(degrees, precision=4).hide()
 assert np.allclose(qwen["smallest angle"], [79.9, 83.6, 85.0], atol=0.3)
 assert qwen["largest angle"].between(89.5, 89.9).all()
 outputs, inputs = np.array([4096, 1024, 1024, 2560]), np.array([2560, 2560, 2560, 4096])
-all_shared, all_free = 1 / np.sqrt(36 * 32 * outputs.sum()), 1 / np.sqrt(36
-    * (outputs * inputs).sum())
-Markdown(f"All 144 modules stacked, the standard deviation of the cosine by chance is "
-         f"**{all_shared:.5f}** with a shared $A$ and {all_free:.6f} with nothing "
-         f"shared.")
+all_shared = 1 / np.sqrt(36 * 32 * outputs.sum())
+all_free = 1 / np.sqrt(36 * (outputs * inputs).sum())
+Markdown(f"""All 144 modules stacked, the standard deviation of the cosine by chance is
+**{all_shared:.5f}** with a shared $A$ and {all_free:.6f} with nothing shared.""")
 
 # %% [markdown]
 # ## Representations, barriers, ranks
@@ -539,8 +536,8 @@ for texts in (100, 1000):
     X, Y = rng.standard_normal((2, texts, 2560))
     rows.append({"n": texts, "d": 2560, "plain, d/(d+n)": 2560 / (2560 + texts),
                  "plain, drawn": representations.cka(X, Y, debiased=False),
-                 "debiased": 0.0, "its standard deviation":
-                 np.sqrt(2 / texts / (texts - 1))})
+                 "debiased": 0.0,
+                 "its standard deviation": np.sqrt(2 / texts / (texts - 1))})
 kernels = pd.DataFrame(rows)
 debiased = np.array([representations.cka(*rng.standard_normal((2, 100, 2560)))
                      for _ in range(5)])
@@ -548,10 +545,9 @@ kernels.style.format(precision=3).hide()
 
 # %%
 assert np.allclose(kernels["plain, drawn"], [0.963, 0.718], atol=0.003)
-Markdown(f"A plain CKA of **{kernels['plain, drawn'][0]:.2f}** at a hundred texts, as "
-         f"many as the paper takes, is noise by {{eq}}`eq-chance-cka`. Five draws of "
-         f"the debiased form at a hundred texts lie between {debiased.min():+.3f} and "
-         f"{debiased.max():+.3f}.")
+Markdown(f"""A plain CKA of **{kernels['plain, drawn'][0]:.2f}** at a hundred texts, as
+many as the paper takes, is noise by {{eq}}`eq-chance-cka`. Five draws of the debiased
+form at a hundred texts lie between {debiased.min():+.3f} and {debiased.max():+.3f}.""")
 
 # %% [markdown]
 # Real hidden states are far from isotropic, which lowers that level; the [page on representations](14_representations.ipynb) has the debiased form with intervals.
@@ -563,22 +559,22 @@ Markdown(f"A plain CKA of **{kernels['plain, drawn'][0]:.2f}** at a hundred text
 
 # %%
 rank = table[table.statistic == "effective rank"]
-rank = rank.assign(run=rank.run_a.map(figures.LABELS.get),
-                   band=[f"{row.low:.2f} to {row.high:.2f}"
-                         for row in rank.itertuples()])
-ranks = rank.pivot(index=["run", "value"], columns="null", values="band")
-ranks = ranks[["Gaussian", "Gaussian B", "matched", "another seed"]].rename_axis(None,
-    axis=1).reset_index("value")
+texts = rank.assign(run=rank.run_a.map(figures.LABELS.get), band=[
+    f"{row.low:.2f} to {row.high:.2f}" for row in rank.itertuples()])
+ranks = texts.pivot(index=["run", "value"], columns="null", values="band")
+ranks = ranks[["Gaussian", "Gaussian B", "matched", "another seed"]]
+ranks = ranks.rename_axis(None, axis=1).reset_index("value")
 ranks = ranks.loc[[figures.LABELS[name] for name in main]].reset_index()
 figures.table(ranks.rename(columns={"value": "effective rank"}))
 
 # %%
 low, high = (np.diag(end) for end in bands["another seed"]["effective rank"])
-separate, count = sum(low[i] > high[j] or low[j] > high[i] for i,
-                      j in combinations(range(n), 2)), place.shape[1]
-Markdown(f"In **{separate}** of {total} pairs of methods the ranges over seeds do not "
-         f"overlap. With {count} seeds a method this happens by luck in "
-         f"{2 / comb(2 * count, count):.0%} of pairs that do not differ.")
+separate = sum(low[i] > high[j] or low[j] > high[i]
+               for i, j in combinations(range(n), 2))
+count = indices.shape[1]
+Markdown(f"""In **{separate}** of {total} pairs of methods the ranges over seeds do not
+overlap. With {count} seeds per method this happens by luck in
+{2 / comb(2 * count, count):.0%} of pairs that do not differ.""")
 
 # %% [markdown]
 # ## What two methods have in common, whatever the seed
@@ -588,16 +584,16 @@ Markdown(f"In **{separate}** of {total} pairs of methods the ranges over seeds d
 
 # %%
 cosine, sd_of_all = geometry.stacked_cosine(everything)
-away = ~np.eye(place.shape[1], dtype=bool)  # pairs of different seeds
+away = ~np.eye(indices.shape[1], dtype=bool)  # pairs of different seeds
 
 
 def by_method(values):
     """(methods, methods, seeds, seeds) of a matrix between all runs."""
-    return values[place[:, None, :, None], place[None, :, None, :]]
+    return values[indices[:, None, :, None], indices[None, :, None, :]]
 
 
-same_seed, other_seed = (by_method(cosine)[:, :, where].mean(-1) for where in (~away,
-        away))
+same_seed, other_seed = (by_method(cosine)[:, :, chosen].mean(-1)
+                         for chosen in (~away, away))
 
 # %% [markdown]
 # (Cosines of one seed are means over the seeds as well, and so differ a little from those of the main runs.) Cosines of different seeds are low in part because each run is one noisy draw. Let $\Delta W_a^i$ be method $a$ with seed $i$, and $\mathbb{E}\,\Delta W_a$ its mean over
@@ -616,28 +612,33 @@ same_seed, other_seed = (by_method(cosine)[:, :, where].mean(-1) for where in (~
 
 # %%
 def of_means(seeds):
-    """Cosine of the expected updates, (methods, methods), from some of the seeds; NaN where a method's own seeds are not alike at all."""
+    """Cosine of the expected updates, (methods, methods), from some of the seeds.
+
+    NaN where a method's own seeds are not alike at all.
+    """
     inner = by_method(everything.inner.sum(0))[:, :, seeds][:, :, :, seeds]
     means = inner[:, :, ~np.eye(len(seeds), dtype=bool)].mean(-1)
-    own = np.where(np.diag(means) > 0, np.diag(means), np.nan)
-    return means / np.sqrt(np.outer(own, own))
+    squares = np.where(np.diag(means) > 0, np.diag(means), np.nan)
+    return means / np.sqrt(np.outer(squares, squares))
 
 
-seeds = np.arange(place.shape[1])
+seeds = np.arange(indices.shape[1])
 expected = of_means(seeds)
-without_one = np.array([of_means(np.array(some)) for some in combinations(seeds,
-        max(2, len(seeds) - 1))])
-own = np.maximum(np.diag(other_seed), 1e-9)
-band = 1.96 * np.sqrt((by_method(sd_of_all ** 2)[:, :, away]).mean(-1) / away.sum()
-                      / np.outer(own, own))
+subsets = combinations(seeds, max(2, len(seeds) - 1))
+without_one = np.array([of_means(np.array(some)) for some in subsets])
+alike = np.maximum(np.diag(other_seed), 1e-9)
+variance = by_method(sd_of_all ** 2)[:, :, away].mean(-1) / away.sum()
+band = 1.96 * np.sqrt(variance / np.outer(alike, alike))
 
 # %%
-fair = pd.DataFrame([{"pair": name, "same seed": same_seed[i, j],
-                      "other seed": other_seed[i, j], "first with itself": other_seed[i,
-        i], "second with itself": other_seed[j, j], "of the means": expected[i, j],
-                      "chance, ±": band[i, j], "leaving one seed out":
-                      "{:.3f} to {:.3f}".format(*np.sort(without_one[:, i, j])[
-                          [0, -1]])} for name, i, j in zip(names, *pair, strict=True)])
+left_out = ["{:.3f} to {:.3f}".format(*np.sort(without_one[:, i, j])[[0, -1]])
+            for i, j in zip(*pair, strict=True)]
+itself = np.diag(other_seed)
+fair = pd.DataFrame({
+    "pair": names, "same seed": same_seed[pair], "other seed": other_seed[pair],
+    "first with itself": itself[pair[0]], "second with itself": itself[pair[1]],
+    "of the means": expected[pair], "chance, ±": band[pair],
+    "leaving one seed out": left_out})
 figures.table(fair)
 
 # %%
@@ -648,8 +649,8 @@ def sentence(a, b):
     i, j = at[a], at[b]
     return (f"{figures.LABELS[a]} and {figures.LABELS[b]}: **{same_seed[i, j]:.3f}** "
             f"with one seed, {other_seed[i, j]:.3f} with two; the methods with "
-            f"themselves under two seeds {other_seed[i, i]:.3f} and "
-            f"{other_seed[j, j]:.3f}. Of the means, **{expected[i, j]:.3f}**.")
+            f"themselves under two seeds {itself[i]:.3f} and {itself[j]:.3f}. Of the "
+            f"means, **{expected[i, j]:.3f}**.")
 
 
 Markdown(" ".join(sentence("sft", other) for other in ("rft", "dft", "dpo")))
@@ -660,13 +661,13 @@ figures.matrix(expected, main, "cosine of the expected updates", -1, 1);
 # %%
 change = fair["of the means"] - fair["same seed"]
 up, down = fair.loc[change.idxmax()], fair.loc[change.idxmin()]
-Markdown(f"From one seed to the means, the cosine changes by {change.mean():+.3f} on "
-         f"average; most upwards for {up.pair} ({up['same seed']:.3f} to "
-         f"{up['of the means']:.3f}), least or downwards for {down.pair} "
-         f"({down['same seed']:.3f} to {down['of the means']:.3f}).")
+Markdown(f"""From one seed to the means, the cosine changes by {change.mean():+.3f} on
+average; most upwards for {up.pair} ({up['same seed']:.3f} to {up['of the means']:.3f}),
+least or downwards for {down.pair} ({down['same seed']:.3f} to
+{down['of the means']:.3f}).""")
 
 # %% [markdown]
-# The chance level in the table is that of turned outputs for pairs of different seeds, averaged as if these pairs were independent and divided by the same denominator as the value.
+# The chance level in the table is that of rotated outputs for pairs of different seeds, averaged as if these pairs were independent and divided by the same denominator as the value.
 #
 # How to read {numref}`fig-chance-expected`: a cosine of means near one says that the two losses, trained many times and averaged, would point the same way, and that what separated two of their runs was
 # chance. One that is lower than with a shared seed says that part of the likeness of these runs came from the common $A$ and the common order, not from the losses. The rollouts are the same in all
@@ -677,14 +678,15 @@ Markdown(f"From one seed to the means, the cosine changes by {change.mean():+.3f
 # The paper gives a few of its numbers for two seeds of one loss {cite:p}`nikolich2026geometry`. That is enough to place them. Chance is computed here, for its shapes:
 
 # %%
-band = f"± {1.96 * all_shared:.4f}"
+noise = f"± {1.96 * all_shared:.4f}"
 ends = {size: "{:.1f}° to {:.1f}°".format(*qwen[f"{size} angle"].agg(["min", "max"]))
         for size in ("smallest", "largest")}
 first_left = f"{np.mean([expected_overlap(d) for d in outputs.tolist()]):.3f}"
-first_right = f"{expected_overlap(32):.2f} with one A, {expected_overlap(2560):.3f} without"
-pd.DataFrame([["cosine, SFT – RFT", ".977", band, ".07 to .36"],
-              ["cosine, SFT – DPO", ".057 to .065", band, ".07 to .36"],
-              ["cosine, SFT – online GRPO", ".025", band, ".07 to .36"],
+with_A, without_A = expected_overlap(32), expected_overlap(2560)
+first_right = f"{with_A:.2f} with one A, {without_A:.3f} without"
+pd.DataFrame([["cosine, SFT – RFT", ".977", noise, ".07 to .36"],
+              ["cosine, SFT – DPO", ".057 to .065", noise, ".07 to .36"],
+              ["cosine, SFT – online GRPO", ".025", noise, ".07 to .36"],
               ["first left vector, SFT – DPO", ".11", first_left, ".99"],
               ["first right vector, SFT – DPO", ".66 to .70", first_right, ".07"],
               ["smallest left angle, SFT – DPO", "54.6°", ends["smallest"], "–"],
@@ -693,10 +695,9 @@ pd.DataFrame([["cosine, SFT – RFT", ".977", band, ".07 to .36"],
                       "paper, two seeds of one loss"]).style.hide()
 
 # %%
-Markdown(f"A cosine of .06 is {0.061 / all_shared:.0f} standard deviations of Gaussian "
-         f"B, and .025 is {0.025 / all_shared:.0f}. Neither is orthogonal in the "
-         f"sense of chance; but one loss with two seeds, at the smallest rate, has no "
-         f"more than .07.")
+Markdown(f"""A cosine of .06 is {0.061 / all_shared:.0f} standard deviations of Gaussian
+B, and .025 is {0.025 / all_shared:.0f}. Neither is orthogonal in the sense of chance;
+but one loss with two seeds, at the smallest rate, has no more than .07.""")
 
 # %% [markdown]
 # So the near-orthogonality of SFT and DPO in the paper is at the same time far from noise and about as large as the likeness of *one* loss trained twice at DPO's rate. Its .977 for SFT and RFT lies far above what one loss reaches with two seeds, so that the
@@ -707,8 +708,8 @@ Markdown(f"A cosine of .06 is {0.061 / all_shared:.0f} standard deviations of Ga
 #
 # | claim | null that it has to face | what it cannot show |
 # |---|---|---|
-# | these two updates are related | outputs turned | why: data, start and order are shared as well |
-# | these two updates are unrelated | outputs turned, value *inside* the band | with a few runs, likeness smaller than the band |
+# | these two updates are related | outputs rotated | why: data, start and order are shared as well |
+# | these two updates are unrelated | outputs rotated, value *inside* the band | with a few runs, likeness smaller than the band |
 # | they write into the same directions | matched, left side; then modules permuted, if it is to be about this layer | that they do the same there |
 # | they read from the same directions | Gaussian B and matched, on the runs' own $A$; or runs with different $A$ | anything, against uniform subspaces: one $A$ is enough to pass |
 # | part of an update is orthogonal to another | none: noise is orthogonal as well. Compare with another seed of the same loss | that the orthogonal part is new |

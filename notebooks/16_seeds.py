@@ -37,9 +37,15 @@ from IPython.display import Markdown
 from adapter_geometry import geometry, mode_connectivity, representations, updates
 from adapter_geometry.adapters import load_update
 from adapter_geometry.chance import compare_by_chance
-from adapter_geometry.updates import Factors
 from helpers import profiles, store
-from helpers.analysis import connectivity, predictions, replication
+from helpers.analysis import (
+    connectivity,
+    outcomes,
+    paper,
+    predictions,
+    replication,
+    seed_grid,
+)
 from helpers.book import figures
 from helpers.evaluation import answering, statistics
 from helpers.models import loading
@@ -49,6 +55,10 @@ study = profiles.load(profile)
 groups = {name: group.runs for name, group in study.controls.items()}
 figures.use_style(study)
 
+
+def adapter(name):
+    return load_update(trainer.train(study, study.runs[name]) / "adapter")
+
 # %% [markdown]
 # ## Two draws in one seed
 #
@@ -57,50 +67,36 @@ figures.use_style(study)
 # [main runs](03_sft.ipynb) are 42/42. For three losses, SFT, RFT and DPO, each initialisation meets each order: a *crossed design*.
 
 # %%
-def adapter(name):
-    return load_update(trainer.train(study, study.runs[name]) / "adapter")
-
-
-def seeds_of(name):
-    return study.runs[name].init_seed, study.runs[name].seed
-
-
 methods = ("sft", "rft", "dpo")
-names = {method: [method, *groups[f"grid-{method}"],
-                  *(run for run in groups["seeds"] if run.startswith(f"{method}-"))]
-         for method in methods}
-grid = pd.DataFrame([(name, method, *seeds_of(name)) for method in methods
-                     for name in sorted(names[method], key=seeds_of)],
-                    columns=["run", "method", "init", "order"])
-adapters = {name: adapter(name) for name in grid.run}
+grid = seed_grid.grid_of(study, methods)
+runs, pairs = grid.runs, grid.pairs
+adapters = {name: adapter(name) for name in runs.run}
 compared = geometry.compare(adapters)
 modules = compared.modules
 cosine, sd = geometry.stacked_cosine(compared)
+grid.add("cosine", cosine)
 
 # %%
-counts = grid[["method", "init", "order"]].nunique()
-norms = pd.Series([updates.norm(update) for update in adapters.values()],
-                  index=grid.index)
+counts = runs[["method", "init", "order"]].nunique()
+norms = runs.run.map(lambda name: updates.norm(adapters[name])).groupby(runs.method)
+spread = (norms.std() / norms.mean()).max()
 seconds = {"sft-low": "sft-low-second", "sft": "sft-43-43",
            "sft-high": "sft-high-second"}
 kinds_of_runs = ("seeds", *(f"grid-{method}" for method in methods), "mirrored",
                  "subset")
-used = dict.fromkeys([*study.main_runs,
-                      *(name for kind in kinds_of_runs for name in groups[kind]),
-                      *seconds, *seconds.values()])
-spread = (norms.groupby(grid.method).std() / norms.groupby(grid.method).mean()).max()
-Markdown(f"{counts.method} losses × {counts.init} initialisations × {counts.order} "
-         f"orders: {len(grid)} runs. Within a method the norms of the updates have a "
-         f"standard deviation of at most {spread:.1%} of their mean; what follows "
-         f"compares directions. "
-         f"{store.origin(profile, [study.runs[name] for name in used])}")
+controls = [name for kind in kinds_of_runs for name in groups[kind]]
+used = dict.fromkeys([*study.main_runs, *controls, *seconds, *seconds.values()])
+Markdown(f"""{counts.method} losses × {counts.init} initialisations × {counts.order}
+orders: {len(runs)} runs. Within a method the norms of the updates have a standard
+deviation of at most {spread:.1%} of their mean; what follows compares directions.
+{store.origin(profile, [study.runs[name] for name in used])}""")
 
 # %% [markdown]
 # The cosines among the runs of SFT, all modules stacked:
 
 # %% mystnb={"image": {"alt": "Symmetric matrix of cosines between the runs of SFT, ordered by initialisation and within it by order of the prompts, with ones on the diagonal"}, "figure": {"caption": "Cosine of the updates of SFT under different seeds, written as initialisation/order; SFT without numbers is 42/42.", "name": "fig-seeds-matrix"}}
-of_sft = grid.index[grid.method == "sft"]
-figures.matrix(cosine[np.ix_(of_sft, of_sft)], grid.run[of_sft].tolist(),
+of_sft = runs.index[runs.method == "sft"]
+figures.matrix(cosine[np.ix_(of_sft, of_sft)], runs.run[of_sft].tolist(),
                "cosine of the updates", 0, 1);
 
 # %% [markdown]
@@ -153,23 +149,22 @@ def seen_through_a_window(step):
 
 
 def two_windows(step):
-    """Mean over draws: cosine of the updates, overlap of their first left and of their first right singular vectors."""
+    """Mean cosine of two updates, overlaps of their first left and right vectors."""
     drawn = [zip(seen_through_a_window(step), seen_through_a_window(step), strict=True)
              for _ in range(40)]
-    found = np.array([[one @ other for one, other in pair] for pair in drawn])
-    return found[:, 0].mean(), *np.abs(found[:, 1:]).mean(0)
+    products = np.array([[one @ other for one, other in pair] for pair in drawn])
+    return products[:, 0].mean(), *np.abs(products[:, 1:]).mean(0)
 
 
 plain, signs = two_windows(lambda gradient: gradient), two_windows(np.sign)
 expected, expected_signs = (rank / (rank + factor * d_in) for factor in (1, np.pi / 2))
-Markdown(f"With $r$ = {rank} and $d_\\text{{in}}$ = {d_in}, one gradient and two "
-         f"windows: cosine **{plain[0]:.3f}** for a gradient step ({expected:.3f} by "
-         f"{{eq}}`eq-seeds-expected`), **{signs[0]:.3f}** for a step of signs "
-         f"({expected_signs:.3f} by {{eq}}`eq-seeds-signs`). The first left vectors "
-         f"overlap by {plain[1]:.2f} and {signs[1]:.2f}, the first right ones by "
-         f"{plain[2]:.2f} and {signs[2]:.2f}. At the paper's $r$ = 32 and "
-         f"$d_\\text{{in}}$ = 2560 the two equations give {32 / (32 + 2560):.3f} and "
-         f"{32 / (32 + np.pi / 2 * 2560):.3f}.")
+Markdown(f"""With $r$ = {rank} and $d_\\text{{in}}$ = {d_in}, one gradient and two
+windows: cosine **{plain[0]:.3f}** for a gradient step ({expected:.3f} by
+{{eq}}`eq-seeds-expected`), **{signs[0]:.3f}** for a step of signs ({expected_signs:.3f}
+by {{eq}}`eq-seeds-signs`). The first left vectors overlap by {plain[1]:.2f} and
+{signs[1]:.2f}, the first right ones by {plain[2]:.2f} and {signs[2]:.2f}. At the
+paper's $r$ = 32 and $d_\\text{{in}}$ = 2560 the two equations give
+{32 / (32 + 2560):.3f} and {32 / (32 + np.pi / 2 * 2560):.3f}.""")
 
 # %% [markdown]
 # (An overlap is an absolute value and so a little larger than the cosine.) Small as they are, these values are not the cosine of two unrelated updates, which is zero on average. They are what *one step on the same
@@ -185,50 +180,26 @@ Markdown(f"With $r$ = {rank} and $d_\\text{{in}}$ = {d_in}, one gradient and two
 # {term}`principal angle` of each side, as its median over modules.
 
 # %%
-a, b = np.triu_indices(len(grid), 1)
-
-
-def agree(column):
-    return grid[column].to_numpy()[a] == grid[column].to_numpy()[b]
-
-
-kinds = np.select([agree("init") & agree("order"), agree("init"), agree("order")],
-                  ["both", "initialisation", "order"], "neither")
-pairs = pd.DataFrame({"a": a, "b": b, "run_a": grid.run[a].to_numpy(),
-                      "run_b": grid.run[b].to_numpy(),
-                      "method_a": grid.method[a].to_numpy(),
-                      "method_b": grid.method[b].to_numpy(), "shares": kinds,
-                      "cosine": cosine[a, b], "cosine_chance": 1.96 * sd[a, b]})
+grid.add("cosine_chance", 1.96 * sd)
 for side in ("left", "right"):
-    pairs[side] = np.nanmean(compared.first[side][:, a, b], 0)
-    pairs[f"{side}_angle"] = np.degrees(np.nanmedian(compared.angles[side][:, a, b, 0],
-            0))
-couples = [("sft", "sft"), ("rft", "rft"), ("dpo", "dpo"), ("sft", "rft"),
-           ("sft", "dpo")]
-short = {"neither": "neither", "order": "order", "initialisation": "A", "both": "both"}
+    grid.add(side, np.nanmean(compared.first[side], 0))
+    smallest = compared.angles[side][..., 0]
+    grid.add(f"{side}_angle", np.degrees(np.nanmedian(smallest, 0)))
 
 
 def heading(first, second):
-    return figures.LABELS[
-        first] if first == second else f"{figures.LABELS[first]} – {figures.LABELS[second]}"
+    labels = [figures.LABELS[method] for method in (first, second)]
+    return " – ".join(dict.fromkeys(labels))
 
 
-def chosen_pairs(first, second, *shares):
-    return pairs[(pairs.method_a == first) & (pairs.method_b == second)
-                 & pairs.shares.isin(shares)]
-
-
-def by_kind(column, first, second):
-    found = {label: chosen_pairs(first, second, kind)[column] for kind,
-             label in short.items()}
-    return {label: values.to_numpy() for label, values in found.items() if len(values)}
-
-
-# %% mystnb={"image": {"alt": "Five panels of strips, for SFT, RFT, DPO, SFT with RFT and SFT with DPO, one dot for each pair of runs, grouped by whether they share neither seed, the order, the initial A or both, with thin grey chance bands at zero"}, "figure": {"caption": "Cosine of the updates of two runs by what they share: neither seed, the order of the prompts, the initial $A$, or both; one dot a pair, bar: median. Grey: 95 % of what chance gives.", "name": "fig-seeds-shares"}}
-panels = {heading(*couple): by_kind("cosine", *couple) for couple in couples}
-half = {heading(*couple): by_kind("cosine_chance", *couple) for couple in couples}
-bands = {name: {label: (-values.mean(), values.mean()) for label,
-                values in found.items()} for name, found in half.items()}
+# %% mystnb={"image": {"alt": "Five panels of strips, for SFT, RFT, DPO, SFT with RFT and SFT with DPO, one dot for each pair of runs, grouped by whether they share neither seed, the order, the initial A or both, with thin grey chance bands at zero"}, "figure": {"caption": "Cosine of the updates of two runs by what they share: neither seed, the order of the prompts, the initial $A$, or both; one dot per pair, bar: median. Grey: 95 % of what chance gives.", "name": "fig-seeds-shares"}}
+couples = [(method, method) for method in methods] + [("sft", "rft"), ("sft", "dpo")]
+panels, bands = {}, {}
+for couple in couples:
+    panels[heading(*couple)] = grid.by_share("cosine", *couple)
+    chance = grid.by_share("cosine_chance", *couple)
+    bands[heading(*couple)] = {label: (-values.mean(), values.mean())
+                               for label, values in chance.items()}
 figures.strips(panels, "cosine of the updates", bands);
 
 # %% [markdown]
@@ -239,38 +210,22 @@ figures.strips(panels, "cosine of the updates", bands);
 # two variances and use Student's $t$ with one degree of freedom less than there are levels. Resampling both ways of a table errs on the wide side {cite:p}`owen2007pigeonhole`.
 
 # %%
-def over_seeds(statistic):
-    """(value, low, high) of a statistic of some pairs of the grid, with its interval over initialisations and orders."""
-    return statistics.jackknife_levels(grid, ["init", "order"],
-        lambda rows: statistic(pairs.a.isin(rows) & pairs.b.isin(rows)))
-
-
-def mean_of(column, first, second, *shares):
-    chosen = chosen_pairs(first, second, *shares)
-    return over_seeds(lambda taken: chosen[column][taken].mean())
-
-
-means = {(couple, kind): mean_of("cosine", *couple, kind) for couple in couples
-         for kind in short if len(chosen_pairs(*couple, kind))}
-lines = [{"runs of": heading(*couple), "share": kind,
-          "pairs": len(chosen_pairs(*couple, kind)), "cosine": value, "low": low,
-          "high": high,
-          "chance": f"±{chosen_pairs(*couple, kind).cosine_chance.mean():.3f}"}
-         for (couple, kind), (value, low, high) in means.items()]
-figures.table(pd.DataFrame(lines))
+means = grid.means("cosine", couples)
+shown = means.reset_index(names=["method_a", "method_b", "share"])
+shown.insert(0, "runs of", shown.method_a.combine(shown.method_b, heading))
+shown["chance"] = shown.chance.map("±{:.3f}".format)
+shown = shown.drop(columns=["method_a", "method_b"]).rename(columns={"value": "cosine"})
+figures.table(shown)
 
 # %%
-sft_with = {kind: means[("sft", "sft"), kind][0] for kind in ("neither", "order",
-        "initialisation")}
-by_start, by_order = sft_with["initialisation"] - sft_with["neither"], sft_with[
-    "order"] - sft_with["neither"]
+alone, rft = means.value["sft", "sft"], means.value["sft", "rft"]
+by_order, by_start = alone[["order", "initialisation"]] - alone["neither"]
 larger = "initialisation" if by_start > by_order else "order"
-Markdown(f"Two runs of SFT that share nothing but loss and data have a cosine of "
-         f"**{sft_with['neither']:.3f}**. A common order adds {by_order:+.3f}, a "
-         f"common $A$ adds {by_start:+.3f}: the {larger} is worth more. One step on "
-         f"one gradient gives {expected_signs:.3f} by {{eq}}`eq-seeds-signs`. SFT and "
-         f"RFT with equal seeds have {means[('sft', 'rft'), 'both'][0]:.3f}, with "
-         f"other seeds {means[('sft', 'rft'), 'neither'][0]:.3f}.")
+Markdown(f"""Two runs of SFT that share nothing but loss and data have a cosine of
+**{alone['neither']:.3f}**. A common order adds {by_order:+.3f}, a common $A$ adds
+{by_start:+.3f}: the {larger} is worth more. One step on one gradient gives
+{expected_signs:.3f} by {{eq}}`eq-seeds-signs`. SFT and RFT with equal seeds have
+{rft['both']:.3f}, with other seeds {rft['neither']:.3f}.""")
 
 # %% [markdown]
 # So "SFT and RFT are alike" makes two statements. One is about two runs under a common window and a common order. The other
@@ -281,52 +236,31 @@ Markdown(f"Two runs of SFT that share nothing but loss and data have a cosine of
 # By {eq}`eq-seeds-window` the windows concern the input side. The chance level of both sides is the {term}`matched null`: each run keeps its own trained $A$ and the singular values of $B$, all else is
 # drawn anew. For runs with one $A$ it contains the common window, for runs with two it does not.
 
-# %% mystnb={"image": {"alt": "Four panels of strips, overlap of first left and of first right singular vectors for pairs of SFT runs and for SFT with DPO, grouped by what the runs share, with grey chance bands"}, "figure": {"caption": "Overlap of the first singular vectors, left (output) and right (input), mean over modules, one dot a pair of runs. Grey: 95 % of the matched null.", "name": "fig-seeds-sides"}}
+# %% mystnb={"image": {"alt": "Four panels of strips, overlap of first left and of first right singular vectors for pairs of SFT runs and for SFT with DPO, grouped by what the runs share, with grey chance bands"}, "figure": {"caption": "Overlap of the first singular vectors, left (output) and right (input), mean over modules, one dot per pair of runs. Grey: 95 % of the matched null.", "name": "fig-seeds-sides"}}
 nulls = compare_by_chance(adapters, 2)
-by_chance = {side:
-             np.stack([np.nanmean(null.first[side][:, a, b], 0) for null in nulls])
-             for side in ("left", "right")}
-
-
-def chance_band(side, first, second):
-    found = {label: chosen_pairs(first, second, kind).index for kind,
-             label in short.items()}
-    return {label: tuple(np.quantile(by_chance[side][:, rows], [0.025, 0.975]))
-            for label, rows in found.items() if len(rows)}
-
-
-cases = [(side, couple) for couple in (("sft", "sft"), ("sft", "dpo"))
-         for side in ("left", "right")]
-panels = {f"{side}, {heading(*couple)}": by_kind(side, *couple) for side,
-          couple in cases}
-bands = {f"{side}, {heading(*couple)}": chance_band(side, *couple) for side,
-         couple in cases}
+by_chance = {side: np.stack([np.nanmean(null.first[side][:, pairs.a, pairs.b], 0)
+                             for null in nulls]) for side in ("left", "right")}
+panels, bands = {}, {}
+for couple in (("sft", "sft"), ("sft", "dpo")):
+    for side, drawn in by_chance.items():
+        panels[f"{side}, {heading(*couple)}"] = grid.by_share(side, *couple)
+        bands[f"{side}, {heading(*couple)}"] = grid.bands(drawn, *couple)
 figures.strips(panels, "overlap of the first vectors", bands);
 
 # %%
-rows = []
-for first, second in (("sft", "sft"), ("dpo", "dpo"), ("sft", "rft"), ("sft", "dpo")):
-    for label, shares in (("another A", ("order", "neither")),
-                          ("the same A", ("initialisation", "both"))):
-        chosen = chosen_pairs(first, second, *shares)
-        values = {f"first {side} vector": f"{chosen[side].mean():.2f} "
-                                          f"({by_chance[side][:, chosen.index].mean():.2f})"
-                  for side in by_chance}
-        angles = {f"smallest {side} angle": f"{chosen[f'{side}_angle'].mean():.0f}°"
-                  for side in by_chance}
-        rows.append({"runs of": heading(first, second), "with": label, **values,
-                     **angles})
-pd.DataFrame(rows).style.hide()
+vectors = seed_grid.first_vectors_table(
+    grid, by_chance, [("sft", "sft"), ("dpo", "dpo"), ("sft", "rft"), ("sft", "dpo")])
+vectors.insert(0, "runs of", vectors.method_a.combine(vectors.method_b, heading))
+vectors.drop(columns=["method_a", "method_b"]).style.hide()
 
 # %%
-side_of = {side: mean_of(side, "sft", "sft", "order", "neither") for side in ("left",
-        "right")}
-chance_side = {side: by_chance[side][:, chosen_pairs("sft", "sft", "order",
-        "neither").index].mean() for side in side_of}
-Markdown(f"Two SFT runs with different $A$: first left vectors "
-         f"**{side_of['left'][0]:.2f}** (by chance {chance_side['left']:.2f}), first "
-         f"right vectors **{side_of['right'][0]:.2f}** (by chance "
-         f"{chance_side['right']:.2f}). The paper has .99 and .07.")
+left, right = (grid.mean(side, "sft", "sft", "order", "neither")
+               for side in ("left", "right"))
+other_A = seed_grid.between(pairs, "sft", "sft", "order", "neither").index
+chance = {side: drawn[:, other_A].mean() for side, drawn in by_chance.items()}
+Markdown(f"""Two SFT runs with different $A$: first left vectors **{left[0]:.2f}** (by
+chance {chance['left']:.2f}), first right vectors **{right[0]:.2f}** (by chance
+{chance['right']:.2f}). The paper has .99 and .07.""")
 
 # %% [markdown]
 # The brackets of the table, like the bands of {numref}`fig-seeds-sides`, are the matched null. The paper reads its pair of numbers as an output direction that every seed finds, next to an arbitrary input direction
@@ -349,34 +283,34 @@ Markdown(f"Two SFT runs with different $A$: first left vectors "
 # %%
 base = loading.load_model(study)
 written = answering.held_out(study, study.representations.texts)
-moments = representations.input_moments(base, modules.module, list(written.prompt_ids),
-    list(written.completion_ids))
+prompts, completions = list(written.prompt_ids), list(written.completion_ids)
+moments = representations.input_moments(base, modules.module, prompts, completions)
 functional, functional_sd = representations.functional_cosine(adapters, moments)
-pairs["functional"], pairs["functional_chance"] = functional[a,
-    b], 1.96 * functional_sd[a, b]
-first_share = np.median([float(torch.linalg.eigvalsh(C)[-1] / C.trace())
-                         for C in moments.values()])
-Markdown(f"From {len(written)} texts. In the median module a single direction carries "
-         f"{first_share:.0%} of the inputs' mean square, where {1 / d_in:.1%} would "
-         f"be its part if all were alike.")
+grid.add("functional", functional)
+grid.add("functional_chance", 1.96 * functional_sd)
+largest = [float(torch.linalg.eigvalsh(C)[-1] / C.trace()) for C in moments.values()]
+Markdown(f"""From {len(written)} texts. In the median module a single direction carries
+{np.median(largest):.0%} of the inputs' mean square, where {1 / d_in:.1%} would be its
+part if all were alike.""")
 
-# %% mystnb={"image": {"alt": "Two panels of strips, cosine of the weights and functional cosine, for pairs of runs with other initialisation and other order, within SFT, RFT and DPO and between them, with grey chance bands"}, "figure": {"caption": "Runs that share neither seed: cosine of the updates (left) and functional cosine by {eq}`eq-seeds-functional` (right), one dot a pair. Grey: 95 % of what chance gives.", "name": "fig-seeds-functional"}}
-panels, bands = {}, {}
-for name, column in (("weights", "cosine"), ("outputs", "functional")):
-    panels[name] = {heading(*couple): chosen_pairs(*couple,
-            "neither")[column].to_numpy() for couple in couples}
-    widths = {heading(*couple): chosen_pairs(*couple,
-            "neither")[f"{column}_chance"].mean() for couple in couples}
-    bands[name] = {label: (-width, width) for label, width in widths.items()}
+# %% mystnb={"image": {"alt": "Two panels of strips, cosine of the weights and functional cosine, for pairs of runs with other initialisation and other order, within SFT, RFT and DPO and between them, with grey chance bands"}, "figure": {"caption": "Runs that share neither seed: cosine of the updates (left) and functional cosine by {eq}`eq-seeds-functional` (right), one dot per pair. Grey: 95 % of what chance gives.", "name": "fig-seeds-functional"}}
+panels, bands = {"weights": {}, "outputs": {}}, {"weights": {}, "outputs": {}}
+for couple in couples:
+    chosen = seed_grid.between(pairs, *couple, "neither")
+    for name, column in (("weights", "cosine"), ("outputs", "functional")):
+        width = chosen[f"{column}_chance"].mean()
+        panels[name][heading(*couple)] = chosen[column].to_numpy()
+        bands[name][heading(*couple)] = (-width, width)
 figures.strips(panels, "cosine", bands);
 
 # %%
-gains = pd.DataFrame(
-    [{"runs of": heading(*couple), **{name: mean_of(column, *couple, "neither")[0]
-        for name, column in (("weights", "cosine"), ("outputs", "functional"))},
-      "chance, outputs":
-      f"±{chosen_pairs(*couple, 'neither').functional_chance.mean():.3f}"}
-     for couple in couples])
+in_weights, in_outputs = (
+    grid.means(column, couples).xs("neither", level="shares")
+    for column in ("cosine", "functional"))
+gains = pd.DataFrame({
+    "runs of": [heading(*couple) for couple in couples],
+    "weights": in_weights.value.to_numpy(), "outputs": in_outputs.value.to_numpy(),
+    "chance, outputs": [f"±{width:.3f}" for width in in_outputs.chance]})
 figures.table(gains)
 
 # %% [markdown]
@@ -416,56 +350,24 @@ figures.table(gains)
 # They are the classical estimates of variance components {cite:p}`searle1992variance`; they add up to one, are zero on average for unrelated updates, and can come out slightly negative.
 
 # %%
-factors = ["method", "init", "order"]
 parts = {"mean": "common to all seeds", "init": "initialisation", "order": "order",
          "init x order": "the single run"}
-
-
-def variance_of(values, chosen, columns):
-    """Parts of the runs `chosen` of the grid over these factors, with intervals over initialisations and orders."""
-    levels, gram = grid.loc[chosen, columns].reset_index(drop=True), values[
-        np.ix_(chosen, chosen)]
-    table = statistics.crossed_parts(gram, levels)
-    _, low, high = statistics.jackknife_levels(levels, ["init", "order"],
-        lambda rows: statistics.crossed_parts(gram[np.ix_(rows, rows)],
-            levels.iloc[rows]).share.to_numpy())
-    return table.assign(low=low, high=high)
-
-
-def chance_of(widths, chosen, columns, draws=100):
-    """95 % of the shares when the runs are unrelated: inner products of mean 0 and the standard deviations of the null."""
-    levels, drawn = grid.loc[chosen, columns].reset_index(drop=True), []
-    for noise in np.random.default_rng(0).standard_normal((draws, len(chosen),
-            len(chosen))):
-        upper = np.triu(noise * widths[np.ix_(chosen, chosen)], 1)
-        drawn.append(statistics.crossed_parts(np.eye(len(chosen)) + upper + upper.T,
-                levels).share)
-    return np.quantile(drawn, [0.025, 0.975], axis=0)
-
-
-designs = []
-for space, values, widths in (("weights", cosine, sd),
-                              ("outputs", functional, functional_sd)):
-    for method in methods:
-        chosen = grid.index[grid.method == method]
-        table = variance_of(values, chosen, ["init", "order"])
-        table["chance_low"], table["chance_high"] = chance_of(widths, chosen,
-            ["init", "order"])
-        designs.append(table.assign(design=method, space=space))
-two_way = pd.concat(designs, ignore_index=True)
+spaces = {"weights": (cosine, sd), "outputs": (functional, functional_sd)}
+of_seeds = ["init", "order"]
+two_way = pd.concat([
+    grid.variance(*matrices, of_seeds, method).assign(design=method, space=space)
+    for space, matrices in spaces.items() for method in methods], ignore_index=True)
 
 # %% mystnb={"image": {"alt": "Twelve horizontal intervals, four parts for each of SFT, RFT and DPO: common to all seeds, initialisation, order and single run, with very thin grey bands at zero or one"}, "figure": {"caption": "Parts of the squared norm of an update by {eq}`eq-seeds-components`, with 95 % intervals over seeds. Grey: what unrelated updates give.", "name": "fig-seeds-variance"}}
-shown = two_way[two_way.space == "weights"].assign(value=lambda table: table.share,
-    paper_value=np.nan)
+shown = two_way[two_way.space == "weights"].assign(paper_value=np.nan)
 shown["claim"] = [f"{figures.LABELS[row.design]}: {parts[row.part]}"
                   for row in shown.itertuples()]
-figures.claims(shown, "share of the update's squared norm");
+figures.claims(shown.assign(value=shown.share), "share of the update's squared norm");
 
 # %%
-line = two_way[(two_way.design == "sft") & (two_way.space == "weights")].set_index(
-    "part")
-figures.table(line.reset_index().assign(part=lambda table: table.part.map(parts))[
-    ["part", "observed", "by_chance", "alike", "share", "low", "high"]])
+sft = two_way.query("design == 'sft' and space == 'weights'").set_index("part")
+columns = ["part", "observed", "by_chance", "alike", "share", "low", "high"]
+figures.table(sft.rename(index=parts).reset_index()[columns])
 
 # %% [markdown]
 # In {numref}`fig-seeds-variance` the first line of a method is what any seed would find again, and the last is bought with one run only. The table has SFT in detail: `observed` is the split of {eq}`eq-seeds-anova`, `by_chance` the same for updates at right angles, `alike` the mean cosine of the pairs that agree in just this, and `share` the component of
@@ -480,34 +382,28 @@ figures.table(line.reset_index().assign(part=lambda table: table.part.map(parts)
 # its part, and the components again are mean cosines of pairs that agree in exactly those factors, less the components of all smaller sets.
 
 # %%
-everyone = grid.index
-three_way = pd.concat(
-    [variance_of(values, everyone, factors).assign(design="three losses", space=space,
-        chance_low=band[0], chance_high=band[1]) for space, values,
-     band in (("weights", cosine, chance_of(sd, everyone, factors)),
-              ("outputs", functional, chance_of(functional_sd, everyone, factors)))])
+factors = ["method", "init", "order"]
+three_way = pd.concat([
+    grid.variance(*matrices, factors).assign(design="three losses", space=space)
+    for space, matrices in spaces.items()])
 variance = pd.concat([two_way, three_way], ignore_index=True)
-store.write_table(profile, "variance",
-                  variance[["design", "space", "part", "observed", "by_chance", "alike",
-                            "share", "low", "high", "chance_low", "chance_high"]])
-three = three_way[three_way.space == "weights"].assign(outputs=three_way[three_way.space
-        == "outputs"].share)
-figures.table(three[["part", "observed", "by_chance", "share", "low", "high",
-                     "chance_low", "chance_high", "outputs"]])
+columns = ["part", "observed", "by_chance", "alike", "share", "low", "high",
+           "chance_low", "chance_high"]
+store.write_table(profile, "variance", variance[["design", "space", *columns]])
+three, outputs = (three_way[three_way.space == space].set_index("part")
+                  for space in ("weights", "outputs"))
+shown = three.assign(outputs=outputs.share).reset_index()
+figures.table(shown[[*columns, "outputs"]].drop(columns="alike"))
 
 # %%
-share = three.set_index("part").share
-sums = {factor:
-        share[[part for part in share.index if factor in part.split(" x ")]].sum()
-        for factor in factors}
-largest = max(sums, key=sums.get)
 called = {"method": "the loss", "init": "the initialisation", "order": "the order"}
-Markdown("Over the three losses, the parts in which a factor takes part, alone or with "
-         "others, add up to " + ", ".join(f"**{value:.0%}** for {called[factor]}"
-        for factor, value in sums.items()) + f" (they overlap, so the sum exceeds "
-                                             f"one). What all {len(grid)} runs have "
-                                             f"in common is {share['mean']:.1%}. The "
-                                             f"largest is {called[largest]}.")
+sums = {name: three.share[[factor in part.split(" x ") for part in three.index]].sum()
+        for factor, name in called.items()}
+text = ", ".join(f"**{value:.0%}** for {name}" for name, value in sums.items())
+Markdown(f"""Over the three losses, the parts in which a factor takes part, alone or
+with others, add up to {text} (they overlap, so the sum exceeds one). What all
+{len(runs)} runs have in common is {three.share['mean']:.1%}. The largest
+is {max(sums, key=sums.get)}.""")
 
 # %% [markdown]
 # One more reading of the same table, the one that was [predicted](../predictions.md): among all pairs of the runs of SFT in the grid, which share of the *variance of the cosine* is explained by whether the pair has one $A$? With
@@ -519,22 +415,20 @@ Markdown("Over the three losses, the parts in which a factor takes part, alone o
 # ```
 
 # %%
-def explained(taken, column="cosine"):
-    chosen = chosen_pairs("sft", "sft", "neither", "order", "initialisation")
-    chosen = chosen[taken[chosen.index]]
-    by_start = chosen.groupby(chosen.shares == "initialisation")[column]
-    total = ((chosen[column] - chosen[column].mean()) ** 2).sum()
-    return 1 - (
-        (chosen[column]
-         - by_start.transform("mean")) ** 2).sum() / total if total else np.nan
+def explained(pairs):
+    shares = ("neither", "order", "initialisation")
+    chosen = seed_grid.between(pairs, "sft", "sft", *shares)
+    by_start = chosen.groupby(chosen.shares == "initialisation").cosine
+    total = ((chosen.cosine - chosen.cosine.mean()) ** 2).sum()
+    rest = ((chosen.cosine - by_start.transform("mean")) ** 2).sum()
+    return 1 - rest / total if total else np.nan
 
 
-eta = over_seeds(explained)
-seeds_part = line.share["init"] / (line.share["init"] + line.share["order"]
-    + line.share["init x order"])
-Markdown(f"For SFT, {{eq}}`eq-seeds-eta` is **{eta[0]:.3f}** ({eta[1]:.3f} to "
-         f"{eta[2]:.3f}). Of the part of an update that *changes* with the seeds, the "
-         f"initialisation has {seeds_part:.0%}.")
+eta = grid.over_seeds(explained)
+changing = sft.share[["init", "order", "init x order"]]
+Markdown(f"""For SFT, {{eq}}`eq-seeds-eta` is **{eta[0]:.3f}** ({eta[1]:.3f} to
+{eta[2]:.3f}). Of the part of an update that *changes* with the seeds, the
+initialisation has {changing['init'] / changing.sum():.0%}.""")
 
 # %% [markdown]
 # ## Two losses with the seeds averaged out
@@ -551,36 +445,34 @@ Markdown(f"For SFT, {{eq}}`eq-seeds-eta` is **{eta[0]:.3f}** ({eta[1]:.3f} to "
 
 # %%
 def cosine_of_means(column, first, second):
-    def statistic(taken):
-        alike = {couple: chosen_pairs(*couple, "neither")[column][taken].mean()
-                 for couple in ((first, second), (first, first), (second, second))}
-        product = alike[first, first] * alike[second, second]
-        return alike[first, second] / np.sqrt(product) if product > 0 else np.nan
-    return over_seeds(statistic)
+    def statistic(pairs):
+        across, one, two = (
+            seed_grid.between(pairs, *couple, "neither")[column].mean()
+            for couple in ((first, second), (first, first), (second, second)))
+        return across / np.sqrt(one * two) if one * two > 0 else np.nan
+    return grid.over_seeds(statistic)
 
 
-rows = []
-for first, second in (("sft", "rft"), ("sft", "dpo"), ("rft", "dpo")):
+averaged = []
+for couple in (("sft", "rft"), ("sft", "dpo"), ("rft", "dpo")):
     for space, column in (("weights", "cosine"), ("outputs", "functional")):
-        value, low, high = cosine_of_means(column, first, second)
-        rows.append({"losses": heading(first, second), "of": space,
-                     "equal seeds": mean_of(column, first, second, "both")[0],
-                     "other seeds": mean_of(column, first, second, "neither")[0],
-                     "of the means": value, "low": low, "high": high,
-                     "chance at other seeds":
-                     f"±{chosen_pairs(first, second, 'neither')[f'{column}_chance'].mean():.3f}"})
-averaged = pd.DataFrame(rows)
+        here = grid.means(column, [couple]).droplevel(["method_a", "method_b"])
+        value, low, high = cosine_of_means(column, *couple)
+        averaged.append({
+            "losses": heading(*couple), "of": space, "equal seeds": here.value["both"],
+            "other seeds": here.value["neither"], "of the means": value, "low": low,
+            "high": high, "chance at other seeds": f"±{here.chance['neither']:.3f}"})
+averaged = pd.DataFrame(averaged)
 figures.table(averaged)
 
 # %%
-near, far = (averaged[(averaged["losses"] == heading("sft", other))
-                      & (averaged.of == "weights")].iloc[0] for other in ("rft", "dpo"))
-Markdown(f"SFT and RFT: {near['equal seeds']:.3f} at equal seeds, "
-         f"{near['other seeds']:.3f} at other seeds, and "
-         f"**{near['of the means']:.3f}** ({near.low:.3f} to {near.high:.3f}) for "
-         f"their means. SFT and DPO: {far['equal seeds']:+.3f}, "
-         f"{far['other seeds']:+.3f} and **{far['of the means']:+.3f}** "
-         f"({far.low:+.3f} to {far.high:+.3f}).")
+by_losses = averaged[averaged.of == "weights"].set_index("losses")
+near, far = (by_losses.loc[heading("sft", other)] for other in ("rft", "dpo"))
+Markdown(f"""SFT and RFT: {near['equal seeds']:.3f} at equal seeds,
+{near['other seeds']:.3f} at other seeds, and **{near['of the means']:.3f}**
+({near.low:.3f} to {near.high:.3f}) for their means. SFT and DPO:
+{far['equal seeds']:+.3f}, {far['other seeds']:+.3f} and **{far['of the means']:+.3f}**
+({far.low:+.3f} to {far.high:+.3f}).""")
 
 # %% [markdown]
 # The first column is what a study with one seed reports, the third what it would like to know. A common window and a common order cancel in the first, but not the part of a run that it shares with nobody: even two losses with one and the same mean update stay below one at equal seeds. Where the third column is
@@ -601,76 +493,38 @@ Markdown(f"SFT and RFT: {near['equal seeds']:.3f} at equal seeds, "
 # seeds (both draws changed):
 
 # %%
-def start(seed, zero="B"):
-    """{module: the random factor at the start}: A of a run with B = 0, or B of a mirrored one with A = 0."""
-    fresh = loading.attach_adapter(loading.load_model(study), study.lora, seed,
-                                   zero).base_model.model
-    side = "lora_A" if zero == "B" else "lora_B"
-    return {module: getattr(fresh.get_submodule(module),
-                            side)["default"].weight.detach().double()
-            for module in modules.module}
-
-
-def inside(update, factor, side):
-    """Share of |dW|^2 in the space that the factor spans, for each module: outputs for the left side, inputs for the right."""
-    shares = []
-    for module, part in update.items():
-        Q = torch.linalg.qr(factor[module] if side == "left" else factor[module].T).Q
-        cut = Factors(Q.T @ part.B.double(), part.A,
-                      part.scale) if side == "left" else Factors(part.B,
-            part.A.double() @ Q, part.scale)
-        shares.append(updates.inner(cut, cut) / updates.inner(part, part))
-    return np.array(shares)
-
-
-def one_gradient(kept):
-    """Cosine of two seeds on one gradient when this share of the update's square is in the initial rows, by eq-seeds-turned."""
-    root, out = np.sqrt(expected), 1 - kept
+def one_gradient(inside):
+    """Cosine of two seeds on one gradient, with this share in the initial rows."""
+    root, out = np.sqrt(expected), 1 - inside
     c = max(np.roots([1 - rank / d_in - out, -2 * out * root, -out]).real)
     return (expected + 2 * c * root + c ** 2) / (1 + 2 * c * root + c ** 2)
 
 
-starts = {seed: start(seed) for seed in grid.init.unique()}
-at_rates = {name: adapter(name) for pair in seconds.items() for name in pair}
-compared_rates = geometry.compare(at_rates)
-rate_cosine, rate_sd = geometry.stacked_cosine(compared_rates)
-rate_functional, _ = representations.functional_cosine(at_rates, moments)
-rows = []
-for place, (one, two) in enumerate(seconds.items()):
-    pair = 2 * place, 2 * place + 1
-    kept = np.mean([inside(at_rates[name], starts[study.runs[name].init_seed],
-                           "right").mean() for name in (one, two)])
-    rows.append({"run_a": one, "run_b": two,
-                 "learning_rate": study.runs[one].learning_rate,
-                 "cosine": rate_cosine[pair], "cosine_chance": 1.96 * rate_sd[pair],
-                 "functional": rate_functional[pair],
-                 **{side: np.nanmean(compared_rates.first[side][:, *pair])
-                    for side in ("left", "right")}, "norm": updates.norm(at_rates[one]),
-                 "in the initial rows": kept, "on one gradient": one_gradient(kept)})
-rates = pd.DataFrame(rows)
-others = rates[["run_a", "run_b", "cosine", "cosine_chance", "functional", "left",
-                "right"]].assign(method_a="sft", method_b="sft", shares="neither")
-store.write_table(profile, "seeds",
-                  pd.concat([pairs.drop(columns=["a", "b"]), others]).drop_duplicates(
-                      ["run_a", "run_b"]))
-figures.table(rates.drop(columns=["run_a", "run_b"]).rename(
-    columns={"cosine_chance": "chance ±", "left": "first left",
-             "right": "first right"}))
+starts = {seed: seed_grid.initial_factors(study, modules.module, seed)
+          for seed in runs.init.unique()}
+rates = seed_grid.by_rate(study, seconds, moments, starts)
+rates["on one gradient"] = rates["in the initial rows"].map(one_gradient)
+columns = ["run_a", "run_b", "cosine", "cosine_chance", "functional", "left", "right"]
+others = rates[columns].assign(method_a="sft", method_b="sft", shares="neither")
+seeds = pd.concat([pairs.drop(columns=["a", "b"]), others])
+store.write_table(profile, "seeds", seeds.drop_duplicates(["run_a", "run_b"]))
+figures.table(rates.drop(columns=["run_a", "run_b"]).rename(columns={
+    "cosine_chance": "chance ±", "left": "first left", "right": "first right"}))
 
 # %%
 root, theirs = np.sqrt(32 / (32 + 2560)), {}
 for value in (0.07, 0.36):
     c = max(np.roots([1 - value, 2 * root * (1 - value), root ** 2 - value]))
     theirs[value] = (1 - 32 / 2560) * c ** 2 / (1 + 2 * c * root + c ** 2)
-cosines, alone = rates.cosine, rates["on one gradient"]
-trend = "rises" if cosines.is_monotonic_increasing else "falls" if cosines.is_monotonic_decreasing else "neither only rises nor only falls"
-Markdown(f"From the smallest rate to the largest the cosine between seeds **{trend}**: "
-         f"{', '.join(f'{value:.3f}' for value in cosines)}. It is "
-         f"{', '.join(f'{value:.2f}' for value in cosines / alone)} of what one "
-         f"common gradient would give. In the paper it goes from .07 at 5e-7 to .36 "
-         f"at 5e-5. By {{eq}}`eq-seeds-turned` these two would need "
-         f"{theirs[0.07]:.1%} and {theirs[0.36]:.0%} of the update outside the "
-         f"initial rows, and nothing else.")
+shares = ", ".join(f"{value:.2f}" for value in rates.cosine / rates["on one gradient"])
+trend = ("rises" if rates.cosine.is_monotonic_increasing else
+         "falls" if rates.cosine.is_monotonic_decreasing else
+         "neither only rises nor only falls")
+Markdown(f"""From the smallest rate to the largest the cosine between seeds **{trend}**:
+{', '.join(f'{value:.3f}' for value in rates.cosine)}. It is {shares} of what one common
+gradient would give. In the paper it goes from .07 at 5e-7 to .36 at 5e-5. By
+{{eq}}`eq-seeds-turned` these two would need {theirs[0.07]:.1%} and {theirs[0.36]:.0%}
+of the update outside the initial rows, and nothing else.""")
 
 # %% [markdown]
 # Two things thus happen to a pair of seeds as the rate grows. The window opens, which brings them together: the share in the initial rows falls, and "on one gradient" rises. And the runs travel further on losses that are not linear, which can take them apart: then the
@@ -690,57 +544,47 @@ Markdown(f"From the smallest rate to the largest the cosine between seeds **{tre
 
 # %%
 mirrored = {study.runs[name].objective: name for name in groups["mirrored"]}
-both_ways = {name: adapter(name) for method in methods for name in (method,
-        mirrored[method])}
-B_0, A_0 = start(42, "A"), starts[42]
-drawn_B = {name: inside(update, B_0, "left") for name, update in both_ways.items()}
-drawn_A = {name: inside(update, A_0, "right") for name, update in both_ways.items()}
-level = {"left": (rank / modules.d_out).mean(), "right": (rank / modules.d_in).mean()}
-kept = pd.DataFrame([{"run": figures.LABELS[name], "in the rows of the plain start's A":
-                      drawn_A[name].mean(), "in the columns of the mirrored start's B":
-                      drawn_B[name].mean(), "lowest module": drawn_B[name].min(),
-                      "highest module": drawn_B[name].max()} for name in both_ways])
-kept.loc[len(kept)] = ["by chance", level["right"], level["left"], np.nan, np.nan]
-figures.table(kept)
+both_ways = {name: adapter(name)
+             for method in methods for name in (method, mirrored[method])}
+B_0, A_0 = seed_grid.initial_factors(study, modules.module, 42, "A"), starts[42]
+in_A, in_B = ({name: seed_grid.share_inside(update, factor, side)
+               for name, update in both_ways.items()}
+              for factor, side in ((A_0, "right"), (B_0, "left")))
+inside = pd.DataFrame(
+    [(figures.LABELS[name], in_A[name].mean(), in_B[name].mean(), in_B[name].min(),
+      in_B[name].max()) for name in both_ways],
+    columns=["run", "in the rows of the plain start's A",
+             "in the columns of the mirrored start's B", "lowest module",
+             "highest module"])
+of_A, of_B = (rank / modules.d_in).mean(), (rank / modules.d_out).mean()
+inside.loc[len(inside)] = ["by chance", of_A, of_B, np.nan, np.nan]
+figures.table(inside)
 
 # %% [markdown]
 # A run has a reason to keep to the window that it was given, and the table tells to what degree it did; for the other one its share is to be read beside chance. Now the overlap of first vectors between methods. The {term}`matched null` of a mirrored run must keep its own $B$ and draw anew what $A$ does. That is
 # the matched null of the transposed updates, with the two sides exchanged.
 
-# %% mystnb={"figure": {"caption": "Overlap of the first singular vectors between methods from the plain start ($B = 0$) and the mirrored one ($A = 0$), one dot a module, bar: median. Grey: 95 % of the matched null, which keeps the factor that was drawn.", "name": "fig-seeds-mirrored"}, "image": {"alt": "Four panels of strips, one dot for each module: overlap of first left and first right vectors between SFT, RFT and DPO for the plain and for the mirrored start, with grey chance bands that are wide on the right for the plain and on the left for the mirrored start"}}
-plain_runs = {method: both_ways[method] for method in methods}
-mirror_runs = {method: both_ways[mirrored[method]] for method in methods}
-transposed = {method: {module: Factors(part.A.T, part.B.T, part.scale) for module,
-                       part in update.items()} for method,
-              update in mirror_runs.items()}
-ways = {"plain": (geometry.compare(plain_runs), compare_by_chance(plain_runs, 8),
-                  {"left": "left", "right": "right"}),
-        "mirrored": (geometry.compare(mirror_runs), compare_by_chance(transposed, 8),
-                     {"left": "right", "right": "left"})}
+# %% mystnb={"figure": {"caption": "Overlap of the first singular vectors between methods from the plain start ($B = 0$) and the mirrored one ($A = 0$), one dot per module, bar: median. Grey: 95 % of the matched null, which keeps the factor that was drawn.", "name": "fig-seeds-mirrored"}, "image": {"alt": "Four panels of strips, one dot for each module: overlap of first left and first right vectors between SFT, RFT and DPO for the plain and for the mirrored start, with grey chance bands that are wide on the right for the plain and on the left for the mirrored start"}}
+starting = {"plain": {method: both_ways[method] for method in methods},
+            "mirrored": {method: both_ways[mirrored[method]] for method in methods}}
+places = {"SFT – RFT": (0, 1), "SFT – DPO": (0, 2), "RFT – DPO": (1, 2)}
 panels, bands = {}, {}
-for way, (found, null, side_in_null) in ways.items():
-    for side in ("left", "right"):
-        name, places = f"{side}, {way}", {"SFT – RFT": (0, 1), "SFT – DPO": (0, 2),
-                                          "RFT – DPO": (1, 2)}
-        panels[name] = {label: found.first[side][:, *pair] for label,
-                        pair in places.items()}
-        drawn = np.concatenate([one.first[side_in_null[side]] for one in null])
-        bands[name] = {label: tuple(np.nanquantile(drawn[:, *pair], [0.025, 0.975]))
-                       for label, pair in places.items()}
+for way, trained in starting.items():
+    overlaps, chance = seed_grid.first_overlaps(trained, places, way)
+    panels, bands = panels | overlaps, bands | chance
 figures.strips(panels, "overlap of the first vectors", bands);
 
 # %%
-medians = {name: np.nanmedian(found["SFT – DPO"]) for name, found in panels.items()}
-plain_gap, mirror_gap = medians["right, plain"] - medians["left, plain"], medians[
-    "right, mirrored"] - medians["left, mirrored"]
-flips = "flips" if plain_gap > 0 > mirror_gap else "does not flip"
+medians = {name: np.nanmedian(part["SFT – DPO"]) for name, part in panels.items()}
+gaps = [medians[f"right, {way}"] - medians[f"left, {way}"] for way in starting]
+flips = "flips" if gaps[0] > 0 > gaps[1] else "does not flip"
 between, between_sd = geometry.stacked_cosine(geometry.compare(both_ways))
-Markdown(f"SFT with DPO, median over modules: left {medians['left, plain']:.2f} and "
-         f"right {medians['right, plain']:.2f} from the plain start, left "
-         f"{medians['left, mirrored']:.2f} and right {medians['right, mirrored']:.2f} "
-         f"from the mirrored one. The side on which the two are more alike "
-         f"**{flips}**. SFT from the one start and SFT from the other have a cosine "
-         f"of {between[0, 1]:.3f} (chance ±{1.96 * between_sd[0, 1]:.3f}).")
+Markdown(f"""SFT with DPO, median over modules: left {medians['left, plain']:.2f} and
+right {medians['right, plain']:.2f} from the plain start, left
+{medians['left, mirrored']:.2f} and right {medians['right, mirrored']:.2f} from the
+mirrored one. The side on which the two are more alike **{flips}**. SFT from the one
+start and SFT from the other have a cosine of {between[0, 1]:.3f} (chance
+±{1.96 * between_sd[0, 1]:.3f}).""")
 
 # %% [markdown]
 # The grey bands of {numref}`fig-seeds-mirrored` change sides with the random factor: where the window is, chance alone gives a large overlap. A statement such as "SFT and DPO read the same inputs and write to different outputs" is about the convention $B = 0$ as far as it follows
@@ -757,40 +601,34 @@ paths = [("sft", "sft-42-43"), ("sft", "sft-43-42"), ("sft", "sft-43-43"),
 texts = connectivity.held_out_texts(study, base.device)
 weights = updates.weights_of(base, modules.module)
 points = np.linspace(0, 1, min(11, study.connectivity.points))
-measured = {(one, two): mode_connectivity.along(base, weights, texts, adapters[one],
-        adapters[two], points, f"{one} to {two}") for one, two in paths}
-curves = pd.concat([mode_connectivity.curve(found).assign(run_a=one, run_b=two)
-                    for (one, two), found in measured.items()], ignore_index=True)
-figures.path_panels(curves[curves.metric == "rollout"], "loss, nats a token");
+measured = {(a, b): mode_connectivity.losses_along(
+    base, weights, texts, adapters[a], adapters[b], points, f"{a} to {b}")
+    for a, b in paths}
+curves = pd.concat([mode_connectivity.curve(nats).assign(run_a=a, run_b=b)
+                    for (a, b), nats in measured.items()], ignore_index=True)
+curves = curves[curves.metric == "rollout"]
+figures.path_panels(curves, "loss, nats per token");
 
 # %%
-barriers = pd.concat(
-    [mode_connectivity.barrier(found).assign(path=f"{figures.LABELS[one]} – "
-                                                  f"{figures.LABELS[two]}")
-     for (one, two), found in measured.items()])
-barriers = barriers[barriers.metric == "rollout"]
+barriers = pd.concat([
+    mode_connectivity.barrier(nats).assign(path=heading(*ends))
+    for ends, nats in measured.items()]).query("metric == 'rollout'")
 figures.table(barriers[["path", "above_chord", "low", "high", "noise", "above_mean",
                         "mean_low", "mean_high"]])
 
 # %%
-def middle(one, two):
-    curve = curves[(curves.metric == "rollout") & (curves.run_a == one)
-                   & (curves.run_b == two)].set_index("t").value
-    return curve.iloc[len(curve) // 2] - (curve.iloc[0] + curve.iloc[-1]) / 2
-
-
-zero = updates.combine([adapters["sft"]], [0.0])
-shrunk = mode_connectivity.curve(mode_connectivity.along(base, weights, texts,
-        adapters["sft"], zero, [0, 0.5, 1], "SFT to the base"))
-alone = shrunk[shrunk.metric == "rollout"].value.to_numpy()
-ends = curves[(curves.metric == "rollout") & (curves.run_b == "sft-43-43")].value
+nothing = updates.combine([adapters["sft"]], [0.0])
+shrunk = mode_connectivity.curve(mode_connectivity.losses_along(
+    base, weights, texts, adapters["sft"], nothing, [0, 0.5, 1], "SFT to the base"))
+whole, half, none = shrunk[shrunk.metric == "rollout"].value
+path = curves[curves.run_b == "sft-43-43"].value.to_numpy()
+middle = path[len(path) // 2]
 over = int((barriers.above_chord > barriers.noise).sum())
-Markdown(f"**{over} of {len(barriers)}** paths rise above their chord by more than "
-         f"noise would. Halfway between SFT 42/42 and SFT 43/43 the loss is "
-         f"{middle('sft', 'sft-43-43'):+.4f} nats a token from the mean of its ends "
-         f"(the paper: +.004, of another loss). It is "
-         f"{ends.iloc[len(ends) // 2]:.3f}, that of SFT 42/42 is {alone[0]:.3f}, of "
-         f"half of SFT's update {alone[1]:.3f}, of the base {alone[2]:.3f}.")
+Markdown(f"""**{over} of {len(barriers)}** paths rise above their chord by more than
+noise would. Halfway between SFT 42/42 and SFT 43/43 the loss is
+{middle - (path[0] + path[-1]) / 2:+.4f} nats per token from the mean of its ends (the
+paper: +.004, of another loss). It is {middle:.3f}, that of SFT 42/42 is {whole:.3f}, of
+half of SFT's update {half:.3f}, of the base {none:.3f}.""")
 
 # %% [markdown]
 # Columns `above_chord` and `above_mean` are the two definitions of a {term}`barrier`; `noise` is the height that a straight path stays under in 19 of 20 samples of texts. A curve of {numref}`fig-seeds-paths` that sags between two seeds says more than "no barrier": the mixture of two runs is then better
@@ -802,30 +640,24 @@ Markdown(f"**{over} of {len(barriers)}** paths rise above their chord by more th
 
 # %% mystnb={"figure": {"caption": "Cosine of the updates among SFT, RFT and SFT on random subsets of as many rows as RFT has. Grey: 95 % of what chance gives.", "name": "fig-seeds-subset"}, "image": {"alt": "Dot plot of the cosine for the six pairs among SFT, RFT and two runs of SFT on random subsets of rows, with grey chance bands around zero"}}
 subset = ["sft", "rft", *groups["subset"]]
-about = {name:
-         json.loads((trainer.train(study, study.runs[name]) / "run.json").read_text())
-         for name in subset}
-of_subset = geometry.cosine_table(
-    geometry.compare({name: adapter(name) for name in subset}))
-of_subset = of_subset[of_subset.scope == "global"][["run_a", "run_b", "cosine",
-        "chance_low", "chance_high"]]
-figures.pairs(of_subset, "cosine", "cosine of the updates");
+in_subset = geometry.compare({name: adapter(name) for name in subset})
+of_subset = geometry.cosine_table(in_subset).query("scope == 'global'")
+columns = ["run_a", "run_b", "cosine", "chance_low", "chance_high"]
+figures.pairs(of_subset[columns], "cosine", "cosine of the updates");
 
 # %%
 with_sft = of_subset[of_subset.run_a == "sft"].set_index("run_b").cosine
-random_rows = with_sft[list(groups["subset"])]
-difference = random_rows.mean() - with_sft["rft"]
-nearer = "closer to SFT than" if random_rows.min() > with_sft[
-    "rft"] else "further from SFT than" if random_rows.max() < with_sft[
-        "rft"] else "on both sides of"
-rows_of = ", ".join(f"{figures.LABELS[name]} {about[name]['rows']:,}"
-                    for name in subset)
-Markdown(f"Rows: {rows_of}. With SFT, RFT has **{with_sft['rft']:.3f}** and the random "
-         f"subsets {' and '.join(f'**{value:.3f}**' for value in random_rows)}: they "
-         f"are {nearer} RFT, by {difference:+.3f} on average. The two random subsets "
-         f"with each other have "
-         f"{of_subset.set_index(['run_a', 'run_b']).cosine[tuple(groups['subset'])]:.3f}, "
-         f"and SFT under another order has {sft_with['initialisation']:.3f}.")
+random_rows, rft = with_sft[list(groups["subset"])], with_sft["rft"]
+nearer = ("closer to SFT than" if random_rows.min() > rft else
+          "further from SFT than" if random_rows.max() < rft else "on both sides of")
+each_other = of_subset.set_index(["run_a", "run_b"]).cosine[tuple(groups["subset"])]
+folders = {name: trainer.train(study, study.runs[name]) for name in subset}
+about = {name: json.loads((folders[name] / "run.json").read_text()) for name in subset}
+rows = ", ".join(f"{figures.LABELS[name]} {about[name]['rows']:,}" for name in subset)
+Markdown(f"""Rows: {rows}. With SFT, RFT has **{rft:.3f}** and the random subsets
+{' and '.join(f'**{value:.3f}**' for value in random_rows)}: they are {nearer} RFT, by
+{random_rows.mean() - rft:+.3f} on average. The two random subsets with each other have
+{each_other:.3f}, and SFT under another order has {alone['initialisation']:.3f}.""")
 
 # %% [markdown]
 # The measure for such differences is at the end of the sentence: another order of the *same* rows. A pair of runs in {numref}`fig-seeds-subset` whose cosine is about that value differs by no more than the luck of the order. Two random subsets are few, so a difference between them and RFT should be large
@@ -836,39 +668,25 @@ Markdown(f"Rows: {rows_of}. With SFT, RFT has **{with_sft['rft']:.3f}** and the 
 # The paper's table has one seed. Here are its fifteen pairs at each of ours, always with equal seeds within a pair, and the mean with its 95 % interval (Student's $t$ over seeds).
 
 # %% mystnb={"figure": {"caption": "Cosine between methods at equal seeds: mean over seeds with its 95 % interval. Grey: chance; open diamonds: the paper's values, where it gives one.", "name": "fig-seeds-pairs"}, "image": {"alt": "Fifteen horizontal intervals of cosines between objectives, mean over seeds, mostly short, with grey chance bands at zero and open diamonds at the paper's values"}}
-tables = [geometry.cosine_table(geometry.compare({method: adapter(name) for method,
-        name in found.items()})).assign(seed=seed) for seed,
-          found in replication.replicas(study).items()]
-seeds_pairs = pd.concat([table[table.scope == "global"] for table in tables])[["run_a",
-        "run_b", "seed", "cosine", "chance_low", "chance_high"]]
+seeds_pairs = seed_grid.cosines_by_seed(study)
 store.write_table(profile, "seeds_pairs", seeds_pairs)
-by_pair = seeds_pairs.groupby(["run_a", "run_b"], sort=False)
-summary = by_pair.agg(sd=("cosine", "std"), chance_low=("chance_low", "mean"),
-                      chance_high=("chance_high", "mean")).reset_index()
-summary[["value", "low", "high"]] = [replication.interval(cosines) for _,
-    cosines in by_pair.cosine]
-paper = {("sft", "rft"): 0.977, ("sft", "rift"): 0.967, ("rft", "rift"): 0.969,
-         ("sft", "dft"): 0.572, ("dft", "rift"): 0.536, ("sft", "offline-grpo"): 0.74,
-         ("rft", "offline-grpo"): 0.74, ("rift", "offline-grpo"): 0.74,
-         ("sft", "dpo"): 0.061, ("rft", "dpo"): 0.061, ("rift", "dpo"): 0.061}
-summary["claim"] = [heading(row.run_a, row.run_b) for row in summary.itertuples()]
-summary["paper_value"] = [paper.get((row.run_a, row.run_b), np.nan)
-                          for row in summary.itertuples()]
+summary = seed_grid.mean_cosines(seeds_pairs)
+ends = list(zip(summary.run_a, summary.run_b, strict=True))
+summary["claim"] = [heading(*pair) for pair in ends]
+summary["paper_value"] = [paper.COSINES.get(pair, np.nan) for pair in ends]
 figures.claims(summary, "cosine of the updates");
 
 # %%
-wide = seeds_pairs.pivot(index=["run_a", "run_b"], columns="seed", values="cosine")
-orders = wide.rank()
-stable = (orders.nunique(axis=1) == 1).sum()
-clear = int(((summary.low > summary.chance_high) | (summary.high < summary.chance_low))
-            .sum())
-Markdown(f"The intervals of {clear} of {len(summary)} pairs in "
-         f"{{numref}}`fig-seeds-pairs` lie outside their chance band. The largest "
-         f"standard deviation over seeds is {summary.sd.max():.3f} "
-         f"({summary.claim[summary.sd.idxmax()]}), the median "
-         f"{summary.sd.median():.3f}. {stable} of {len(wide)} pairs have the same "
-         f"place in the order of all pairs at every seed; the lowest rank correlation "
-         f"between two seeds is {wide.corr(method='spearman').to_numpy().min():.3f}.")
+by_seed = seeds_pairs.pivot(index=["run_a", "run_b"], columns="seed", values="cosine")
+stable = (by_seed.rank().nunique(axis=1) == 1).sum()
+lowest = by_seed.corr(method="spearman").to_numpy().min()
+above, below = summary.low > summary.chance_high, summary.high < summary.chance_low
+Markdown(f"""The intervals of {int((above | below).sum())} of {len(summary)} pairs in
+{{numref}}`fig-seeds-pairs` lie outside their chance band. The largest standard
+deviation over seeds is {summary.sd.max():.3f} ({summary.claim[summary.sd.idxmax()]}),
+the median {summary.sd.median():.3f}. {stable} of {len(by_seed)} pairs have the same
+place in the order of all pairs at every seed; the lowest rank correlation between two
+seeds is {lowest:.3f}.""")
 
 # %% [markdown]
 # Cosines at equal seeds vary little from seed to seed, if their intervals are short, even where two seeds of one method are far apart: the window changes, but it changes for both runs of the pair. Short intervals here are no contradiction to {numref}`fig-seeds-shares`.
@@ -879,35 +697,32 @@ Markdown(f"The intervals of {clear} of {len(summary)} pairs in "
 # first test problems, which the runs from other seeds answered, with both draws changed together.
 
 # %% mystnb={"figure": {"caption": "Share of test problems solved, with Wilson intervals; each method under its seeds, a name without numbers being 42/42. Dashed: the base.", "name": "fig-seeds-accuracy"}, "image": {"alt": "Horizontal intervals of test accuracy for the base and for each of six methods under each pair of seeds, with a dashed line at the base"}}
-method_of = {name: method for method in study.main_runs
-             for found in replication.replicas(study).values()
-             for name in [found[method]]}
+replicas = replication.replicas(study).values()
+method_of = {names[method]: method for method in study.main_runs for names in replicas}
 answered = answering.records(study, ["base", *(study.runs[name] for name in method_of)])
-answered = answered[answered.groupby("problem_id").run.transform("nunique")
-                    == len(method_of) + 1]
+asked = answered.groupby("problem_id").run.transform("nunique")
+answered = answered[asked == len(method_of) + 1]
 accuracy = statistics.accuracy_table(answered)
 figures.intervals(accuracy, "accuracy", "low", "high", "share of test problems solved",
                   "base");
 
 # %%
-same_method = statistics.mcnemar_table(answered,
-    [pair for pair in combinations(method_of, 2) if method_of[pair[0]]
-     == method_of[pair[1]]])
-furthest = same_method.loc[same_method.difference.abs().idxmax()]
-over = accuracy.groupby(accuracy.run.map(method_of), sort=False).accuracy.agg(["mean",
-        "std"])
-gap = over["mean"][["sft", "rft", "rift"]].agg(np.ptp)
-lines = ", ".join(f"{figures.LABELS[method]} {row['mean']:.3f} ± {row['std']:.3f}"
-                  for method, row in over.iterrows())
-Markdown(f"On {accuracy.n.iloc[0]} problems, mean and standard deviation over seeds: "
-         f"{lines}; the base {accuracy.accuracy.iloc[0]:.3f}. Between seeds of one "
-         f"method, **{int((same_method.p_holm < 0.05).sum())} of {len(same_method)}** "
-         f"differences are significant by exact McNemar tests with Holm's correction "
-         f"over these pairs. The largest is {furthest.difference:+.3f} "
-         f"({furthest.low:+.3f} to {furthest.high:+.3f}; "
-         f"{figures.LABELS[furthest.run_a]} against {figures.LABELS[furthest.run_b]}, "
-         f"Holm's p = {furthest.p_holm:.2g}). The means of SFT, RFT and RIFT differ "
-         f"by up to {gap:.3f}.")
+same_method = [(one, other) for one, other in combinations(method_of, 2)
+               if method_of[one] == method_of[other]]
+tests = statistics.mcnemar_table(answered, same_method)
+furthest = tests.loc[tests.difference.abs().idxmax()]
+over = accuracy.accuracy.groupby(accuracy.run.map(method_of), sort=False)
+over = over.agg(["mean", "std"])
+lines = ", ".join(f"{figures.LABELS[row.Index]} {row.mean:.3f} ± {row.std:.3f}"
+                  for row in over.itertuples())
+Markdown(f"""On {accuracy.n.iloc[0]} problems, mean and standard deviation over seeds:
+{lines}; the base {accuracy.accuracy.iloc[0]:.3f}. Between seeds of one method,
+**{int((tests.p_holm < 0.05).sum())} of {len(tests)}** differences are significant by
+exact McNemar tests with Holm's correction over these pairs. The largest is
+{furthest.difference:+.3f} ({furthest.low:+.3f} to {furthest.high:+.3f};
+{figures.LABELS[furthest.run_a]} against {figures.LABELS[furthest.run_b]}, Holm's p =
+{furthest.p_holm:.2g}). The means of SFT, RFT and RIFT differ by up to
+{np.ptp(over.loc[['sft', 'rft', 'rift'], 'mean']):.3f}.""")
 
 # %% [markdown]
 # The intervals of {numref}`fig-seeds-accuracy` are Wilson's and ask what other *problems* would give; the standard deviations ask what other *seeds* would give. A {term}`McNemar test` between two methods at one seed sees only the first kind, so a small p-value from one seed says that two
@@ -918,43 +733,18 @@ Markdown(f"On {accuracy.n.iloc[0]} problems, mean and standard deviation over se
 # The [predictions](../predictions.md) were written before these runs. Each line that concerns this page, with its outcome:
 
 # %%
-apart, reordered = means[("sft", "sft"), "neither"], means[("sft", "sft"),
-    "initialisation"]
-in_B = min((drawn_B[mirrored[method]].mean(), method) for method in ("sft", "rft"))
-resampled = np.random.default_rng(0).choice(drawn_B[mirrored[in_B[1]]],
-    (2000, len(modules))).mean(1)
-other = max(("sft", "rft"), key=lambda method: drawn_B[mirrored[method]].mean())
-outcomes = [
-    predictions.outcome("SFT and SFT with another initial $A$ and another order",
-                        apart[0], 0.2 <= apart[0] <= 0.5, apart[0] > 0.8, *apart[1:]),
-    predictions.outcome("the same, another order only", reordered[0],
-                        0.8 <= reordered[0] <= 0.95, reordered[0] < 0.6,
-                        *reordered[1:]), predictions.outcome("first left singular "
-                                                             "vectors of two SFT runs "
-                                                             "with different $A$, "
-                                                             "mean absolute cosine",
-        side_of["left"][0], side_of["left"][0] > 0.7, side_of["left"][0] < 0.3,
-        *side_of["left"][1:]), predictions.outcome("first right singular vectors of "
-                                                   "the same", side_of["right"][0],
-        side_of["right"][0] < 0.4, side_of["right"][0] > 0.7, *side_of["right"][1:]),
-    predictions.outcome("mirrored start ($A = 0$, $B$ random), two methods, share of "
-                        "the update in the initial column space of $B$", in_B[0],
-                        in_B[0] > 0.7, in_B[0] < 0.3,
-                        *np.quantile(resampled, [0.025, 0.975]),
-                        about=f"{figures.LABELS[in_B[1]]}, the lower; "
-                              f"{figures.LABELS[other]} has "
-                              f"{drawn_B[mirrored[other]].mean():.3f}"),
-    predictions.outcome("share of the variance of the cosine explained by the "
-                        "initialisation, in the design of three starts and three "
-                        "orders", eta[0], eta[0] > 0.5, eta[0] < 0.25, *eta[1:],
-                        about="over the pairs of SFT"),
-    predictions.outcome(
-        "SFT on a random subset of as many rows as RFT has, against SFT",
-        random_rows.mean(), abs(difference) <= 0.03, difference >= 0.05,
-        random_rows.min(), random_rows.max(), about=f"mean of two subsets (both "
-                                                    f"values); RFT has "
-                                                    f"{with_sft['rft']:.3f}")]
-figures.table(predictions.write(profile, "16", outcomes))
+mean_in_B = {method: in_B[mirrored[method]].mean() for method in ("sft", "rft")}
+lower, higher = sorted(mean_in_B, key=lambda method: (mean_in_B[method], method))
+resampled = np.random.default_rng(0).choice(in_B[mirrored[lower]], (2000, len(modules)))
+ends = np.quantile(resampled.mean(1), [0.025, 0.975])
+about = (f"{figures.LABELS[lower]}, the lower; {figures.LABELS[higher]} has "
+         f"{mean_in_B[higher]:.3f}")
+apart, reordered = (means.loc[("sft", "sft", share), ["value", "low", "high"]].tolist()
+                    for share in ("neither", "initialisation"))
+results = outcomes.of_seeds(
+    apart, reordered, left, right, (mean_in_B[lower], *ends), eta,
+    (random_rows.mean(), random_rows.min(), random_rows.max()), rft, about)
+figures.table(predictions.write(profile, "16", results))
 
 # %% [markdown]
 # Intervals are over initialisations and orders, for the share in $B$ over modules, and for the subsets the two values themselves. A line in which neither of the last two judgements is true lies in between: not what was expected, and not far enough off to discard the idea.
@@ -967,7 +757,7 @@ figures.table(predictions.write(profile, "16", outcomes))
 # It becomes $2r / (2r + d_\text{in})$, nearly twice as large. At $r = d_\text{in}$ it is about one half and not one: a square random $A$ lets everything pass, but $A^\top A$ still stretches some directions more than others. Only with orthonormal rows would the window vanish.
 # ````
 #
-# 2. Replace the cosines in `variance_of` by the identity matrix, `np.eye(len(grid))`. Which column shows that the runs share nothing?
+# 2. Give `grid.variance` the identity matrix, `np.eye(len(runs))`, in the place of the cosines. Which column shows that the runs share nothing?
 #
 # ````{dropdown} What happens
 # `share` is zero for all parts but the last, which is one. `observed` equals `by_chance` and is anything but zero: a study that reports $\lVert I_i \rVert^2$ as "explained by the initialisation" finds $(m-1)/mn$ in pure noise.

@@ -27,7 +27,7 @@
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 
 # %%
-import json
+from itertools import chain, combinations
 
 import numpy as np
 import pandas as pd
@@ -37,11 +37,17 @@ from adapter_geometry import geometry, mode_connectivity, updates
 from adapter_geometry.adapters import load_update
 from adapter_geometry.chance import compare_by_chance
 from helpers import profiles, store
-from helpers.analysis import connectivity, interventions, predictions
+from helpers.analysis import (
+    connectivity,
+    interventions,
+    matching,
+    outcomes,
+    path_tables,
+    predictions,
+)
 from helpers.book import figures
-from helpers.data import problems, rollouts
+from helpers.data import rollouts
 from helpers.evaluation import answering, statistics
-from helpers.models import loading
 from helpers.training import trainer
 
 study = profiles.load(profile)
@@ -61,17 +67,12 @@ figures.use_style(study)
 # %%
 folders = {name: trainer.train(study, study.runs[name]) for name in names}
 adapters = {name: load_update(folder / "adapter") for name, folder in folders.items()}
-about = {name: json.loads((folder / "run.json").read_text()) for name,
-         folder in folders.items()}
 norms = {name: updates.norm(update) for name, update in adapters.items()}
-shown = ["sft", "rft", "dpo", "dpo-matched", "sft-low", "rft-low", "dpo-one-pass",
-         "dpo-matched-one-pass", "sft-pairs", "rft-chosen"]
-facts = pd.DataFrame(
-    [{"run": figures.LABELS[name], "objective": study.runs[name].objective,
-      "learning_rate": study.runs[name].learning_rate, "steps": study.runs[name].steps,
-      "rows": about[name]["rows"], "passes": about[name]["passes"], "norm": norms[name]}
-     for name in shown])
-figures.table(facts)
+about = matching.settings(study, folders)
+listed = ["sft", "rft", "dpo", "dpo-matched", "sft-low", "rft-low", "dpo-one-pass",
+          "dpo-matched-one-pass", "sft-pairs", "rft-chosen"]
+facts = about.loc[listed].assign(norm=pd.Series(norms))
+figures.table(facts.reset_index())
 
 # %% [markdown]
 # "Passes" counts how often a run saw its own rows. A step of DPO takes as many *pairs* as a step of SFT takes rows, twice as many rows, so on the same
@@ -111,17 +112,10 @@ planned = interventions.planned(study)
 scaled = {"dpo at sft's norm": ("dpo", "sft"), "dpo at rft's norm": ("dpo", "rft"),
           "dpo-matched at sft's norm": ("dpo-matched", "sft"),
           "sft at dpo's norm": ("sft", "dpo"), "sft at dpo's kl": ("sft", "dpo"),
-          "rft at dpo's kl": ("rft", "dpo"), "sft at dpo-matched's kl":
-          ("sft", "dpo-matched")}
+          "rft at dpo's kl": ("rft", "dpo"),
+          "sft at dpo-matched's kl": ("sft", "dpo-matched")}
 adapters |= {name: interventions.update_of(study, name) for name in scaled}
 norms |= {name: updates.norm(adapters[name]) for name in scaled}
-
-
-def forward_kl(name):
-    """Forward divergence of a run or an intervention from its base, nats a token, with its bootstrap interval."""
-    found = interventions.divergences(study, name)
-    return dict(zip(("kl", "kl_low", "kl_high"), statistics.bootstrap_ratio(found.nats,
-            found.tokens), strict=True))
 
 # %% [markdown]
 # ## Is what is called matched matched?
@@ -130,41 +124,28 @@ def forward_kl(name):
 # bisection.
 
 # %%
-kl = {name: forward_kl(name) for name in [*(name for name in names if name != "rift"),
-        *scaled]}
+answering_runs = [name for name in (*names, *scaled) if name != "rift"]
+kl = matching.divergences(study, answering_runs)
 table = rollouts.load_table(study)
-rows_of = {rows: {number for numbers in rollouts.select(table, rows).values()
-                  for number in numbers} for rows in ("pairs", "chosen")}
-reached = [{"match": "learning rate", "condition": f"{a}, {b}",
-            "reached": study.runs[a].learning_rate / study.runs[b].learning_rate} for a,
-           b in (("dpo-matched", "sft"), ("sft-low", "dpo"), ("rft-low", "dpo"))]
-reached += [{"match": match, "condition": f"{name}, dpo", "reached": about[name]["rows"]
-             / len(rows_of[rows])} for match, name,
-            rows in (("rows", "sft-pairs", "pairs"),
-                     ("chosen rows", "rft-chosen", "chosen"))]
-for name, (run, other) in scaled.items():
-    by_kl = name.endswith("kl")
-    reached.append({"match": "divergence" if by_kl else "norm", "condition": name,
-                    "reached": kl[name]["kl"] / kl[other]["kl"] if by_kl
-                    else norms[name] / norms[other], "factor on the update": norms[name]
-                    / norms[run]})
-reached = pd.DataFrame(reached)
+rows_of = {rows: set(chain.from_iterable(rollouts.select(table, rows).values()))
+           for rows in ("pairs", "chosen")}
+reached = matching.reached(about, norms, kl.kl, scaled, rows_of)
 reached.style.format(precision=6, na_rep="–").hide(axis="index")
 
 # %%
 by = reached.groupby("match", sort=False).reached
-assert (reached[reached.match == "learning rate"].reached == 1).all()
-assert np.allclose(reached[reached.match == "norm"].reached, 1, atol=1e-6)
+assert (by.get_group("learning rate") == 1).all()
+assert np.allclose(by.get_group("norm"), 1, atol=1e-6)
 assert rows_of["chosen"] < rows_of["pairs"]
-assert about["sft-pairs"]["rows"] == about["dpo"]["rows"] == len(rows_of["pairs"])
-Markdown(f"Rates are equal as numbers. SFT on DPO's rows takes the same "
-         f"{len(rows_of['pairs'])} rows as DPO, RFT on the chosen ones the "
-         f"{len(rows_of['chosen'])} that DPO raises. Norms agree to "
-         f"{(by.get_group('norm') - 1).abs().max():.0e}, divergences to "
-         f"{(by.get_group('divergence') - 1).abs().max():.1%}. DPO at most once over "
-         f"its pairs: {about['dpo-one-pass']['passes']:.2f} passes, where SFT makes "
-         f"{about['sft']['passes']:.2f} over its rows. "
-         f"{store.origin(profile, [study.runs[name] for name in (*names, *study.controls['rounding'].runs)])}")
+assert about.rows["sft-pairs"] == about.rows["dpo"] == len(rows_of["pairs"])
+off = {match: (ratios - 1).abs().max() for match, ratios in by}
+trained = [study.runs[name] for name in (*names, *study.controls["rounding"].runs)]
+Markdown(f"""Rates are equal as numbers. SFT on DPO's rows takes the same
+{len(rows_of['pairs'])} rows as DPO, RFT on the chosen ones the {len(rows_of['chosen'])}
+that DPO raises. Norms agree to {off['norm']:.0e}, divergences to
+{off['divergence']:.1%}. DPO at most once over its pairs:
+{about.passes['dpo-one-pass']:.2f} passes, where SFT makes {about.passes['sft']:.2f}
+over its rows. {store.origin(profile, trained)}""")
 
 # %% [markdown]
 # ## How much of the norm is the rate?
@@ -186,27 +167,26 @@ Markdown(f"Rates are equal as numbers. SFT on DPO's rows takes the same "
 
 # %%
 ways = {"through DPO at SFT's rate": norms["dpo-matched"] / norms["dpo"],
-        "through SFT at DPO's rate": norms["sft"] / norms["sft-low"]}
+        "through SFT at DPO's rate": norms["sft"] / norms["sft-low"],
+        "the paper, as far as it says": 3}
+first, second, _ = ways.values()
 ratio = norms["sft"] / norms["dpo"]
-split = pd.DataFrame([{"way": way, "ratio of norms": ratio, "factor of the rate": rate,
-                       "factor of the loss": ratio / rate, "share of the rate, log":
-                       np.log(rate) / np.log(ratio)} for way,
-                      rate in [*ways.items(), ("the paper, as far as it says",
-        np.nan)]])
-split.iloc[-1, 1:] = [13, 3, 13 / 3, np.log(3) / np.log(13)]
+split = pd.DataFrame({"way": list(ways), "ratio of norms": [ratio, ratio, 13],
+                      "factor of the rate": list(ways.values())})
+split["factor of the loss"] = split["ratio of norms"] / split["factor of the rate"]
+split["share of the rate, log"] = (np.log(split["factor of the rate"])
+                                   / np.log(split["ratio of norms"]))
 figures.table(split)
 
 # %%
-step = study.runs["sft"].learning_rate / study.runs["dpo"].learning_rate
-first, second = ways.values()
-Markdown(f"SFT's update is **{ratio:.1f}** times as long as DPO's. A rate {step:.0f} "
-         f"times larger makes DPO's update **{first:.1f}** times and SFT's "
-         f"**{second:.1f}** times as long. At SFT's rate DPO is {first / ratio:.2f} "
-         f"times as long as SFT; at DPO's rate SFT is {ratio / second:.2f} times as "
-         f"long as DPO. The paper says that ten times the rate makes three times the "
-         f"norm and that DPO's norm is thirteen times smaller, which leaves a factor "
-         f"of 4.3 unexplained by the rate. It does not say for which method the "
-         f"factor of three was measured.")
+step = about.learning_rate["sft"] / about.learning_rate["dpo"]
+Markdown(f"""SFT's update is **{ratio:.1f}** times as long as DPO's. A rate {step:.0f}
+times larger makes DPO's update **{first:.1f}** times and SFT's **{second:.1f}** times
+as long. At SFT's rate DPO is {first / ratio:.2f} times as long as SFT; at DPO's rate
+SFT is {ratio / second:.2f} times as long as DPO. The paper says that ten times the rate
+makes three times the norm and that DPO's norm is thirteen times smaller, which leaves a
+factor of 4.3 unexplained by the rate. It does not say for which method the factor of
+three was measured.""")
 
 # %% [markdown]
 # A share above one is no mistake: then the rate explains more than the whole ratio, and the loss works against it. Norms are exact for these runs, and each is one run; how much a norm varies from seed to seed is
@@ -221,23 +201,21 @@ Markdown(f"SFT's update is **{ratio:.1f}** times as long as DPO's. A rate {step:
 # earlier ones: where the gradient turns back or fades, a larger rate gains less than its ratio. The paper's factor of three for ten is $e = .48$.
 
 # %%
-def by_module(name):
-    return np.array([updates.inner(factors, factors) ** 0.5
-                     for factors in adapters[name].values()])
+def growth(name, other):
+    """Quartiles over modules of one run's length over another's."""
+    ratios = [updates.inner(part, part) / updates.inner(start, start) for part, start
+              in zip(adapters[name].values(), adapters[other].values(), strict=True)]
+    return np.quantile(np.sqrt(ratios), [0.25, 0.75])
 
 
-exponents = {method:
-             np.polyfit(np.log([study.runs[name].learning_rate for name in group]),
-                        np.log([norms[name] for name in group]), 1)[0] for method,
-             group in swept.items()}
-spread = np.quantile(by_module("dpo-matched") / by_module("dpo"),
-                     [0.25, 0.75]), np.quantile(by_module("sft") / by_module("sft-low"),
-    [0.25, 0.75])
-Markdown(f"Over four rates the exponent is **{exponents['sft']:.2f}** for SFT and "
-         f"**{exponents['dpo']:.2f}** for DPO. The middle half of the modules grew "
-         f"{spread[0][0]:.1f} to {spread[0][1]:.1f} times under DPO and "
-         f"{spread[1][0]:.1f} to {spread[1][1]:.1f} times under SFT when the rate "
-         f"grew {step:.0f} times.")
+exponents = {method: np.polyfit(np.log(about.learning_rate[group]),
+                                np.log([norms[name] for name in group]), 1)[0]
+             for method, group in swept.items()}
+of_dpo, of_sft = growth("dpo-matched", "dpo"), growth("sft", "sft-low")
+Markdown(f"""Over four rates the exponent is **{exponents['sft']:.2f}** for SFT and
+**{exponents['dpo']:.2f}** for DPO. The middle half of the modules grew {of_dpo[0]:.1f}
+to {of_dpo[1]:.1f} times under DPO and {of_sft[0]:.1f} to {of_sft[1]:.1f} times under
+SFT when the rate grew {step:.0f} times.""")
 
 # %% [markdown]
 # ## The same sweep, and everything else
@@ -249,106 +227,72 @@ Markdown(f"Over four rates the exponent is **{exponents['sft']:.2f}** for SFT an
 halves = {name: load_update(trainer.train(study, study.runs[name]) / "adapter")
           for name in study.controls["rounding"].runs}
 compared = geometry.compare(adapters | halves)
+nulls = compare_by_chance(adapters, 20)
 cosine, sd = (pd.DataFrame(values, compared.runs, compared.runs)
               for values in geometry.stacked_cosine(compared))
-nulls = compare_by_chance(adapters, 20)
-Z = 1.96
-
-
-def beside(run, other):
-    """Two updates: cosine with its band; mean over modules of the first left vectors' overlap, and median of the smallest left angle, with their chance levels."""
-    i, j = compared.runs.index(run), compared.runs.index(other)
-    angles = [np.degrees(np.median(found.angles["left"][:, i, j, 0]))
-              for found in (compared, *nulls)]
-    overlaps = [found.first["left"][:, i, j].mean() for found in (compared, *nulls)]
-    return {"cosine": cosine.loc[run, other], "chance_low": -Z * sd.loc[run, other],
-            "chance_high": Z * sd.loc[run, other], "first left": overlaps[0],
-            "first left, chance": np.quantile(overlaps[1:], 0.975),
-            "smallest angle": angles[0], "smallest angle, chance":
-            np.quantile(angles[1:], 0.025)}
-
-
-model = loading.load_model(study)
-texts = connectivity.held_out_texts(study, model.device)
-weights = updates.weights_of(model, adapters["sft"])
-ends = [*zip(*swept.values(), strict=True), ("rift", "dpo-matched")]
-paths = {(a, b): mode_connectivity.along(model, weights, texts, adapters[a],
-        adapters[b], np.linspace(0, 1, 9), f"{a} to {b}") for a, b in ends}
-heights = {pair: mode_connectivity.barrier(found).set_index("metric") for pair,
-           found in paths.items()}
+band = 1.96 * sd  # half the width of the band of chance
 
 # %% [markdown]
 # The answers come in two sizes: the base and the main runs answered every test problem, controls and interventions the first ones of the same list. Accuracies therefore carry their $n$, and a test of two conditions
 # uses the problems that both answered.
 
 # %%
-def answers_of(name):
-    if name in planned:
-        return interventions.records(study, name)
-    return answering.evaluate(study, study.runs.get(name, name)).query(
-        "split == 'test'")
+records = matching.records(study, ["base", *kl.index])
+accuracy = statistics.accuracy_table(records).set_index("run")
+columns = ["n", "accuracy", "low", "high", "unparsed", "mean_tokens"]
+by_run = pd.DataFrame({"norm": norms | {"base": 0.0}}).join([accuracy[columns], kl])
+by_run.loc["base", "kl"] = 0.0
 
 
-records = pd.concat([answers_of(name).assign(run=name) for name in ["base", *kl]])
-accuracy = statistics.accuracy_table(records).set_index("run")[["n", "accuracy", "low",
-        "high", "unparsed", "mean_tokens"]]
-
-
-def paired(pairs, found):
-    """Each pair's difference on the problems that both answered, with its exact test, Holm over the pairs given."""
-    return statistics.mcnemar_table(found, pairs).drop(columns=["split", "detectable"])
+def paired(pairs, among):
+    """Each pair's difference on problems that both answered; Holm over the pairs."""
+    return statistics.mcnemar_table(among, pairs).drop(columns=["split", "detectable"])
 
 # %%
-lines = []
-for a, b in zip(*swept.values(), strict=True):
-    geometry_of, high = beside(a, b), heights[a, b].loc["rollout"]
-    for name in (a, b):
-        lines.append({"run": name, "learning_rate": study.runs[name].learning_rate,
-                      "norm": norms[name],
-                      **accuracy.loc[name, ["n", "accuracy", "low", "high"]],
-                      **kl[name],
-                      **{key: geometry_of[key] for key in ("cosine", "chance_low",
-                "chance_high")}, "barrier": high.above_chord, "noise": high.noise})
-rates = store.write_table(profile, "rates", pd.DataFrame(lines))
-base = pd.DataFrame(
-    [{"run": "base", "norm": 0.0,
-      **accuracy.loc["base", ["n", "accuracy", "low", "high"]], "kl": 0.0}])
-both = pd.concat([base, rates])
-figures.table(both.assign(n=both.n.astype(int)).drop(columns=["chance_low", "kl_low",
-        "kl_high"]))
+equal_rates = list(zip(*swept.values(), strict=True))
+ends = [*equal_rates, ("rift", "dpo-matched")]
+paths = path_tables.walked(study, adapters, ends, points=9)
+heights = pd.concat({pair: mode_connectivity.barrier(nats).set_index("metric")
+                     for pair, nats in paths.items()}, names=["run_a", "run_b"])
+heights = heights.xs("rollout", level="metric")
+of_pairs = matching.likeness(compared, nulls, equal_rates)
+of_pairs = of_pairs[["cosine", "chance_low", "chance_high"]].assign(
+    barrier=heights.above_chord, noise=heights.noise)
+columns = ["norm", "n", "accuracy", "low", "high", *kl.columns]
+rates = by_run.loc[list(chain(*equal_rates)), columns].reset_index(names="run")
+rates.insert(1, "learning_rate", rates.run.map(about.learning_rate))
+rates = rates.join(of_pairs.loc[[pair for pair in equal_rates for _ in pair]]
+                   .reset_index(drop=True))
+store.write_table(profile, "rates", rates)
+base = by_run.loc[["base"], columns].reset_index(names="run")
+both = pd.concat([base, rates]).astype({"n": int})
+figures.table(both.drop(columns=["chance_low", "kl_low", "kl_high"]))
 
 # %% mystnb={"image": {"alt": "Log-log plot of the norm of the update against the learning rate, one rising line for SFT and one for DPO"}, "figure": {"caption": "Norm of the update against the peak learning rate, for SFT and for DPO, all else equal; the slope of a line is the exponent of {eq}`eq-matched-exponent`.", "name": "fig-matched-norms"}}
 rates["method"] = rates.run.str.split("-").str[0]
-figures.lines_of_runs(
-    {"": rates.assign(run=rates.method).drop(columns=["low", "high", "chance_low",
-        "chance_high"])}, "learning_rate", "norm", "learning rate",
-    "norm of the update", log=True);
+by_method = rates[["method", "learning_rate", "norm"]].rename(columns={"method": "run"})
+figures.lines_of_runs({"": by_method}, "learning_rate", "norm", "learning rate",
+                      "norm of the update", log=True);
 
 # %%
 at = rates.set_index("run")
-bars = [f"{study.runs[a].learning_rate:g}: {at.cosine[b]:+.3f} (chance "
-        f"±{at.chance_high[b]:.3f})" for a, b in zip(*swept.values(), strict=True)]
-inside = sum(abs(at.cosine[b]) <= at.chance_high[b] for b in swept["dpo"])
-over = int(sum(heights[pair].above_chord["rollout"] > heights[pair].noise["rollout"]
-               for pair in ends[:-1]))
-best = {method: at.loc[group].accuracy.idxmax() for method, group in swept.items()}
-drop = {method: accuracy.accuracy["base"] - at.accuracy[group] for method,
-        group in swept.items()}
-Markdown(f"Cosine of SFT and DPO at equal rates, {'; '.join(bars)}. **{inside} of 4** "
-         f"lie within chance. The path between the two rises above its chord by more "
-         f"than chance at {over} of 4 rates. Against the base's "
-         f"{accuracy.accuracy['base']:.1%}, SFT falls by "
-         f"{100 * drop['sft'].iloc[0]:.1f} points at the lowest rate and "
-         f"{100 * drop['sft'].iloc[-1]:.1f} at the highest, DPO by "
-         f"{100 * drop['dpo'].iloc[0]:.1f} and **{100 * drop['dpo'].iloc[-1]:.1f}**. "
-         f"Each method's best accuracy is at "
-         f"{study.runs[best['sft']].learning_rate:g} (SFT) and "
-         f"{study.runs[best['dpo']].learning_rate:g} (DPO). Trained once more with "
-         f"the gradient of each step summed in two halves, in exact arithmetic the "
-         f"same run, SFT has a cosine of {cosine.loc['sft', 'sft-halves']:.4f} with "
-         f"itself and DPO at SFT's rate "
-         f"**{cosine.loc['dpo-matched', 'dpo-matched-halves']:.4f}** (chance "
-         f"±{Z * sd.loc['dpo-matched', 'dpo-matched-halves']:.3f}).")
+lines = [f"{at.learning_rate[run]:g}: {row.cosine:+.3f} (chance ±{row.chance_high:.3f})"
+         for run, row in zip(swept["sft"], of_pairs.itertuples(), strict=True)]
+inside = (of_pairs.cosine.abs() <= of_pairs.chance_high).sum()
+over = (of_pairs.barrier > of_pairs.noise).sum()
+drop = 100 * (by_run.accuracy["base"] - at.accuracy)
+sft, dpo = (drop[group].iloc[[0, -1]].tolist() for group in swept.values())
+best = [at.learning_rate[at.accuracy[group].idxmax()] for group in swept.values()]
+Markdown(f"""Cosine of SFT and DPO at equal rates, {'; '.join(lines)}. **{inside} of 4**
+lie within chance. The path between the two rises above its chord by more than chance at
+{over} of 4 rates. Against the base's {by_run.accuracy['base']:.1%}, SFT falls by
+{sft[0]:.1f} points at the lowest rate and {sft[1]:.1f} at the highest, DPO by
+{dpo[0]:.1f} and **{dpo[1]:.1f}**. Each method's best accuracy is at {best[0]:g} (SFT)
+and {best[1]:g} (DPO). Trained once more with the gradient of each step summed in two
+halves, in exact arithmetic the same run, SFT has a cosine of
+{cosine.loc['sft', 'sft-halves']:.4f} with itself and DPO at SFT's rate
+**{cosine.loc['dpo-matched', 'dpo-matched-halves']:.4f}** (chance
+±{band.loc['dpo-matched', 'dpo-matched-halves']:.3f}).""")
 
 # %% [markdown]
 # Two readings of the table and of {numref}`fig-matched-norms` should be kept apart. Read down, it says what a rate does to one loss. Read in pairs, it says how the two losses compare at one rate, which is the comparison
@@ -363,20 +307,20 @@ Markdown(f"Cosine of SFT and DPO at equal rates, {'; '.join(bars)}. **{inside} o
 # direction were kinder than SFT's, its line would lie above SFT's at the same divergence. If DPO only moved less, both would lie on one line and DPO at its left.
 
 # %% mystnb={"image": {"alt": "Accuracy against forward divergence from the base on a logarithmic axis, solid lines for SFT and DPO at four rates, dashed lines for both updates scaled, and a dashed horizontal line at the base"}, "figure": {"caption": "Share of test problems solved against the forward divergence from the base, with 95 % intervals. Solid: SFT and DPO trained at four rates; dashed: the update of SFT, and of DPO, times a factor; dotted: the base.", "name": "fig-matched-plane"}}
-steps = {"sft": [name for name in planned if name.startswith("sft times ")],
-         "dpo": [name for name in planned if name.startswith("dpo times ")]}
-grown = pd.concat([interventions.table(study, names_of).assign(run=f"scaled-{method}")
-                   for method, names_of in steps.items()])
-own = rates.assign(run=rates.method)[["run", "accuracy", "low", "high", "kl"]]
-plane = pd.concat([own, grown[["run", "accuracy", "low", "high", "kl"]]]).assign(
-    metric="accuracy").rename(columns={"accuracy": "value"}).sort_values(["run", "kl"])
-fig = figures.curves_by_run(plane[plane.kl > 0], "run", "kl", "KL(base || policy), "
-                                                              "nats a token",
+columns = ["run", "accuracy", "low", "high", "kl"]
+parts = [rates.assign(run=rates.method)[columns]]
+for method in swept:
+    steps = [name for name in planned if name.startswith(f"{method} times ")]
+    steps = interventions.table(study, steps).assign(run=f"scaled-{method}")
+    parts.append(steps[columns])
+plane = pd.concat(parts).assign(metric="accuracy").sort_values(["run", "kl"])
+plane = plane[plane.kl > 0].rename(columns={"accuracy": "value"})
+fig = figures.curves_by_run(plane, "run", "kl", "KL(base || policy), nats per token",
                             "share solved", {"accuracy": ""})
 fig.axes[0].set_xscale("log")
-for drawn in fig.axes[0].lines:
-    drawn.set_markevery(1)
-fig.axes[0].axhline(accuracy.accuracy["base"], color=figures.COLOURS["base"],
+for line in fig.axes[0].lines:
+    line.set_markevery(1)
+fig.axes[0].axhline(by_run.accuracy["base"], color=figures.COLOURS["base"],
                     linestyle=":", linewidth=1);
 
 # %% [markdown]
@@ -385,28 +329,23 @@ fig.axes[0].axhline(accuracy.accuracy["base"], color=figures.COLOURS["base"],
 # %%
 pairs = [(name, other) for name, (_, other) in scaled.items()]
 equal = paired(pairs, records)
-labelled = equal.assign(run_a=[planned[name].label for name in equal.run_a],
-                        run_b=[figures.LABELS[run] for run in equal.run_b])
-labelled["divergences"] = [f"{kl[a]['kl']:.4f}, {kl[b]['kl']:.4f}" for a, b in pairs]
+labelled = equal.assign(run_a=[planned[name].label for name in equal.run_a])
+labelled["divergences"] = [f"{kl.kl[a]:.4f}, {kl.kl[b]:.4f}" for a, b in pairs]
 figures.table(labelled)
 
 # %%
-test_of = {(row.run_a, row.run_b): row for row in equal.itertuples()}
-
-
-def said(name):
+def said(row):
     """One sentence on an intervention against the run that it was matched to."""
-    row = test_of[name, scaled[name][1]]
-    word = "cannot be told apart" if row.p_holm >= 0.05 else "does better" if row.difference > 0 else "does worse"
-    return f"{planned[name].label} against {figures.LABELS[row.run_b]}: {row.difference:+.1%} ({row.low:+.1%} to {row.high:+.1%}), {word}"
+    word = ("cannot be told apart" if row.p_holm >= 0.05
+            else "does better" if row.difference > 0 else "does worse")
+    return (f"{planned[row.run_a].label} against {figures.LABELS[row.run_b]}: "
+            f"{row.difference:+.1%} ({row.low:+.1%} to {row.high:+.1%}), {word}")
 
 
-Markdown("At equal norm, " + "; ".join(said(name) for name in scaled
-        if name.endswith("norm")) + ". At equal divergence, " + "; ".join(said(name)
-        for name in scaled if name.endswith("kl")) + f". In all, "
-                                                     f"{int((equal.p_holm < 0.05).sum())} "
-                                                     f"of {len(equal)} differ after "
-                                                     f"Holm's correction.")
+at_norm, at_kl = ("; ".join(said(row) for row in equal.itertuples()
+                            if row.run_a.endswith(match)) for match in ("norm", "kl"))
+Markdown(f"""At equal norm, {at_norm}. At equal divergence, {at_kl}. In all,
+{int((equal.p_holm < 0.05).sum())} of {len(equal)} differ after Holm's correction.""")
 
 # %% [markdown]
 # How to read these lines. "SFT at DPO's norm" and "SFT at DPO's divergence" against DPO decide whether DPO's small loss of accuracy is a merit of its direction: where they cannot be told apart, a shortened SFT would have served as
@@ -435,21 +374,18 @@ group = ["sft", "rft", "sft-pairs", "rft-chosen", "dpo-matched", "dpo", "dpo-one
 figures.matrix(cosine.loc[group, group].to_numpy(), group, "cosine");
 
 # %%
-short, long = norms["dpo-one-pass"] / norms["dpo"], norms[
-    "dpo-matched-one-pass"] / norms["dpo-matched"]
-widest = Z * sd.loc[group, group].where(~np.eye(len(group), dtype=bool)).max().max()
-Markdown(f"Chance is within ±{widest:.3f} or less in every cell. SFT on DPO's rows has "
-         f"a cosine of {cosine.loc['sft-pairs', 'sft']:.3f} with SFT, "
-         f"**{cosine.loc['sft-pairs', 'dpo-matched']:+.3f}** with DPO at the same "
-         f"rate on the same rows, and {cosine.loc['sft-pairs', 'dpo']:+.3f} with DPO "
-         f"at its own rate; RFT on the chosen rows, which makes as many passes as "
-         f"DPO, {cosine.loc['rft-chosen', 'sft']:.3f}, "
-         f"**{cosine.loc['rft-chosen', 'dpo-matched']:+.3f}** and "
-         f"{cosine.loc['rft-chosen', 'dpo']:+.3f}. After one pass DPO's update has "
-         f"{short:.2f} of its final norm at its own rate and {long:.2f} at SFT's, and "
-         f"cosines of {cosine.loc['dpo-one-pass', 'dpo']:.3f} and "
-         f"{cosine.loc['dpo-matched-one-pass', 'dpo-matched']:.3f} with the finished "
-         f"runs.")
+shares = {"own": norms["dpo-one-pass"] / norms["dpo"],
+          "sft": norms["dpo-matched-one-pass"] / norms["dpo-matched"]}
+widest = band.loc[group, group].where(~np.eye(len(group), dtype=bool)).max().max()
+rows, chosen = cosine.loc["sft-pairs"], cosine.loc["rft-chosen"]
+Markdown(f"""Chance is within ±{widest:.3f} or less in every cell. SFT on DPO's rows has
+a cosine of {rows['sft']:.3f} with SFT, **{rows['dpo-matched']:+.3f}** with DPO at the
+same rate on the same rows, and {rows['dpo']:+.3f} with DPO at its own rate; RFT on the
+chosen rows, which makes as many passes as DPO, {chosen['sft']:.3f},
+**{chosen['dpo-matched']:+.3f}** and {chosen['dpo']:+.3f}. After one pass DPO's update
+has {shares['own']:.2f} of its final norm at its own rate and {shares['sft']:.2f} at
+SFT's, and cosines of {cosine.loc['dpo-one-pass', 'dpo']:.3f} and
+{cosine.loc['dpo-matched-one-pass', 'dpo-matched']:.3f} with the finished runs.""")
 
 # %% [markdown]
 # The lower left block of {numref}`fig-matched-rows` is the one that decides: rows from SFT's kind of loss, columns from DPO's, equal rows, and for one pair of them equal rates. RFT and DPO differ there in nothing but what is done with the
@@ -463,40 +399,26 @@ Markdown(f"Chance is within ±{widest:.3f} or less in every cell. SFT on DPO's r
 # really trained. Is DPO at SFT's rate nearer to SFT when it has SFT's norm?
 
 # %%
-def snapshots(name):
-    """{step: update} along a run, the finished one last."""
-    kept = {step: load_update(folders[name] / "snapshots" / f"step-{step}")
-            for step in study.runs[name].snapshots}
-    return kept | {study.runs[name].steps: adapters[name]}
+traced = {name: folders[name] for name in ("rft", "dpo-matched", "dpo")}
+along = matching.along_training(study, traced, adapters["sft"])
 
 
 # %% mystnb={"image": {"alt": "Cosine with the finished SFT against the norm relative to SFT's along the training of RFT, DPO at SFT's rate and DPO, with grey chance bands around zero"}, "figure": {"caption": "Cosine with the finished SFT along the training of RFT and of DPO at two rates, against the norm reached, in per cent of SFT's; grey: 95 % of what chance gives.", "name": "fig-matched-training"}}
-lines = []
-for name in ("rft", "dpo-matched", "dpo"):
-    for number, update in snapshots(name).items():
-        values, spreads = geometry.stacked_cosine(
-            geometry.compare({"sft": adapters["sft"], "here": update}))
-        lines.append({"run": name, "step": number, "norm": updates.norm(update),
-                      "relative": 100 * updates.norm(update) / norms["sft"],
-                      "cosine": values[0, 1], "chance_low": -Z * spreads[0, 1],
-                      "chance_high": Z * spreads[0, 1]})
-along = pd.DataFrame(lines).dropna()
-along_shown = along.assign(run=along.run.replace("dpo-matched", "DPO, SFT's rate"))
-figures.lines_of_runs({"": along_shown}, "relative", "cosine", "norm, % of SFT's",
+shown = along.replace({"run": {"dpo-matched": "DPO, SFT's rate"}})
+figures.lines_of_runs({"": shown}, "relative", "cosine", "norm, % of SFT's",
                       "cosine with the finished SFT");
 
 # %%
-trace = along[along.run == "dpo-matched"]
+trace, of_rft = (along[along.run == name] for name in ("dpo-matched", "rft"))
 nearest = trace.iloc[(trace.relative - 100).abs().argmin()]
-reaches = "passes SFT's norm" if trace.relative.max() >= 100 else "never reaches SFT's norm"
+reaches = "passes" if trace.relative.max() >= 100 else "never reaches"
 within = "within" if abs(nearest.cosine) <= nearest.chance_high else "outside"
-Markdown(f"DPO at SFT's rate {reaches}. Nearest to it is step {nearest.step:.0f}, with "
-         f"{nearest.relative:.0f} % of SFT's norm; its cosine with SFT is "
-         f"**{nearest.cosine:+.3f}**, {within} the band of chance "
-         f"(±{nearest.chance_high:.3f}). Along the whole run the cosine stays between "
-         f"{trace.cosine.min():+.3f} and {trace.cosine.max():+.3f}; RFT's goes from "
-         f"{along[along.run == 'rft'].cosine.iloc[0]:.3f} to "
-         f"{along[along.run == 'rft'].cosine.iloc[-1]:.3f}.")
+Markdown(f"""DPO at SFT's rate {reaches} SFT's norm. Nearest to it is step
+{nearest.step:.0f}, with {nearest.relative:.0f} % of SFT's norm; its cosine with SFT is
+**{nearest.cosine:+.3f}**, {within} the band of chance (±{nearest.chance_high:.3f}).
+Along the whole run the cosine stays between {trace.cosine.min():+.3f} and
+{trace.cosine.max():+.3f}; RFT's goes from {of_rft.cosine.iloc[0]:.3f} to
+{of_rft.cosine.iloc[-1]:.3f}.""")
 
 # %% [markdown]
 # In {numref}`fig-matched-training` RFT shows what the picture of a method that follows SFT looks like, from its first steps on. A line that stays near the band all the way says that length has nothing to do with it; a line that
@@ -515,66 +437,58 @@ conditions = {"sft": "reference", "rft": "all but the rows", "dpo": "nothing",
               "rft-chosen": "chosen rows, passes", "dpo at sft's norm": "norm",
               "dpo at rft's norm": "norm", "dpo-matched at sft's norm": "rate, norm",
               "sft at dpo's norm": "norm", "sft at dpo's kl": "divergence",
-              "rft at dpo's kl": "divergence", "sft at dpo-matched's kl":
-              "divergence, rate"}
+              "rft at dpo's kl": "divergence",
+              "sft at dpo-matched's kl": "divergence, rate"}
 label_of = {name: planned[name].label if name in planned else figures.LABELS[name]
-            for name in conditions}
-against_base = paired([(name, "base") for name in conditions],
-                      records).set_index("run_a")
-whole = pd.DataFrame([{"run": name, "condition": condition, "norm": norms[name],
-                       **beside(name, "sft"), **accuracy.loc[name], **kl[name],
-                       "difference": against_base.difference[name],
-                       "difference_low": against_base.low[name],
-                       "difference_high": against_base.high[name],
-                       "p_holm": against_base.p_holm[name]} for name,
-                      condition in conditions.items()])
-matched = store.write_table(profile, "matched",
-                            whole.rename(columns={"cosine": "cosine_sft"})[
-                                ["run", "condition", "norm", "cosine_sft", "chance_low",
-                                 "chance_high", "accuracy", "low", "high", "kl",
-                                 "kl_low", "kl_high"]])
-weight_side = whole[["run", "condition", "norm", "cosine", "chance_high", "first left",
+            for name in ["base", *conditions]}
+with_sft = matching.likeness(compared, nulls, [(name, "sft") for name in conditions])
+whole = by_run.loc[list(conditions)].join(with_sft.droplevel("run_b"))
+whole.insert(0, "condition", list(conditions.values()))
+columns = ["run", "condition", "norm", "cosine_sft", "chance_low", "chance_high",
+           "accuracy", "low", "high", "kl", "kl_low", "kl_high"]
+stored = whole.rename(columns={"cosine": "cosine_sft"}).reset_index(names="run")
+store.write_table(profile, "matched", stored[columns])
+weight_side = whole[["condition", "norm", "cosine", "chance_high", "first left",
                      "first left, chance", "smallest angle", "smallest angle, chance"]]
-figures.table(weight_side.assign(run=weight_side.run.map(label_of)))
+figures.table(weight_side.rename(index=label_of).reset_index(names="run"))
 
 # %%
-columns = ["run", "condition", "n", "accuracy", "low", "high", "mean_tokens",
-           "difference", "difference_low", "difference_high", "p_holm", "kl", "kl_low",
-           "kl_high"]
-behaviour = pd.concat([whole,
-                       pd.DataFrame(
-                           [{"run": "base", "condition": "–", **accuracy.loc["base"],
-                             "kl": 0.0}])])[columns]
-figures.table(behaviour.assign(run=behaviour.run.map(lambda name: label_of.get(name,
-        name)), n=behaviour.n.astype(int)))
+against_base = paired([(name, "base") for name in conditions], records)
+against_base = against_base.set_index("run_a")
+names_of = {"low": "difference_low", "high": "difference_high"}
+tests = against_base[["difference", "low", "high", "p_holm"]].rename(columns=names_of)
+behaviour = pd.concat([whole, by_run.loc[["base"]].assign(condition="–")]).join(tests)
+columns = ["condition", "n", "accuracy", "low", "high", "mean_tokens", *tests,
+           *kl.columns]
+shown = behaviour[columns].astype({"n": int}).rename(index=label_of)
+figures.table(shown.reset_index(names="run"))
 
 # %% mystnb={"image": {"alt": "Dot plot of accuracy with Wilson intervals for the base, SFT, RFT, DPO and the trained controls that match rate, rows or passes, with a dashed line at the base"}, "figure": {"caption": "Share of test problems solved by the trained conditions, with 95 % Wilson intervals; dashed: the base.", "name": "fig-matched-accuracy"}}
-trained = statistics.accuracy_table(records).query("run == 'base' or (run in "
-                                                   "@conditions and run not in "
-                                                   "@planned)")
-figures.intervals(trained, "accuracy", "low", "high", "share of test problems solved",
-                  reference="base");
+of_runs = ["base", *(name for name in conditions if name not in planned)]
+trained = accuracy.loc[[name for name in accuracy.index if name in of_runs]]
+figures.intervals(trained.reset_index(), "accuracy", "low", "high",
+                  "share of test problems solved", reference="base");
 
 # %%
-order = trained.set_index("run").accuracy.drop("base").sort_values()
-lost = against_base[(against_base.p_holm < 0.05) & (against_base.difference < 0)]
-gained = against_base[(against_base.p_holm < 0.05) & (against_base.difference > 0)]
-rate_test = paired([("dpo-matched", "dpo"), ("dpo-matched", "sft")],
-                   records).set_index("run_b")
-Markdown(f"Of {len(conditions)} conditions {len(lost)} solve fewer problems than the "
-         f"base and {len(gained)} more, after Holm's correction over all of them. Of "
-         f"the trained ones the lowest is {figures.LABELS[order.index[0]]} with "
-         f"**{order.iloc[0]:.1%}**, the highest {figures.LABELS[order.index[-1]]} "
-         f"with **{order.iloc[-1]:.1%}**. DPO at SFT's rate minus DPO at its own is "
-         f"{rate_test.difference['dpo']:+.1%} ({rate_test.low['dpo']:+.1%} to "
-         f"{rate_test.high['dpo']:+.1%}, $p$ = {rate_test.p_holm['dpo']:.2g}), and "
-         f"minus SFT at the same rate {rate_test.difference['sft']:+.1%} "
-         f"({rate_test.low['sft']:+.1%} to {rate_test.high['sft']:+.1%}, $p$ = "
-         f"{rate_test.p_holm['sft']:.2g}).")
+order = trained.accuracy.drop("base").sort_values()
+is_apart = against_base.p_holm < 0.05
+lost = (is_apart & (against_base.difference < 0)).sum()
+gained = (is_apart & (against_base.difference > 0)).sum()
+rate_pairs = [("dpo-matched", "dpo"), ("dpo-matched", "sft")]
+rate_test = paired(rate_pairs, records).set_index("run_b")
+own_rate, same_rate = rate_test.loc["dpo"], rate_test.loc["sft"]
+Markdown(f"""Of {len(conditions)} conditions {lost} solve fewer problems than the base
+and {gained} more, after Holm's correction over all of them. Of the trained ones the
+lowest is {figures.LABELS[order.index[0]]} with **{order.iloc[0]:.1%}**, the highest
+{figures.LABELS[order.index[-1]]} with **{order.iloc[-1]:.1%}**. DPO at SFT's rate minus
+DPO at its own is {own_rate.difference:+.1%} ({own_rate.low:+.1%} to
+{own_rate.high:+.1%}, $p$ = {own_rate.p_holm:.2g}), and minus SFT at the same rate
+{same_rate.difference:+.1%} ({same_rate.low:+.1%} to {same_rate.high:+.1%}, $p$ =
+{same_rate.p_holm:.2g}).""")
 
 # %% [markdown]
-# The column of tokens in the second table belongs to {numref}`fig-matched-accuracy`: it tells whether a model has taken on the teacher's long manner or kept the base's short one. Two models can lose the same number of problems for different reasons, one because it
-# writes in a manner that it has not practised, the other because it no longer computes as well in its own.
+# The column of tokens in the second table belongs to {numref}`fig-matched-accuracy`: it tells whether a model has taken on the teacher's long style or kept the base's short one. Two models can lose the same number of problems for different reasons, one because it
+# writes in a style that it has not practised, the other because it no longer computes as well in its own.
 #
 # ## Loss, rate, rows or norm?
 #
@@ -593,15 +507,14 @@ matches = {("sft", "dpo"): "nothing", ("sft", "dpo-matched"): "rate (SFT's)",
            ("sft-pairs", "dpo"): "rows", ("sft-pairs", "dpo-matched"): "rate, rows",
            ("rft-chosen", "dpo-matched"): "rate, chosen rows, passes",
            ("sft", "rft"): "all but wrong rows"}
-share = pd.DataFrame([{"run_a": a, "run_b": b, "matched": what,
-                       **{key: beside(a, b)[key] for key in ("cosine", "chance_low",
-        "chance_high")}} for (a, b), what in matches.items()])
-late = pd.DataFrame([{"run_a": "sft", "run_b": f"DPO, SFT's rate, step "
-                                               f"{nearest.step:.0f}",
-                      "matched": "rate, norm by training",
-                      **nearest[["cosine", "chance_low", "chance_high"]]}])
-share = pd.concat([share, late], ignore_index=True)
-unmatched, full = share.cosine[0], cosine.loc["sft", "rft"]
+columns = ["cosine", "chance_low", "chance_high"]
+share = matching.likeness(compared, nulls, list(matches))[columns]
+share.insert(0, "matched", list(matches.values()))
+late = pd.DataFrame([{"run_a": "sft", "matched": "rate, norm by training",
+                      "run_b": f"DPO, SFT's rate, step {nearest.step:.0f}",
+                      **nearest[columns]}])
+share = pd.concat([share.reset_index(), late], ignore_index=True)
+unmatched, full = cosine.loc["sft", ["dpo", "rft"]]
 share["explained"] = (share.cosine - unmatched) / (full - unmatched)
 figures.table(share)
 
@@ -609,19 +522,17 @@ figures.table(share)
 figures.pairs(share, "cosine", "cosine of the stacked updates");
 
 # %%
-tried = share[
-    ~share.matched.isin(["nothing", "all but wrong rows"])].dropna().sort_values(
-        "explained")
+is_tried = ~share.matched.isin(["nothing", "all but wrong rows"])
+tried = share[is_tried].dropna().sort_values("explained")
 most, others = tried.iloc[-1], tried.explained.iloc[:-1]
 answer = ("none of the matches goes half of the way, and what is left is **the loss**"
-          if most.explained < 0.5 else f"matching **{most.matched}** goes more than "
-                                       f"half of the way")
-Markdown(f"By {{eq}}`eq-matched-share`, the match that goes furthest is "
-         f"*{most.matched}*, with {most.explained:.0%} (a cosine of "
-         f"{most.cosine:+.3f}, chance ±{most.chance_high:.3f}); the others lie "
-         f"between {others.min():.0%} and {others.max():.0%}. So {answer}. By "
-         f"{{eq}}`eq-matched-scaling` the norm alone explains nothing, by "
-         f"construction.")
+          if most.explained < 0.5 else
+          f"matching **{most.matched}** goes more than half of the way")
+Markdown(f"""By {{eq}}`eq-matched-share`, the match that goes furthest is
+*{most.matched}*, with {most.explained:.0%} (a cosine of {most.cosine:+.3f}, chance
+±{most.chance_high:.3f}); the others lie between {others.min():.0%} and
+{others.max():.0%}. So {answer}. By {{eq}}`eq-matched-scaling` the norm alone explains
+nothing, by construction.""")
 
 # %% [markdown]
 # A dot of {numref}`fig-matched-cosines` outside its band is a real relation, and may still be a small one: bands for updates of this size are narrow, and a cosine of .1 is one hundredth of the energy. Near-orthogonality and "unrelated" are two statements. The
@@ -635,26 +546,28 @@ Markdown(f"By {{eq}}`eq-matched-share`, the match that goes furthest is "
 # %%
 goals = {"dpo": "DPO", "base": "the base", "scaled-dpo": "DPO at RIFT's norm",
          "dpo-matched": "DPO, SFT's rate"}
-found = {goal: paths["rift", goal] if goal == "dpo-matched"
-         else connectivity.losses(study, "rift", goal) for goal in goals}
-barriers = pd.concat([mode_connectivity.barrier(part).assign(run_a="rift",
-        run_b=goals[goal]) for goal, part in found.items()], ignore_index=True)
+from_rift = {goal: paths["rift", goal] if goal == "dpo-matched"
+             else connectivity.losses(study, "rift", goal) for goal in goals}
+barriers = pd.concat([mode_connectivity.barrier(nats).assign(run_b=goals[goal])
+                      for goal, nats in from_rift.items()], ignore_index=True)
 figures.table(barriers[["run_b", "metric", "above_chord", "low", "high", "noise", "at",
                         "above_mean", "mean_low", "mean_high"]])
 
 # %% mystnb={"image": {"alt": "Barriers with intervals on the paths from RIFT to DPO, to the base, to DPO at RIFT's norm and to DPO at SFT's rate, for both losses, over grey bars for chance"}, "figure": {"caption": "Barriers on four paths that start at RIFT, above the chord and above the mean of the ends, with 95 % intervals; grey: the height that a straight path reaches by chance.", "name": "fig-matched-barriers"}}
-figures.barriers(barriers, "nats a token", {"rollout": "loss of rollouts",
-        "boxed answer": "bare-answer loss"});
+figures.barriers(barriers.assign(run_a="rift"), "nats per token", {
+    "rollout": "loss of rollouts", "boxed answer": "bare-answer loss"});
 
 # %%
 sentences = []
 for metric, words in (("rollout", "the loss of rollouts"),
                       ("boxed answer", "the bare-answer loss")):
-    part = barriers[barriers.metric == metric].set_index("run_b")
-    high = part.index[part.above_chord > part.noise].tolist()
+    part = barriers[barriers.metric == metric]
+    high = part.run_b[part.above_chord > part.noise].tolist()
+    values = "; ".join(f"{row.run_b} {row.above_chord:.3f}, chance {row.noise:.3f}"
+                        for row in part.itertuples())
     sentences.append(f"By {words}, {', '.join(high) or 'no path'} "
                      f"exceed{'' if len(high) > 1 else 's'} chance above the chord "
-                     f"({'; '.join(f'{goal} {row.above_chord:.3f}, chance {row.noise:.3f}' for goal, row in part.iterrows())}).")
+                     f"({values}).")
 Markdown(" ".join(sentences))
 
 # %% [markdown]
@@ -671,35 +584,30 @@ kin = ["dpo-matched", *relatives, "dpo", "sft", "rft"]
 figures.matrix(cosine.loc[kin, kin].to_numpy(), kin, "cosine");
 
 # %%
-to_base = paired([(name, "base") for name in ["dpo-matched", *relatives]],
-                 records).set_index("run_a")
-family = pd.DataFrame([{"run": figures.LABELS[name], "norm": norms[name],
-                        "cosine with DPO": cosine.loc[name, "dpo-matched"],
-                        "chance": Z * sd.loc[name, "dpo-matched"],
-                        "cosine with SFT": cosine.loc[name, "sft"],
-                        **accuracy.loc[name,
-        ["accuracy", "low", "high", "mean_tokens"]],
-                        "difference": to_base.difference.get(name),
-                        "p_holm": to_base.p_holm.get(name), **kl[name]}
-                       for name in ["dpo-matched", *relatives, "dpo", "sft"]])
-base_row = pd.DataFrame(
-    [{"run": "base", "norm": 0.0,
-      **accuracy.loc["base", ["accuracy", "low", "high", "mean_tokens"]], "kl": 0.0}])
-figures.table(pd.concat([family, base_row]))
+at_rate = ["dpo-matched", *relatives]
+to_base = paired([(name, "base") for name in at_rate], records).set_index("run_a")
+family = by_run.loc[[*at_rate, "dpo", "sft", "base"], ["norm"]].assign(**{
+    "cosine with DPO": cosine["dpo-matched"], "chance": band["dpo-matched"],
+    "cosine with SFT": cosine["sft"]})
+behaviour = by_run.join(to_base[["difference", "p_holm"]])[[
+    "accuracy", "low", "high", "mean_tokens", "difference", "p_holm", *kl.columns]]
+figures.table(family.join(behaviour).reset_index(names="run"))
 
 # %%
-likeness = cosine.loc[relatives, "dpo-matched"]
-among = [cosine.loc[a, b] for place, a in enumerate(relatives)
-         for b in relatives[place + 1:]]
-verdict = "They are a family in this sense" if likeness.min() > 0.5 else "They are not one family" if likeness.min() < 0.2 else "Some are closer to it than others, and all are closer than chance" if likeness.min() > family.chance.max() else "They are not one family"
-Markdown(f"With DPO at the same rate the four have cosines of {likeness.min():.2f} "
-         f"({figures.LABELS[likeness.idxmin()]}) to {likeness.max():.2f} "
-         f"({figures.LABELS[likeness.idxmax()]}), with each other {min(among):.2f} to "
-         f"{max(among):.2f}, and with SFT {cosine.loc[relatives, 'sft'].min():+.2f} "
-         f"to {cosine.loc[relatives, 'sft'].max():+.2f}. DPO at its own rate, the "
-         f"same loss, has {cosine.loc['dpo', 'dpo-matched']:.2f} with DPO at SFT's "
-         f"rate; {(likeness >= cosine.loc['dpo', 'dpo-matched']).sum()} of the four "
-         f"are at least as like it as that. {verdict}.")
+likeness, with_sft = (cosine.loc[relatives, other] for other in ("dpo-matched", "sft"))
+among = [cosine.loc[pair] for pair in combinations(relatives, 2)]
+by_rate = cosine.loc["dpo", "dpo-matched"]
+verdict = ("They are a family in this sense" if likeness.min() > 0.5
+           else "They are not one family" if likeness.min() < 0.2
+           else "Some are closer to it than others, and all are closer than chance"
+           if likeness.min() > family.chance.max() else "They are not one family")
+Markdown(f"""With DPO at the same rate the four have cosines of {likeness.min():.2f}
+({figures.LABELS[likeness.idxmin()]}) to {likeness.max():.2f}
+({figures.LABELS[likeness.idxmax()]}), with each other {min(among):.2f} to
+{max(among):.2f}, and with SFT {with_sft.min():+.2f} to {with_sft.max():+.2f}. DPO at
+its own rate, the same loss, has {by_rate:.2f} with DPO at SFT's rate;
+{(likeness >= by_rate).sum()} of the four are at least as like it as
+that. {verdict}.""")
 
 # %% [markdown]
 # The last number before the verdict is the one to hold {numref}`fig-matched-family` against. Two rates of one loss need not be alike at all, so a cosine between two losses is high or low by comparison with that, and not with one. The norms say how unlike the runs are in size: an equal rate is no
@@ -707,132 +615,86 @@ Markdown(f"With DPO at the same rate the four have cosines of {likeness.min():.2
 #
 # ## The strong base
 #
-# In the paper the base was nearly at its ceiling on the test problems, and the SFT family lost six points there that DPO kept. Our main base is far below its ceiling. The *strong base* is not: the same model trained for longer, in the same short manner. Four runs start from it, and
+# In the paper the base was nearly at its ceiling on the test problems, and the SFT family lost six points there that DPO kept. Our main base is far below its ceiling. The *strong base* is not: the same model trained for longer, in the same short style. Four runs start from it, and
 # one control without training: it is made to [open like the teacher](09_evaluation.ipynb) and goes on by itself.
 
 # %% mystnb={"image": {"alt": "Dot plot of accuracy with Wilson intervals for the strong base and for SFT, RFT and DPO at two rates trained from it, with a dashed line at the strong base and a dotted one at the base forced into the teacher's opening"}, "figure": {"caption": "Share of test problems solved by the strong base and by four runs that start from it, with 95 % Wilson intervals; dashed: the strong base; dotted: the strong base made to open like the teacher, on the first of the problems.", "name": "fig-matched-strong"}}
-opening = "We count step by step."
-some = problems.problem_sets(study.problems)["test"][:400]
-forced = answering.answer(study, loading.load_model(study, "strong-base"), some,
-                          opening=opening).assign(run="forced strong base")
+forced = matching.forced_answers(study, "strong-base", "We count step by step.", 400)
 strong_runs = [study.runs[name] for name in study.controls["strong"].runs]
-strong = pd.concat([answering.records(study, ["strong-base", *strong_runs]).query(
-    "split == 'test'"), forced])
-solved = statistics.accuracy_table(strong)
-strong_pairs = paired([*((run.name, "strong-base") for run in strong_runs),
-                       ("forced strong base", "strong-base"),
-                       ("strong-sft", "forced strong base"),
-                       ("strong-rft", "forced strong base")], strong)
-fig = figures.intervals(solved[solved.run != "forced strong base"], "accuracy", "low",
-                        "high", "share of test problems solved",
-                        reference="strong-base")
-fig.axes[0].axvline(solved.set_index("run").accuracy["forced strong base"],
+trained = answering.records(study, ["strong-base", *strong_runs])
+strong = pd.concat([trained[trained.split == "test"],
+                    forced.assign(run="forced strong base")])
+solved = statistics.accuracy_table(strong).set_index("run")
+unforced = solved.drop("forced strong base").reset_index()
+fig = figures.intervals(unforced, "accuracy", "low", "high",
+                        "share of test problems solved", reference="strong-base")
+fig.axes[0].axvline(solved.accuracy["forced strong base"],
                     color=figures.COLOURS["teacher"], linestyle=":", linewidth=1);
 
 # %%
-divergence = {run.name: forward_kl(run.name)["kl"] for run in strong_runs}
-figures.table(solved.assign(kl=solved.run.map(divergence | {"strong-base": 0.0}))[
-    ["run", "n", "accuracy", "low", "high", "unparsed", "mean_tokens", "kl"]])
+divergence = matching.divergences(study, [run.name for run in strong_runs]).kl
+divergence["strong-base"] = 0.0
+columns = ["n", "accuracy", "low", "high", "unparsed", "mean_tokens", "kl"]
+figures.table(solved.assign(kl=divergence)[columns].reset_index())
 
 # %%
-figures.table(strong_pairs)
+forced_pairs = [(name, "forced strong base") for name in ("strong-sft", "strong-rft")]
+strong_pairs = [(run.name, "strong-base") for run in strong_runs]
+strong_pairs += [("forced strong base", "strong-base"), *forced_pairs]
+strong_tests = paired(strong_pairs, strong)
+figures.table(strong_tests)
 
 # %%
-line = strong_pairs.set_index(["run_a", "run_b"])
-losses = {run.name: 0 - line.difference[run.name, "strong-base"] for run in strong_runs}
-manner = line.loc[("strong-sft", "forced strong base")]
-lesser = "less than the family, as in the paper" if losses["strong-dpo"] < min(
-    losses["strong-sft"],
-    losses["strong-rft"]) else "no less than the family, unlike in the paper"
-far = "more" if losses["strong-dpo-matched"] > max(losses["strong-sft"],
-    losses["strong-rft"]) else "no more"
-Markdown(f"From a base that solves "
-         f"{solved.set_index('run').accuracy['strong-base']:.1%}, SFT loses "
-         f"**{100 * losses['strong-sft']:.1f}** points, RFT "
-         f"{100 * losses['strong-rft']:.1f} and DPO "
-         f"**{100 * losses['strong-dpo']:.1f}**: DPO at its own rate loses {lesser}. "
-         f"At SFT's rate DPO loses **{100 * losses['strong-dpo-matched']:.1f}** "
-         f"points, {far} than both. Made to open like the teacher, the strong base "
-         f"itself solves {solved.set_index('run').accuracy['forced strong base']:.1%} "
-         f"of {len(some)} problems; SFT minus that is {manner.difference:+.1%} "
-         f"({manner.low:+.1%} to {manner.high:+.1%}, $p$ = {manner.p_holm:.2g}).")
+by_pair = strong_tests.set_index(["run_a", "run_b"])
+losses = 0 - by_pair.difference.xs("strong-base", level="run_b")
+sft, rft, dpo, matched_dpo = (100 * losses[f"strong-{name}"]
+                              for name in ("sft", "rft", "dpo", "dpo-matched"))
+style = by_pair.loc[("strong-sft", "forced strong base")]
+lesser = ("less than the family, as in the paper" if dpo < min(sft, rft)
+          else "no less than the family, unlike in the paper")
+far = "more" if matched_dpo > max(sft, rft) else "no more"
+Markdown(f"""From a base that solves {solved.accuracy['strong-base']:.1%}, SFT loses
+**{sft:.1f}** points, RFT {rft:.1f} and DPO **{dpo:.1f}**: DPO at its own rate
+loses {lesser}. At SFT's rate DPO loses **{matched_dpo:.1f}** points, {far} than both.
+Made to open like the teacher, the strong base itself solves
+{solved.accuracy['forced strong base']:.1%} of {len(forced)} problems; SFT minus that is
+{style.difference:+.1%} ({style.low:+.1%} to {style.high:+.1%}, $p$ =
+{style.p_holm:.2g}).""")
 
 # %% [markdown]
 # {numref}`fig-matched-strong` is the situation of the paper with two lines that the paper lacks. The first, DPO at the same rate, says whether the gap between DPO and the family survives when both are trained alike. The second, the forced base, says what the loss of the family consists of. To the extent that
-# the untouched model, once it has begun in the teacher's manner, does no better than SFT, the loss is a price of the manner and not of the training; to the extent that SFT lies above or below it, training did something beyond the manner.
+# the untouched model, once it has begun in the teacher's style, does no better than SFT, the loss is a price of the style and not of the training; to the extent that SFT lies above or below it, training did something beyond the style.
 #
 # ## What was expected
 #
 # These lines were [written down](../predictions.md) before any of the controls was run.
 
 # %%
-outcomes = [predictions.outcome("norm of DPO at SFT's rate, over SFT's",
-                                value := norms["dpo-matched"] / norms["sft"],
-                                0.6 <= value <= 1.6, value < 0.4, form="{:.2f}"),
-            predictions.outcome("DPO at SFT's rate, alike to SFT",
-                                value := cosine.loc["sft", "dpo-matched"],
-                                -0.1 <= value <= 0.2, value > 0.4,
-                                about=f"chance ±{Z * sd.loc['sft', 'dpo-matched']:.3f}"),
-            predictions.outcome("its accuracy minus that of DPO at its own rate",
-                                value := rate_test.difference["dpo"], value <= -0.15,
-                                value > 0, rate_test.low["dpo"], rate_test.high["dpo"],
-                                "{:+.1%}"),
-            predictions.outcome("DPO scaled to SFT's norm along its own direction",
-                                value := accuracy.accuracy["dpo at sft's norm"],
-                                value < 0.6, value > 0.75,
-                                accuracy.low["dpo at sft's norm"],
-                                accuracy.high["dpo at sft's norm"], "{:.1%}")]
-row, one, weaker = test_of["sft at dpo's norm",
-                           "dpo"], abs(against_base.difference[["dpo-one-pass",
-        "dpo"]]), likeness.idxmin()
-equal_norm = barriers[(barriers.metric == "rollout")
-                      & (barriers.run_b == goals["scaled-dpo"])].iloc[0]
-outcomes += [predictions.outcome("SFT scaled down to DPO's norm", row.difference,
-                                 abs(row.difference) <= 0.04, row.difference <= -0.1,
-                                 row.low, row.high, "{:+.1%}", "minus DPO, on the "
-                                                               "problems that both "
-                                                               "answered"),
-             predictions.outcome("DPO after at most one pass over its pairs", short,
-                                 0.3 <= short <= 0.7 and one["dpo-one-pass"]
-                                 < one["dpo"], short > 0.9, form="{:.2f}",
-                                 about=f"accuracy {one['dpo-one-pass']:.1%} from the "
-                                       f"base's, and {one['dpo']:.1%} after all "
-                                       f"passes"),
-             predictions.outcome("barrier between RIFT and DPO at equal norm, loss of "
-                                 "rollouts, above the chord", equal_norm.above_chord,
-                                 equal_norm.above_chord <= equal_norm.noise,
-                                 equal_norm.above_chord > equal_norm.noise,
-                                 equal_norm.low, equal_norm.high,
-                                 about=f"chance {equal_norm.noise:.3f}"),
-             predictions.outcome("IPO, SimPO, KTO and length-normalised DPO at the "
-                                 "matched setting, alike to DPO", likeness.min(),
-                                 likeness.min() > 0.5, likeness.min() < 0.2,
-                                 about=f"the lowest, {figures.LABELS[weaker]}; the "
-                                       f"highest {likeness.max():.3f}")]
-at, own_rate = solved.set_index("run"), line.loc[("strong-dpo", "strong-base")]
-family_loss = {name: losses[name] for name in ("strong-sft", "strong-rft")}
-outcomes += [predictions.outcome("accuracy on the test problems of SFT and RFT trained "
-                                 "from the *strong* base", at.accuracy["strong-sft"],
-                                 all(0.6 <= at.accuracy[name] <= 0.9 and lost >= 0.08
-        for name, lost in family_loss.items()), min(family_loss.values()) < 0.03,
-                                 at.low["strong-sft"], at.high["strong-sft"], "{:.1%}",
-                                 f"SFT; RFT {at.accuracy['strong-rft']:.1%}; strong "
-                                 f"base {at.accuracy['strong-base']:.1%}"),
-             predictions.outcome("the same of DPO at its own rate", own_rate.difference,
-                                 abs(own_rate.difference) <= 0.02,
-                                 own_rate.difference < -0.05, own_rate.low,
-                                 own_rate.high, "{:+.1%}", "minus the strong base"),
-             predictions.outcome("SFT minus the strong base forced into the teacher's "
-                                 "opening", manner.difference, abs(manner.difference)
-                                 <= 0.06, abs(manner.difference) > 0.06, manner.low,
-                                 manner.high, "{:+.1%}")]
-expected = predictions.write(profile, "17", outcomes)
+def interval(row, value="difference"):
+    return row[value], row["low"], row["high"]
+
+
+row = equal.set_index("run_a").loc["sft at dpo's norm"]
+distances = against_base.difference[["dpo-one-pass", "dpo"]].abs()
+of_rollouts = barriers[barriers.metric == "rollout"].set_index("run_b")
+barrier = of_rollouts.loc[goals["scaled-dpo"]]
+results = outcomes.of_matched_dpo(
+    norms["dpo-matched"] / norms["sft"], cosine.loc["sft", "dpo-matched"],
+    band.loc["sft", "dpo-matched"], interval(own_rate),
+    interval(accuracy.loc["dpo at sft's norm"], "accuracy"), interval(row),
+    shares["own"], distances.to_dict(), interval(barrier, "above_chord"), barrier.noise,
+    likeness.rename(index=figures.LABELS).to_dict())
+results += outcomes.of_strong_base(
+    interval(solved.loc["strong-sft"], "accuracy"), solved.accuracy["strong-rft"],
+    solved.accuracy["strong-base"], losses[["strong-sft", "strong-rft"]].to_dict(),
+    interval(by_pair.loc[("strong-dpo", "strong-base")]), interval(style))
+expected = predictions.write(profile, "17", results)
 figures.table(expected)
 
 # %%
-Markdown(f"**{int(expected.is_expected.sum())} of {len(expected)}** outcomes lie where "
-         f"they were expected, and {int(expected.changes_mind.sum())} are of the kind "
-         f"that we had said would change our mind.")
+Markdown(f"""**{int(expected.is_expected.sum())} of {len(expected)}** outcomes lie where
+they were expected, and {int(expected.changes_mind.sum())} are of the kind that we had
+said would change our mind.""")
 
 # %% [markdown]
 # ## Try it

@@ -15,7 +15,7 @@
 # alone. How much of the geometry is known before training?
 #
 # **Key takeaways**
-# - At step 0 every loss of the main study is a weighted sum of the same two gradients a rollout. SFT and RFT lie in the {term}`gradient plane`, spanned by
+# - At step 0 every loss of the main study is a weighted sum of the same two gradients per rollout. SFT and RFT lie in the {term}`gradient plane`, spanned by
 #   the mean gradients over correct and over incorrect rollouts, and the others near it as far as token weights and the pairing by prompt do not matter.
 # - Three numbers then predict the cosines between SFT, RFT, RIFT, DPO and, roughly, Offline GRPO. Adding per-prompt sums, token weights, the first
 #   batches and the optimiser gives four finer predictions.
@@ -43,7 +43,13 @@ from scipy.stats import t as student
 from adapter_geometry import geometry, updates
 from adapter_geometry.adapters import load_update
 from helpers import profiles, store
-from helpers.analysis import gradients, predictions
+from helpers.analysis import (
+    gradient_sums,
+    gradients,
+    outcomes,
+    plane_tables,
+    predictions,
+)
 from helpers.book import explorers, figures
 from helpers.data import rollouts
 from helpers.training import batches, objectives, trainer
@@ -53,8 +59,14 @@ runs = {name: study.runs[name] for name in study.main_runs}
 table = rollouts.with_group_columns(rollouts.load_table(study))
 figures.use_style(study)
 
+
+def labelled(pairs):
+    """Labels of the pairs of runs in a table."""
+    return [f"{figures.LABELS[row.run_a]} – {figures.LABELS[row.run_b]}"
+            for row in pairs.itertuples()]
+
 # %% [markdown]
-# ## Six losses, two gradients a rollout
+# ## Six losses, two gradients per rollout
 #
 # Every loss of this book is a function of the log-probabilities of tokens, so by the chain rule its gradient is a weighted sum of theirs, $\nabla
 # \text{loss} = -\sum_{i,t} w_{i,t} \nabla \mathrm{logp}_{i,t}$, with the weights $w$ of the [chapters on objectives](07_offline_grpo.ipynb). Training
@@ -77,12 +89,10 @@ figures.use_style(study)
 pair = next(iter(rollouts.select(table, "pairs").values()))
 rows = batches.collate(table, pair)["rows"]
 tokens = float(rows.mask.sum())
-weights = pd.DataFrame(
-    [{"run": figures.LABELS[name],
-      **dict(zip(("c, right", "c, wrong", "e, right", "e, wrong"),
-                 (tokens * torch.cat(gradients.affine_weights(run.objective, rows,
-        **run.options))).tolist(), strict=True))} for name, run in runs.items()])
-figures.table(weights)
+weights = pd.DataFrame({name: torch.cat(gradients.affine_weights(
+    run.objective, rows, **run.options)).numpy() for name, run in runs.items()}).T
+weights.columns = ["c, right", "c, wrong", "e, right", "e, wrong"]
+figures.table((tokens * weights).reset_index(names="run"))
 
 # %%
 loss, weight = objectives.dpo(rows.reference, rows)
@@ -119,23 +129,23 @@ Markdown(f"DPO's loss on this pair is {loss / weight:.6f} at step 0, and $\\log 
 # each of $s_i$ and $d_i$, give the gradients of all rollouts of a batch one by one, since a rollout's signals do not depend on its neighbours.
 
 # %%
-kept = gradients.measure(study, runs)
-model, start = gradients.initial(study, runs["sft"])
-weight, block = gradients.sample(table, runs["sft"].seed,
-                                 gradients.STEPS * runs["sft"].batch_size,
-                                 gradients.OTHERS)
+sums = gradient_sums.measure(study, runs)
+_, start = gradients.initial(study, runs["sft"])
+mixed, unmixed = (gradient_sums.STEPS * runs["sft"].batch_size,
+                  gradient_sums.UNMIXED_PROMPTS)
+weight, _ = gradient_sums.sample(table, runs["sft"].seed, mixed, unmixed)
 
 # %%
 rates = table.groupby("problem_id").reward.mean()
 is_mixed = table.problem_id.map(rates.between(0, 1, inclusive="neither"))
-Markdown(f"The table has {len(table)} rollouts of {len(rates)} prompts, "
-         f"{table.reward.mean():.1%} of them correct. The sample holds "
-         f"{(weight > 0).sum()}: all rollouts of "
-         f"{table.problem_id[(weight > 0) & is_mixed].nunique()} of the "
-         f"{is_mixed.sum() // study.rollouts.samples} prompts with right and wrong "
-         f"ones, and of {table.problem_id[(weight > 0) & ~is_mixed].nunique()} of the "
-         f"{(~is_mixed).sum() // study.rollouts.samples} others, the first of each "
-         f"kind in the order of training. {store.origin(profile, list(runs.values()))}")
+kinds = (is_mixed, ~is_mixed)
+sampled = [table.problem_id[(weight > 0) & kind].nunique() for kind in kinds]
+counts = [kind.sum() // study.rollouts.samples for kind in kinds]
+Markdown(f"""The table has {len(table)} rollouts of {len(rates)} prompts,
+{table.reward.mean():.1%} of them correct. The sample holds {(weight > 0).sum()}: all
+rollouts of {sampled[0]} of the {counts[0]} prompts with right and wrong ones, and of
+{sampled[1]} of the {counts[1]} others, the first of each kind in the order of training.
+{store.origin(profile, list(runs.values()))}""")
 
 # %% [markdown]
 # The two kinds of prompt are sampled at different rates because everything that tells right from wrong comes from the mixed ones. In the sums below a
@@ -164,12 +174,12 @@ Markdown(f"The table has {len(table)} rollouts of {len(rates)} prompts, "
 # from nothing else.
 
 # %%
-names = list(kept.blocks)  # right, wrong and the six runs
-vectors = torch.stack([kept.blocks[name] for name in names])  # (8, blocks, D)
-gram = gradients.inner_products(start, vectors).reshape(*vectors.shape[:2],
-    *vectors.shape[:2])
-p, counts = table.reward.mean(), np.array([(table.reward > 0).sum(),
-        (table.reward == 0).sum()])
+names = list(sums.blocks)  # right, wrong and the six runs
+vectors = torch.stack(list(sums.blocks.values()))  # (8, blocks, D)
+gram = gradients.inner_products(start, vectors)
+gram = gram.reshape(*vectors.shape[:2], *vectors.shape[:2])
+p = table.reward.mean()
+counts = np.array([(table.reward > 0).sum(), (table.reward == 0).sum()])
 
 
 def three_numbers(inside):
@@ -180,9 +190,10 @@ def three_numbers(inside):
 # %%
 value, low, high = gradients.jackknife(gram, three_numbers)
 free, free_low, free_high = gradients.jackknife(gram, three_numbers, between=True)
-pd.DataFrame({"": ["cos(g₊, g₋)", "|g₋| / |g₊|"], "in the sample": value, "low": low,
-              "high": high, "without noise": free, "low ": free_low,
-              "high ": free_high}).style.format(precision=3).hide(axis="index")
+numbers = pd.DataFrame({"": ["cos(g₊, g₋)", "|g₋| / |g₊|"], "in the sample": value,
+                        "low": low, "high": high, "without noise": free,
+                        "low ": free_low, "high ": free_high})
+numbers.style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
 # The first value is the one of the rollouts at hand. Means over finitely many rollouts carry noise, which is different in $g_+$ and $g_-$ and lowers
@@ -190,22 +201,21 @@ pd.DataFrame({"": ["cos(g₊, g₋)", "|g₋| / |g₊|"], "in the sample": value
 # estimates the two numbers for unlimited rollouts of the same teacher.
 
 # %%
-side = "the same side" if value[0] > 0.3 else "unrelated sides" if value[
-    0] > -0.3 else "opposite sides"
-Markdown(f"With $p$ = {p:.3f}, $\\cos(g_+, g_-)$ = **{value[0]:.3f}** ({low[0]:.3f} to "
-         f"{high[0]:.3f}) and a ratio of **{value[1]:.2f}** ({low[1]:.2f} to "
-         f"{high[1]:.2f}), right and wrong rollouts of the teacher pull the base to "
-         f"{side}. Written out, {{eq}}`eq-plane-three` becomes:")
+side = ("the same side" if value[0] > 0.3 else
+        "unrelated sides" if value[0] > -0.3 else "opposite sides")
+Markdown(f"""With $p$ = {p:.3f}, $\\cos(g_+, g_-)$ = **{value[0]:.3f}** ({low[0]:.3f} to
+{high[0]:.3f}) and a ratio of **{value[1]:.2f}** ({low[1]:.2f} to {high[1]:.2f}), right
+and wrong rollouts of the teacher pull the base to {side}. Written out,
+{{eq}}`eq-plane-three` becomes:""")
 
 # %%
 bias = 0.1
-plane = pd.DataFrame({"right": {"sft": p, "rft": 1.0, "rift": p,
-                                "offline-grpo": p * (1 - p) + bias * p, "dpo": 1.0},
-                      "wrong": {"sft": 1 - p, "rft": 0.0, "rift": -0.2 * (1 - p),
-                                "offline-grpo": -p * (1 - p) + bias * (1 - p),
-                                "dpo": -1.0}})
-figures.table(plane.rename(columns={"right": "times g₊", "wrong": "times g₋"})
-              .rename_axis("run").reset_index())
+plane = pd.DataFrame({
+    "sft": [p, 1 - p], "rft": [1.0, 0.0], "rift": [p, -0.2 * (1 - p)],
+    "offline-grpo": [p * (1 - p) + bias * p, -p * (1 - p) + bias * (1 - p)],
+    "dpo": [1.0, -1.0]}, index=["right", "wrong"]).T
+shown = plane.rename(columns={"right": "times g₊", "wrong": "times g₋"})
+figures.table(shown.reset_index(names="run"))
 
 # %% [markdown]
 # ## A ladder of predictions
@@ -222,51 +232,43 @@ figures.table(plane.rename(columns={"right": "times g₊", "wrong": "times g₋"
 # The first three are matrices: which combination of the summed gradients each run takes.
 
 # %%
-exact = pd.DataFrame(np.eye(len(runs)), index=list(runs), columns=list(runs))
-prompted = exact.drop(index="dft")
+identity = pd.DataFrame(np.eye(len(runs)), index=list(runs), columns=list(runs))
+prompted = identity.drop(index="dft").assign(right=0.0, wrong=0.0)
 prompted.loc["rift"] = 0.0
-rungs = {"three numbers": plane / counts,
-         "per prompt": prompted.assign(right=1.0 * (prompted.index == "rift"),
-        wrong=-0.2 * (prompted.index == "rift")), "token weights": exact}
+prompted.loc["rift", ["right", "wrong"]] = 1.0, -0.2
+rungs = {"three numbers": plane / counts, "per prompt": prompted,
+         "token weights": identity}
 
 
 # %%
-def predict(combinations_):
-    """Cosines of the directions that are these combinations of sums, with jackknife intervals: three matrices (runs, runs)."""
-    matrix = combinations_.reindex(columns=names, fill_value=0.0).to_numpy()
-    return np.clip(gradients.jackknife(gram,
-            lambda inside: gradients.cosines(matrix @ inside @ matrix.T)), -1, 1)
+def predict(weights):
+    """Cosines of weighted sums of the directions, with jackknife intervals."""
+    matrix = weights.reindex(columns=names, fill_value=0.0).to_numpy()
+    return np.clip(gradients.jackknife(
+        gram, lambda inside: gradients.cosines(matrix @ inside @ matrix.T)), -1, 1)
 
 
-def as_pairs(prediction, chosen, found, step):
-    """Matrices (predicted, low, high) as one row a pair."""
-    return pd.DataFrame([{"step": step, "run_a": a, "run_b": b,
-                          "prediction": prediction, **{part: values[i, j] for part,
-            values in zip(("predicted", "low", "high"), found, strict=True)}}
-                         for (i, a), (j, b) in combinations(enumerate(chosen), 2)])
-
-
-expected = pd.concat([as_pairs(rung, list(matrix.index), predict(matrix), 0) for rung,
-                      matrix in rungs.items()])
+expected = pd.concat([
+    plane_tables.pairs_table(rung, list(weights.index), predict(weights), step=0)
+    for rung, weights in rungs.items()])
 
 # %%
-shown = expected.assign(pair=[f"{figures.LABELS[row.run_a]} – "
-                              f"{figures.LABELS[row.run_b]}"
-                              for row in expected.itertuples()],
-                        text=[f"{row.predicted:+.3f} ({row.low:+.3f} to "
-                              f"{row.high:+.3f})" for row in expected.itertuples()])
+texts = [f"{row.predicted:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+         for row in expected.itertuples()]
+shown = expected.assign(pair=labelled(expected), text=texts)
 order = shown[shown.prediction == "token weights"].pair
-shown.pivot(index="pair", columns="prediction", values="text").loc[order,
-    list(rungs)].fillna("–").rename_axis(columns=None).reset_index().style.hide()
+shown = shown.pivot(index="pair", columns="prediction", values="text")
+shown = shown.loc[order, list(rungs)].fillna("–").rename_axis(columns=None)
+shown.reset_index().style.hide()
 
 # %%
 at = expected.set_index(["prediction", "run_a", "run_b"]).predicted
-Markdown(f"SFT and RFT are predicted at **{at['three numbers', 'sft', 'rft']:.3f}** by "
-         f"all rungs, SFT and DPO at **{at['three numbers', 'sft', 'dpo']:+.3f}** "
-         f"from three numbers and {at['token weights', 'sft', 'dpo']:+.3f} from the "
-         f"exact gradients. For SFT and Offline GRPO the three numbers say "
-         f"{at['three numbers', 'sft', 'offline-grpo']:.3f} and the exact gradients "
-         f"{at['token weights', 'sft', 'offline-grpo']:.3f}.")
+three, exact = at["three numbers"], at["token weights"]
+Markdown(f"""SFT and RFT are predicted at **{three['sft', 'rft']:.3f}** by all rungs,
+SFT and DPO at **{three['sft', 'dpo']:+.3f}** from three numbers and
+{exact['sft', 'dpo']:+.3f} from the exact gradients. For SFT and Offline GRPO the three
+numbers say {three['sft', 'offline-grpo']:.3f} and the exact gradients
+{exact['sft', 'offline-grpo']:.3f}.""")
 
 # %% [markdown]
 # What stands in the way of the three numbers is visible in DPO's and Offline GRPO's lines, the only ones that change between the first two rungs. Where
@@ -282,37 +284,34 @@ Markdown(f"SFT and RFT are predicted at **{at['three numbers', 'sft', 'rft']:.3f
 # the whole $G$, and project it afterwards on the $A$ of this study and on two others.
 
 # %%
-dense = gradients.dense_sums(study, runs)
-inside = torch.stack(list(dense.values()))
-seen = {"whole gradient":
-        gradients.cosines((inside.double() @ inside.double().T).numpy())}
+dense = gradient_sums.dense_sums(study, runs)
+whole = torch.stack(list(dense.values())).double()
+seen = {"whole gradient": gradients.cosines((whole @ whole.T).numpy())}
 for seed in (runs["sft"].init_seed, 43, 44):
-    _, other = gradients.initial(study,
-                                 runs["sft"].model_copy(update={"init_seed": seed}))
+    run = runs["sft"].model_copy(update={"init_seed": seed})
+    _, other = gradients.initial(study, run)
     projected = torch.stack(list(gradients.project(dense, other).values()))
-    seen[f"seen by A of seed {seed}"] = gradients.cosines(
-        gradients.inner_products(other, projected))
+    products = gradients.inner_products(other, projected)
+    seen[f"seen by A of seed {seed}"] = gradients.cosines(products)
 
 # %%
 chosen = {"g₊ – g₋": ("right", "wrong"), "SFT – RFT": ("sft", "rft"),
           "SFT – DFT": ("sft", "dft"), "SFT – Offline GRPO": ("sft", "offline-grpo"),
           "SFT – DPO": ("sft", "dpo")}
-found = {label: np.ix_(*[[list(dense).index(name)] for name in pair]) for label,
-         pair in chosen.items()}
-figures.table(
-    pd.DataFrame(
-        [{"cosine of": label, **{kind: values[place].item() for kind,
-                                 values in seen.items()}} for label,
-         place in found.items()]))
+by_name = {kind: pd.DataFrame(values, list(dense), list(dense))
+           for kind, values in seen.items()}
+shown = pd.DataFrame({kind: [cosines.loc[pair] for pair in chosen.values()]
+                      for kind, cosines in by_name.items()}, index=list(chosen))
+figures.table(shown.reset_index(names="cosine of"))
 
 # %%
 every = np.triu_indices(len(dense), 1)
-gap = max(np.abs(values - seen["whole gradient"])[every].max()
-          for values in list(seen.values())[1:])
-Markdown(f"Over all {len(every[0])} pairs of the eight directions and the three draws "
-         f"of $A$, the largest difference between a projected cosine and that of the "
-         f"whole gradients is {gap:.3f}. (These prompts are few and all mixed, so "
-         f"their cosines are not those of the table above.)")
+whole, *projected = (values[every] for values in seen.values())
+gap = max(np.abs(values - whole).max() for values in projected)
+Markdown(f"""Over all {len(whole)} pairs of the eight directions and the three draws of
+$A$, the largest difference between a projected cosine and that of the whole gradients
+is {gap:.3f}. (These prompts are few and all mixed, so their cosines are not those of
+the table above.)""")
 
 # %% [markdown]
 # A random projection keeps angles up to an error that falls with the number of entries that are kept. The initialisation decides *where* an update lies,
@@ -340,45 +339,43 @@ Markdown(f"Over all {len(every[0])} pairs of the eight directions and the three 
 # approximation.
 
 # %%
-replayed = {name: gradients.replay(run, kept.batches[name]) for name,
-            run in runs.items()}
+replayed = {name: gradients.replay(run, sums.batches[name])
+            for name, run in runs.items()}
 folders = {name: trainer.train(study, run) for name, run in runs.items()}
 steps = sorted({*runs["sft"].snapshots, runs["sft"].steps})
 
 
 def update_after(name, step):
     is_last = step == runs[name].steps
-    return load_update(folders[name] / "adapter" if is_last else folders[name]
-                       / "snapshots" / f"step-{step}")
+    return load_update(folders[name] / ("adapter" if is_last
+                                        else f"snapshots/step-{step}"))
 
 
 # %%
 rows = []
 for name in runs:
-    trained, replay = update_after(name, 2), gradients.as_update(start,
-        replayed[name][1])
-    gradient = kept.batches[name][:2].sum(0)
-    turned = gradients.cosines(gradients.inner_products(start,
-            torch.stack([gradient, gradient.sign(), replayed[name][1],
-                         kept.total(name)])))
-    rows.append({"run": figures.LABELS[name], "relative error at step 2":
-                 updates.norm(updates.combine([trained, replay], [1, -1]))
-                 / updates.norm(trained), "cosine with the batches' gradient": turned[0,
-            2], "with its signs": turned[1, 2], "with the exact gradient": turned[3,
-            2]})
+    trained, replay = update_after(name, 2), replayed[name][1]
+    missed = updates.combine([trained, gradients.as_update(start, replay)], [1, -1])
+    gradient = sums.batches[name][:2].sum(0)
+    vectors = torch.stack([gradient, gradient.sign(), replay, sums.total(name)])
+    cosines = gradients.cosines(gradients.inner_products(start, vectors))[:, 2]
+    rows.append({"run": figures.LABELS[name],
+                 "relative error at step 2":
+                     updates.norm(missed) / updates.norm(trained),
+                 "cosine with the batches' gradient": cosines[0],
+                 "with its signs": cosines[1], "with the exact gradient": cosines[3]})
 first_steps = pd.DataFrame(rows)
-first_steps.style.format(precision=3).format("{:.1e}",
-    subset=["relative error at step 2"]).hide()
+first_steps.style.format(precision=3).format(
+    "{:.1e}", subset=["relative error at step 2"]).hide()
 
 # %%
-worst, least = first_steps["relative error at step 2"].max(), first_steps.set_index(
-    "run")["with the exact gradient"]
-Markdown(f"The replay and the trained adapters differ by at most {worst:.1e} of the "
-         f"update's norm at step 2: up to rounding, the first step *is* known from "
-         f"the base, the data and the optimiser. It is not the gradient's direction, "
-         f"though. The cosine of the first step with the run's own exact gradient is "
-         f"between **{least.min():.2f}** ({least.idxmin()}) and {least.max():.2f} "
-         f"({least.idxmax()}).")
+worst = first_steps["relative error at step 2"].max()
+least = first_steps.set_index("run")["with the exact gradient"]
+Markdown(f"""The replay and the trained adapters differ by at most {worst:.1e} of the
+update's norm at step 2: up to rounding, the first step *is* known from the base, the
+data and the optimiser. It is not the gradient's direction, though. The cosine of the
+first step with the run's own exact gradient is between **{least.min():.2f}**
+({least.idxmin()}) and {least.max():.2f} ({least.idxmax()}).""")
 
 # %% [markdown]
 # Two things separate the first step from the exact gradient: the few rollouts of two batches in place of all, and the signs in place of the values. The
@@ -397,72 +394,57 @@ tables = []
 for step in steps:
     compared = geometry.compare({name: update_after(name, step) for name in runs})
     overall = geometry.cosine_table(compared).query("scope == 'global'")
-    tables.append(overall.rename(columns={"cosine": "measured"})[["run_a", "run_b",
-            "measured", "chance_low", "chance_high"]].assign(step=step))
-measured = pd.concat(tables, ignore_index=True)
+    tables.append(overall.assign(step=step).rename(columns={"cosine": "measured"}))
+columns = ["run_a", "run_b", "measured", "chance_low", "chance_high", "step"]
+measured = pd.concat(tables, ignore_index=True)[columns]
 
 # %%
-known = [step for step in steps if step <= len(replayed["sft"])]
-stepped = {"batches": {name: kept.batches[name].cumsum(0) for name in runs},
+stepped = {"batches": {name: sums.batches[name].cumsum(0) for name in runs},
            "AdamW": replayed}
+known = [step for step in steps if step <= len(replayed["sft"])]
 for (prediction, directions), step in product(stepped.items(), known):
-    found = gradients.cosines(gradients.inner_products(start,
-            torch.stack([directions[name][step - 1] for name in runs])))
-    none = np.full_like(found, np.nan)  # these batches are the run's own, and no sample
-    expected = pd.concat([expected, as_pairs(prediction, list(runs),
-            (found, none, none), step)])
+    vectors = torch.stack([directions[name][step - 1] for name in runs])
+    cosines = gradients.cosines(gradients.inner_products(start, vectors))
+    none = np.full_like(cosines, np.nan)  # these are the run's batches, and no sample
+    expected = pd.concat([expected, plane_tables.pairs_table(
+        prediction, list(runs), (cosines, none, none), step)])
 
 # %%
-always = expected[expected.step == 0].drop(columns="step").merge(measured,
-    on=["run_a", "run_b"])
-both = pd.concat([always, expected[expected.step > 0].merge(measured,
-        on=["run_a", "run_b", "step"])])
-store.write_table(profile, "gradients",
-                  both[["step", "run_a", "run_b", "prediction", "predicted", "low",
-                        "high", "measured"]])
+ends = ["run_a", "run_b"]
+always = expected[expected.step == 0].drop(columns="step").merge(measured, on=ends)
+later = expected[expected.step > 0].merge(measured, on=[*ends, "step"])
+both = pd.concat([always, later])
+columns = ["step", *ends, "prediction", "predicted", "low", "high", "measured"]
+store.write_table(profile, "gradients", both[columns])
 both["error"] = (both.predicted - both.measured).abs()
-without_dft = both[(both.run_a != "dft") & (both.run_b != "dft")]
-errors = without_dft.pivot_table(index="prediction", columns="step",
-                                 values="error").loc[[*rungs, *stepped]]
+has_dft = (both.run_a == "dft") | (both.run_b == "dft")
+errors = both[~has_dft].pivot_table(index="prediction", columns="step", values="error")
+errors = errors.loc[[*rungs, *stepped]]
 
-# %% mystnb={"image": {"alt": "Fifteen small panels, one for each pair of objectives, with the measured cosine as a black line over the logarithm of the step and open markers of five kinds for the predictions, three of them left of the line"}, "figure": {"caption": "Cosine of the updates over training for each pair: measured (black, with the chance band in grey) and predicted before training. The three predictions that know no step stand at the left; those from batches and from AdamW stand at their steps.", "name": "fig-plane-steps"}}
-places = {"three numbers": 0.45, "per prompt": 0.7, "token weights": 1.1}
-marks = expected.assign(step=[places.get(row.prediction, row.step)
-                              for row in expected.itertuples()])
+# %% mystnb={"image": {"alt": "Fifteen small panels, one for each pair of objectives, with the measured cosine as a black line over the logarithm of the step and open markers of five kinds for the predictions, three of them left of the line"}, "figure": {"caption": "Cosine of the updates over training for each pair: measured (black, with the chance band in grey) and predicted before training. The three predictions that know no step are at the left; those from batches and from AdamW are at their steps.", "name": "fig-plane-steps"}}
+shifts = {"three numbers": 0.45, "per prompt": 0.7, "token weights": 1.1}
+marks = expected.assign(step=expected.prediction.map(shifts).fillna(expected.step))
 figures.pairs_over_steps(measured, marks, "cosine of the updates");
 
 # %% [markdown]
 # **Explorer.** The same as matrices: what the exact gradients at the base predict, and what was measured after each step.
 
 # %%
-def matrix_of(rows, value):
-    """A column of a table of pairs as a matrix of all runs."""
-    found = np.eye(len(runs))
-    for row in rows.itertuples():
-        place = list(runs).index(row.run_a), list(runs).index(row.run_b)
-        found[place] = found[place[::-1]] = getattr(row, value)
-    return found
-
-
-exactly, none = matrix_of(expected[(expected.prediction == "token weights")
-        & (expected.step == 0)], "predicted"), np.zeros((len(runs), len(runs)), bool)
+exactly = expected[(expected.prediction == "token weights") & (expected.step == 0)]
+exactly = plane_tables.as_matrix(exactly, "predicted", list(runs))
+nowhere = np.zeros(exactly.shape, bool)
 pictures = []
-for step in steps:
-    panels = {"predicted at the base": exactly, f"measured after step {step}":
-              matrix_of(measured[measured.step == step], "measured")}
-    apart = np.abs(np.subtract(*panels.values())).max()
-    pictures.append((f"step {step}", figures.matrices(panels, list(runs), list(runs),
-            "cosine", dict.fromkeys(panels, none)), f"Two matrices of cosines between "
-                                                    f"six methods, predicted and "
-                                                    f"measured after step {step}; "
-                                                    f"the largest difference is "
-                                                    f"{apart:.2f}"))
-explorers.frames(pictures, "after",
-                 measured.assign(pair=[f"{figures.LABELS[row.run_a]} "
-                                       f"– "
-                                       f"{figures.LABELS[row.run_b]}"
-        for row in measured.itertuples()])[["pair", "step", "measured"]],
-                 "plane-by-step")
+for step, rows in measured.groupby("step"):
+    after = plane_tables.as_matrix(rows, "measured", list(runs))
+    panels = {"predicted at the base": exactly, f"measured after step {step}": after}
+    figure = figures.matrices(panels, list(runs), list(runs), "cosine",
+                              dict.fromkeys(panels, nowhere))
+    text = ("Two matrices of cosines between six methods, predicted and measured "
+            f"after step {step}; the largest difference is "
+            f"{np.abs(exactly - after).max():.2f}")
+    pictures.append((f"step {step}", figure, text))
+listed = measured.assign(pair=labelled(measured))[["pair", "step", "measured"]]
+explorers.frames(pictures, "after", listed, "plane-by-step")
 
 # %% [markdown]
 # How far is each rung from the measurement? The next table has the mean absolute difference of the predicted and the measured cosine over the pairs, by
@@ -470,22 +452,21 @@ explorers.frames(pictures, "after",
 # have one column a replayed step.
 
 # %%
-errors.rename_axis(columns=None).reset_index().style.format(precision=3,
-    na_rep="–").hide()
+shown = errors.rename_axis(columns=None).reset_index()
+shown.style.format(precision=3, na_rep="–").hide()
 
 # %%
+first, last = steps[0], steps[-1]
 closest = errors.loc[list(rungs)].idxmin()
-dft = both[((both.run_a == "dft") | (both.run_b == "dft"))
-           & (both.prediction == "token weights")].groupby("step").error.mean()
-Markdown(f"At step {steps[0]} the best of the three predictions that know no batches "
-         f"is *{closest[steps[0]]}*, with a mean difference of "
-         f"**{errors.loc[closest[steps[0]], steps[0]]:.3f}**; the batches' is "
-         f"{errors.loc['batches', steps[0]]:.3f} and AdamW's "
-         f"{errors.loc['AdamW', steps[0]]:.1e}. At the end, step {steps[-1]}, the "
-         f"best is *{closest[steps[-1]]}* with "
-         f"**{errors.loc[closest[steps[-1]], steps[-1]]:.3f}**. On the five pairs "
-         f"with DFT the exact gradients are off by {dft.iloc[0]:.3f} and "
-         f"{dft.iloc[-1]:.3f}.")
+with_dft = both[has_dft & (both.prediction == "token weights")]
+dft = with_dft.groupby("step").error.mean()
+Markdown(f"""At step {first} the best of the three predictions that know no batches is
+*{closest[first]}*, with a mean difference of
+**{errors.loc[closest[first], first]:.3f}**; the batches' is
+{errors.loc['batches', first]:.3f} and AdamW's {errors.loc['AdamW', first]:.1e}. At the
+end, step {last}, the best is *{closest[last]}* with
+**{errors.loc[closest[last], last]:.3f}**. On the five pairs with DFT the exact
+gradients are off by {dft.iloc[0]:.3f} and {dft.iloc[-1]:.3f}.""")
 
 # %% [markdown]
 # In {numref}`fig-plane-steps` the distance from the markers on the left to the beginning of the line is the work of the batches and of the optimiser, and
@@ -500,31 +481,31 @@ Markdown(f"At step {steps[0]} the best of the three predictions that know no bat
 # Call two methods parted at the first step at which their cosine is more than a tenth from what it was at step 2.
 
 # %%
-wide = measured.pivot(index=["run_a", "run_b"], columns="step", values="measured").loc[
-    list(combinations(runs, 2))]
-moved = wide.sub(wide[steps[0]], axis=0).abs() > 0.1
-parted = moved.idxmax(axis=1).where(moved.any(axis=1))
-summary = wide[[steps[0], steps[-1]]].set_axis(["first", "last"],
-    axis=1).assign(parted=parted, change=wide[steps[-1]] - wide[steps[0]])
+wide = measured.pivot(index=ends, columns="step", values="measured")
+wide = wide.loc[list(combinations(runs, 2))]
+is_away = wide.sub(wide[first], axis=0).abs() > 0.1
+summary = pd.DataFrame({
+    "first": wide[first], "last": wide[last],
+    "parted": is_away.idxmax(axis=1).where(is_away.any(axis=1)),
+    "change": wide[last] - wide[first]})
 shown = summary.reset_index()
-shown.insert(0, "pair", [f"{figures.LABELS[a]} – {figures.LABELS[b]}" for a,
-                         b in zip(shown.run_a, shown.run_b, strict=True)])
-shown.drop(columns=["run_a", "run_b"]).rename(columns={"first": f"step {steps[0]}",
-        "last": f"step {steps[-1]}", "parted": "first step a tenth away"}).style.format(
-            "{:.3f}", subset=[f"step {steps[0]}", f"step {steps[-1]}",
-                              "change"]).format("{:.0f}", na_rep="never",
-    subset=["first step a tenth away"]).hide()
+shown.insert(0, "pair", labelled(shown))
+headings = {"first": f"step {first}", "last": f"step {last}",
+            "parted": "first step a tenth away"}
+shown = shown.drop(columns=ends).rename(columns=headings)
+shown.style.format({
+    headings["first"]: "{:.3f}", headings["last"]: "{:.3f}", "change": "{:.3f}",
+    headings["parted"]: "{:.0f}"}, na_rep="never").hide()
 
 # %%
 apart, together = summary.change.idxmin(), summary.change.idxmax()
-label = {pair: f"{figures.LABELS[pair[0]]} and {figures.LABELS[pair[1]]}"
-         for pair in summary.index}
-Markdown(f"{int(summary.parted.isna().sum())} of {len(summary)} pairs stay within a "
-         f"tenth of their cosine at step {steps[0]} at every step that we kept. The "
-         f"pair that loses most is {label[apart]}, from {summary['first'][apart]:.3f} "
-         f"to {summary['last'][apart]:.3f}; the one that gains most is "
-         f"{label[together]}, from {summary['first'][together]:.3f} to "
-         f"{summary['last'][together]:.3f}.")
+losing, gaining = (" and ".join(figures.LABELS[run] for run in both_runs)
+                   for both_runs in (apart, together))
+Markdown(f"""{int(summary.parted.isna().sum())} of {len(summary)} pairs stay within a
+tenth of their cosine at step {first} at every step that we kept. The pair that loses
+most is {losing}, from {summary['first'][apart]:.3f} to {summary['last'][apart]:.3f};
+the one that gains most is {gaining}, from {summary['first'][together]:.3f} to
+{summary['last'][together]:.3f}.""")
 
 # %% [markdown]
 # ## The plane itself
@@ -535,19 +516,18 @@ Markdown(f"{int(summary.parted.isna().sum())} of {len(summary)} pairs stay withi
 # %%
 basis = ["right", "wrong", "rift", "dft", "offline-grpo", "dpo"]
 # the first two span the plane
-frame = gradients.orthonormal(start, torch.stack([kept.total(name) for name in basis]))
-totals = torch.stack([kept.total(name).double() for name in runs])
-coordinates = gradients.cosines(gradients.inner_products(start,
-        torch.cat([frame, totals])))[len(basis):, :len(basis)]
+frame = gradients.orthonormal(start, torch.stack([sums.total(name) for name in basis]))
+totals = torch.stack([sums.total(name).double() for name in runs])
+products = gradients.inner_products(start, torch.cat([frame, totals]))
+coordinates = gradients.cosines(products)[len(basis):, :len(basis)]
 
 
 def in_frame(step):
-    """Cosines of the runs' updates with the directions of the frame, and their standard deviations by chance, (runs, 6) each."""
-    directions = {f"direction {place}": gradients.as_update(start, vector) for place,
-                  vector in enumerate(frame)}
-    cosine, sd = geometry.stacked_cosine(
-        geometry.compare({**{name: update_after(name, step) for name in runs},
-                          **directions}))
+    """Cosines of the updates with the frame, (runs, 6), and their sd by chance."""
+    trained = {name: update_after(name, step) for name in runs}
+    directions = {f"direction {number}": gradients.as_update(start, vector)
+                  for number, vector in enumerate(frame)}
+    cosine, sd = geometry.stacked_cosine(geometry.compare(trained | directions))
     return cosine[:len(runs), len(runs):], sd[:len(runs), len(runs):]
 
 
@@ -555,18 +535,18 @@ early, final, chance = in_frame(steps[0])[0], *in_frame(steps[-1])
 
 # %% mystnb={"image": {"alt": "Unit circle with a filled marker for the initial gradient of each of the six objectives, most of them on or near the circle, and open markers for the final updates near the centre"}, "figure": {"caption": "The plane of $g_+$ (horizontal) and $g_-$. Filled: each loss's exact gradient at step 0, scaled to length one; open: each final update, scaled to length one and projected into the plane. On the circle a direction lies wholly in the plane; the grey disc at the centre has the typical radius of final updates that have nothing in common with the plane.", "name": "fig-plane-circle"}}
 fig, axis = plt.subplots(figsize=(6.6, 4.8))
-turn = np.linspace(0, 2 * np.pi, 200)
-circle = np.stack([np.cos(turn), np.sin(turn)])
+angle = np.linspace(0, 2 * np.pi, 200)
+circle = np.stack([np.cos(angle), np.sin(angle)])
+radius = np.sqrt((chance[:, :2] ** 2).sum(1).mean())
 axis.plot(*circle, color=figures.COLOURS["base"], linewidth=1)
-axis.fill(*(np.sqrt((chance[:, :2] ** 2).sum(1).mean()) * circle),
-          color=figures.COLOURS["base"], alpha=0.3)
-for name, first, last in zip(runs, coordinates[:, :2], final[:, :2], strict=True):
+axis.fill(*(radius * circle), color=figures.COLOURS["base"], alpha=0.3)
+for name, start_at, end_at in zip(runs, coordinates[:, :2], final[:, :2], strict=True):
     style = {"marker": figures.MARKERS[name], "color": figures.COLOURS[name],
              "linestyle": "none", "markersize": 8}
-    axis.plot(*first, alpha=0.8, label=figures.LABELS[name], **style)
-    axis.plot(*last, fillstyle="none", **style)
-axis.set(aspect="equal", xlabel="along $g_+$", ylabel="at right angles to it, towards "
-                                                      "$g_-$")
+    axis.plot(*start_at, alpha=0.8, label=figures.LABELS[name], **style)
+    axis.plot(*end_at, fillstyle="none", **style)
+axis.set(aspect="equal", xlabel="along $g_+$",
+         ylabel="at right angles to it, towards $g_-$")
 fig.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9);
 
 # %% [markdown]
@@ -578,34 +558,26 @@ fig.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsi
 # all the initial gradients, six dimensions of many thousands.
 
 # %%
-own = coordinates / np.linalg.norm(coordinates, axis=1, keepdims=True)
-shares = pd.DataFrame({"run": list(runs), "gradient in the plane":
-                       (coordinates[:, :2] ** 2).sum(1), "update in the plane, first":
-                       (early[:, :2] ** 2).sum(1), "last": (final[:, :2] ** 2).sum(1),
-                       "by chance": (chance[:, :2] ** 2).sum(1),
-                       "in the span of all, last": (final ** 2).sum(1),
-                       "by chance ": (chance ** 2).sum(1), "cosine with its own "
-                                                           "gradient, first":
-                       (early * own).sum(1), "last ": (final * own).sum(1)})
-energies = [column for column in shares if column != "run" and "cosine" not in column
-            and column != "last "]
-shares.assign(run=shares.run.map(figures.LABELS)).style.format(precision=3).format(
-    "{:.2%}", subset=energies).hide()
+units = coordinates / np.linalg.norm(coordinates, axis=1, keepdims=True)
+squares = {"gradient in the plane": coordinates[:, :2], "update in the plane, first":
+           early[:, :2], "last": final[:, :2], "by chance": chance[:, :2],
+           "in the span of all, last": final, "by chance ": chance}
+shares = pd.DataFrame({name: (part ** 2).sum(1) for name, part in squares.items()},
+                      index=list(runs))
+shares["cosine with its own gradient, first"] = (early * units).sum(1)
+shares["last "] = (final * units).sum(1)
+shown = shares.rename(index=figures.LABELS).reset_index(names="run")
+shown.style.format(precision=3).format("{:.2%}", subset=list(squares)).hide()
 
 # %%
-most, fewest = shares["in the span of all, last"].idxmax(), shares[
-    "in the span of all, last"].idxmin()
-Markdown(f"Of a final update, between "
-         f"**{shares['in the span of all, last'][fewest]:.1%}** "
-         f"({figures.LABELS[shares.run[fewest]]}) and "
-         f"**{shares['in the span of all, last'][most]:.1%}** "
-         f"({figures.LABELS[shares.run[most]]}) of the energy lies in the span of the "
-         f"initial gradients, where chance would put about "
-         f"{shares['by chance '].mean():.2%}. The cosine of an update with its own "
-         f"gradient at step 0 goes from "
-         f"{shares['cosine with its own gradient, first'].mean():.2f} at step "
-         f"{steps[0]} to {shares['last '].mean():.2f} at the end, on average over the "
-         f"runs.")
+spanned = shares["in the span of all, last"]
+along = shares["cosine with its own gradient, first"].mean()
+most, fewest = (figures.LABELS[run] for run in (spanned.idxmax(), spanned.idxmin()))
+Markdown(f"""Of a final update, between **{spanned.min():.1%}** ({fewest}) and
+**{spanned.max():.1%}** ({most}) of the energy lies in the span of the initial
+gradients, where chance would put about {shares['by chance '].mean():.2%}. The cosine of
+an update with its own gradient at step 0 goes from {along:.2f} at step {first} to
+{shares['last '].mean():.2f} at the end, on average over the runs.""")
 
 # %% [markdown]
 # The cosine with the own gradient at step 0 has two enemies with opposite tendencies. Batch by batch the noise averages out, which brings an update
@@ -630,73 +602,76 @@ Markdown(f"Of a final update, between "
 # ```
 #
 # It holds for each prompt by itself, and also for texts that are cut at a fixed length, because each token's score has mean zero given what came before.
-# SFT on own rollouts then has nothing to follow but sampling noise, and $g_+$ and $g_-$ are opposite: $\cos(g_+, g_-) = -1$. RFT, DPO and Offline GRPO
+# SFT on self-generated rollouts then has nothing to follow but sampling noise, and $g_+$ and $g_-$ are opposite: $\cos(g_+, g_-) = -1$. RFT, DPO and Offline GRPO
 # become variants of one direction, that of the *policy gradient*. The same is not true of $d_i$. Its mean is $\tfrac12 \nabla \sum_t \sum_v \pi(v)^2$, so
-# that DFT on own rollouts still makes the model more certain.
+# that DFT on self-generated rollouts still makes the model more certain.
 #
 # Is it so here? The base's own table is scored in the same way.
 
 # %%
-scores = gradients.own_scores(study, runs["sft"])
-both_kinds = torch.stack([scores["right"], scores["wrong"]])
-own_gram = gradients.inner_products(start, both_kinds).reshape(2, gradients.BLOCKS, 2,
-    gradients.BLOCKS)
-sums = {"own rollouts": both_kinds.sum(0), "the teacher's rollouts": kept.blocks["sft"]}
-t_values = {name: (parts.mean(0) / parts.std(0) * np.sqrt(len(parts))).numpy() for name,
-            parts in sums.items()}
-t_values = {name: values[np.isfinite(values)] for name, values in t_values.items()}
+scores = gradient_sums.self_generated_scores(study, runs["sft"])
+right_and_wrong = torch.stack([scores["right"], scores["wrong"]])
+blocks = gradient_sums.BLOCKS
+base_gram = gradients.inner_products(start, right_and_wrong)
+base_gram = base_gram.reshape(2, blocks, 2, blocks)
+by_writer = {"self-generated rollouts": right_and_wrong.sum(0),
+             "the teacher's rollouts": sums.blocks["sft"]}
+t_values = {}
+for name, parts in by_writer.items():
+    values = (parts.mean(0) / parts.std(0) * np.sqrt(blocks)).numpy()
+    t_values[name] = values[np.isfinite(values)]
 
-# %% mystnb={"image": {"alt": "Two step histograms of t-values of the entries of the mean score: that of the own rollouts follows the black curve of Student's distribution, the other compares with the teacher's rollouts"}, "figure": {"caption": "The mean score over rollouts, each entry of $B$ divided by its standard error over ten blocks of prompts, for the base's own rollouts and for the teacher's. Black: Student's distribution, which entries with mean zero follow. Values beyond 12 are not shown.", "name": "fig-plane-own"}}
-fig = figures.histograms({name: values[np.abs(values) < 12] for name,
-                          values in t_values.items()}, "mean score over its standard "
-                                                       "error", "entries of $B$",
+# %% mystnb={"image": {"alt": "Two step histograms of t-values of the entries of the mean score: that of the self-generated rollouts follows the black curve of Student's distribution, the other compares with the teacher's rollouts"}, "figure": {"caption": "The mean score over rollouts, each entry of $B$ divided by its standard error over ten blocks of prompts, for the base's own rollouts and for the teacher's. Black: Student's distribution, which entries with mean zero follow. Values beyond 12 are not shown.", "name": "fig-plane-own"}}
+near = {name: values[np.abs(values) < 12] for name, values in t_values.items()}
+fig = figures.histograms(near, "mean score over its standard error", "entries of $B$",
                          bins=60)
-edges = np.histogram_bin_edges(
-    np.concatenate([values[np.abs(values) < 12] for values in t_values.values()]), 60)
+edges = np.histogram_bin_edges(np.concatenate(list(near.values())), 60)
 line = np.linspace(edges[0], edges[-1], 300)
-fig.axes[0].plot(line, len(t_values["own rollouts"]) * (edges[1] - edges[0])
-                 * student.pdf(line, gradients.BLOCKS - 1), color="black", linewidth=1);
+count = len(t_values["self-generated rollouts"]) * (edges[1] - edges[0])
+fig.axes[0].plot(line, count * student.pdf(line, blocks - 1), color="black",
+                 linewidth=1);
 
 # %%
-tested = sums | {"own, correct only": scores["right"], "own, incorrect only":
-                 scores["wrong"], "the teacher's, incorrect only": kept.blocks["wrong"]}
+tested = by_writer | {"self-generated, correct only": scores["right"],
+                      "self-generated, incorrect only": scores["wrong"],
+                      "the teacher's, incorrect only": sums.blocks["wrong"]}
 rows = []
 for name, parts in tested.items():
-    ratio, chance_of = gradients.sign_flips(gradients.inner_products(start, parts))
-    beyond = (np.mean(np.abs(t_values[name]) > student.ppf(0.975, gradients.BLOCKS - 1))
-              if name in t_values else np.nan)
+    ratio, p_flipped = gradients.sign_flips(gradients.inner_products(start, parts))
     rows.append({"rollouts": name, "squared norm over noise": ratio,
-                 "p, signs flipped": chance_of, "entries beyond 95 %": beyond})
-pd.DataFrame(rows).style.format(precision=3, na_rep="–").hide()
+                 "p, signs flipped": p_flipped})
+flips, limit = pd.DataFrame(rows), student.ppf(0.975, blocks - 1)
+flips["entries beyond 95 %"] = flips.rollouts.map(
+    {name: np.mean(np.abs(values) > limit) for name, values in t_values.items()})
+flips.style.format(precision=3, na_rep="–").hide()
 
 # %%
 def cosine_of(inside):
     return gradients.cosines(inside)[0, 1]
 
 
-opposite, opposite_low, opposite_high = gradients.jackknife(own_gram, cosine_of)
-clean, clean_low, clean_high = gradients.jackknife(own_gram, cosine_of, between=True)
-estimate = f"{clean:.2f} ({clean_low:.2f} to {clean_high:.2f})" if np.isfinite(
-    [clean,
-     clean_low]).all() else "not defined, since the noise-free norm of one of them comes out negative"
-Markdown(f"On the base's own rollouts the squared norm of the mean score is "
-         f"**{rows[0]['squared norm over noise']:.2f}** times what noise alone gives "
-         f"(1 on average; flipping the signs of blocks reaches it in a share of "
-         f"{rows[0]['p, signs flipped']:.3f}), on the teacher's "
-         f"{rows[1]['squared norm over noise']:.2f} times, of at most "
-         f"{gradients.BLOCKS}. The own $\\cos(g_+, g_-)$ is **{opposite:.3f}** "
-         f"({opposite_low:.3f} to {opposite_high:.3f}), noise included, and from "
-         f"products between blocks {estimate}; on the teacher's rollouts these are "
-         f"{value[0]:.3f} and {free[0]:.3f}.")
+opposite = gradients.jackknife(base_gram, cosine_of)
+clean = gradients.jackknife(base_gram, cosine_of, between=True)
+estimate = ("{:.2f} ({:.2f} to {:.2f})".format(*clean)
+            if np.isfinite(clean[:2]).all() else
+            "not defined, since the noise-free norm of one of them comes out negative")
+ratios = flips["squared norm over noise"]
+Markdown(f"""On the base's own rollouts the squared norm of the mean score is
+**{ratios[0]:.2f}** times what noise alone gives (1 on average; flipping the signs of
+blocks reaches it in a share of {flips['p, signs flipped'][0]:.3f}), on the teacher's
+{ratios[1]:.2f} times, of at most {blocks}. The own $\\cos(g_+, g_-)$ is
+**{opposite[0]:.3f}** ({opposite[1]:.3f} to {opposite[2]:.3f}), noise included, and from
+products between blocks {estimate}; on the teacher's rollouts these are {value[0]:.3f}
+and {free[0]:.3f}.""")
 
 # %% [markdown]
 # The flip test asks how often blocks of prompts, each with a random sign, would add up to as long a vector as they do. In {numref}`fig-plane-own`, mean
-# zero is the black curve. Two consequences of {eq}`eq-plane-score` should be kept apart. That the mean over all own rollouts vanishes is what the first
+# zero is the black curve. Two consequences of {eq}`eq-plane-score` should be kept apart. That the mean over all self-generated rollouts vanishes is what the first
 # line of the table tests. That its two parts are opposite can only be *seen* where the parts stand out of their noise, and the lines on correct and
 # incorrect ones say whether they do. If they are near 1 as well, the cosine of the two is that of two noises, near 0, and says nothing about $-1$.
 #
 # This is a statement about the shared direction of the main study. Its rollouts are the teacher's, and a cosine of $g_+$ and $g_-$ far above $-1$ is a
-# measure of how far the teacher's texts are from the base's own, right or wrong: the manner of writing that both have in common. The [page on own
+# measure of how far the teacher's texts are from the base's own, right or wrong: the style of writing that both have in common. The [page on self-generated
 # rollouts](20_on_policy.ipynb) trains the six losses on them.
 #
 # ## What was expected
@@ -705,28 +680,18 @@ Markdown(f"On the base's own rollouts the squared norm of the mean score is "
 # and for the three numbers of {eq}`eq-plane-three`.
 
 # %%
-four = both[(both.prediction == "three numbers")
-            & both.run_a.isin(["sft", "rft", "rift", "dpo"])
-            & both.run_b.isin(["sft", "rft", "rift", "dpo"])]
-largest = (four.predicted - four.measured).abs().groupby(four.step).max()
-line = expected[expected.prediction == "three numbers"].set_index(["run_a", "run_b"])
-rft, dpo = line.loc[("sft", "rft")], line.loc[("sft", "dpo")]
-numbers = predictions.lines().query("section == 'The gradient plane'").number.tolist()
-judged = [predictions.outcome(numbers[0], value[0], value[0] > 0.7, value[0] < 0.3,
-                              low[0], high[0], about=f"{free[0]:.3f} without sampling "
-                                                     f"noise"),
-          predictions.outcome(numbers[1], rft.predicted, rft.predicted > 0.97,
-                              rft.predicted < 0.9, rft.low, rft.high, "{:.4f}"),
-          predictions.outcome(numbers[2], dpo.predicted, -0.2 <= dpo.predicted <= 0.4,
-                              not -0.2 <= dpo.predicted <= 0.4, dpo.low, dpo.high,
-                              about=f"{at['token weights', 'sft', 'dpo']:.3f} from the "
-                                    f"exact gradients"), predictions.outcome(numbers[3],
-        largest.iloc[-1], largest.iloc[0] < 0.15 and largest.iloc[-1] > 0.1,
-        largest.iloc[-1] < 0.05, about=f"at the end; {largest.iloc[0]:.3f} at step "
-                                       f"{steps[0]}")]
+four = ["sft", "rft", "rift", "dpo"]
+is_three = both.prediction == "three numbers"
+predicted = both[is_three & both.run_a.isin(four) & both.run_b.isin(four)]
+largest = predicted.groupby("step").error.max()
+of_three = expected[expected.prediction == "three numbers"].set_index(ends)
+of_three = of_three[["predicted", "low", "high"]]
+results = outcomes.of_gradient_plane(
+    (value[0], low[0], high[0]), free[0], tuple(of_three.loc[("sft", "rft"), :]),
+    tuple(of_three.loc[("sft", "dpo"), :]), exact["sft", "dpo"], largest.to_dict())
 
 # %%
-predictions.write(profile, "18", judged).style.hide()
+predictions.write(profile, "18", results).style.hide()
 
 # %% [markdown]
 # ## Try it
@@ -745,7 +710,7 @@ predictions.write(profile, "18", judged).style.hide()
 # average, $\lVert g_- \rVert$ falls more than $\lVert g_+ \rVert$ does. This is the difference between aggregation by "token" and by "sequence".
 # ````
 #
-# 3. Multiply all gradients of a run by ten before the replay, `gradients.replay(run, 10 * kept.batches[name])`. What changes in the update, and what
+# 3. Multiply all gradients of a run by ten before the replay, `gradients.replay(run, 10 * sums.batches[name])`. What changes in the update, and what
 #    could?
 #
 # ````{dropdown} What happens
@@ -754,7 +719,7 @@ predictions.write(profile, "18", judged).style.hide()
 # factor $\beta/2$ of {eq}`eq-plane-dpo` hardly matters for its first steps, and its learning rate does.
 # ````
 #
-# 4. RFT on own rollouts and Offline GRPO with $b = 0$ on own rollouts: why do their exact gradients agree in expectation?
+# 4. RFT on self-generated rollouts and Offline GRPO with $b = 0$ on self-generated rollouts: why do their exact gradients agree in expectation?
 #
 # ````{dropdown} Answer
 # For one prompt, $p_x(1 - p_x)(g_{+,x} - g_{-,x})$ with $g_{-,x} = -\tfrac{p_x}{1 - p_x}\, g_{+,x}$ from {eq}`eq-plane-score` is $p_x\, g_{+,x}$, the sum

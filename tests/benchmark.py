@@ -1,8 +1,9 @@
 """Speed as ratios measured in one run, printed by `make benchmark`.
 
-Training: tokens per second of the Trainer against a bare PyTorch loop on the same batches. Sampling: completions per second
-of `rollouts.sample` against transformers' `generate` at its best batch size. Geometry: all pairs of six adapters from their
-factors against dense matrices, of which a few are measured and the rest extrapolated.
+Training: tokens per second of the Trainer against a bare PyTorch loop on the same batches.
+Sampling: completions per second of `sampling.sample` against transformers' `generate` at its best
+batch size. Geometry: all pairs of six adapters from their factors against dense matrices, of which
+a few are measured and the rest extrapolated.
 """
 
 import resource
@@ -21,10 +22,8 @@ from helpers.training import objectives
 from helpers.training.batches import RunRows, collate, rows_of, run_order
 from helpers.training.trainer import ObjectiveTrainer
 
-SIZES = {
-    "tiny": (12, 128),
-    "smollm2-135m": (2, 16),
-}  # steps of training, and prompts of which K completions each are sampled
+# Steps of training, and prompts of which K completions each are sampled.
+SIZES = {"tiny": (12, 128), "smollm2-135m": (2, 16)}
 BATCH_SIZES = (32, 64, 128, 256, 512)
 QWEN = {
     "q_proj": (4096, 2560),
@@ -37,12 +36,12 @@ QWEN_LAYERS, QWEN_RANK = 36, 32
 
 def best_of(repeats, work):
     """Shortest of a few timings, in seconds."""
-    found = []
+    seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         work()
-        found.append(time.perf_counter() - started)
-    return min(found)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def benchmark_training(study, steps):
@@ -61,12 +60,9 @@ def benchmark_training(study, steps):
         optimizer = torch.optim.AdamW(trained, lr=run.learning_rate)
         for batch in batches:
             logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
-            logp = (
-                torch.log_softmax(logits, -1)
-                .gather(-1, batch["input_ids"][:, 1:, None])
-                .squeeze(-1)
-                * batch["rows"].mask
-            )
+            targets = batch["input_ids"][:, 1:, None]
+            logp = torch.log_softmax(logits, -1).gather(-1, targets).squeeze(-1)
+            logp = logp * batch["rows"].mask
             loss, weight = objectives.sft(logp, batch["rows"])
             (loss / weight).backward()
             torch.nn.utils.clip_grad_norm_(trained, run.clip)
@@ -78,7 +74,8 @@ def benchmark_training(study, steps):
 
     bare_seconds, our_seconds = best_of(2, bare), best_of(2, ours)
     print(
-        f"training {study.name}: bare loop {tokens / bare_seconds:,.0f} tokens/s, ours {tokens / our_seconds:,.0f} tokens/s, "
+        f"training {study.name}: bare loop {tokens / bare_seconds:,.0f} tokens/s, "
+        f"ours {tokens / our_seconds:,.0f} tokens/s, "
         f"ratio {bare_seconds / our_seconds:.2f} (wanted: 0.85 or more)"
     )
 
@@ -110,10 +107,8 @@ def with_trainer(study, run, table, order, steps):
 
 
 def benchmark_sampling(study, count):
-    model, tokenizer = (
-        loading.load_model(study, "teacher"),
-        loading.load_tokenizer(study, "teacher"),
-    )
+    model = loading.load_model(study, "teacher")
+    tokenizer = loading.load_tokenizer(study, "teacher")
     chosen = problems.problem_sets(study.problems)["train"][:count]
     prompts = [
         loading.prompt_ids(tokenizer, problem.question, study.problems.instruction)
@@ -157,13 +152,15 @@ def benchmark_sampling(study, count):
     our_seconds = best_of(2, lambda: ours(study.rollouts.batch_size))
     best = min(plain_seconds, key=plain_seconds.get)
     print(
-        f"sampling {study.name}: generate {len(prompts) / plain_seconds[best]:.1f} completions/s at its best batch size {best}, "
-        f"ours {len(prompts) / our_seconds:.1f}, ratio {plain_seconds[best] / our_seconds:.2f} (wanted: 1.5 or more)"
+        f"sampling {study.name}: generate {len(prompts) / plain_seconds[best]:.1f} completions/s "
+        f"at its best batch size {best}, ours {len(prompts) / our_seconds:.1f}, "
+        f"ratio {plain_seconds[best] / our_seconds:.2f} (wanted: 1.5 or more)"
     )
 
 
 def random_adapters(shapes, layers, rank, count=6):
-    """Adapters of the given shapes with independent Gaussian factors; the time does not depend on their values."""
+    """Adapters of the given shapes with independent Gaussian factors; the time does not depend on
+    their values."""
     return {
         f"run{run}": {
             f"model.layers.{layer}.self_attn.{projection}": Factors(
@@ -177,18 +174,17 @@ def random_adapters(shapes, layers, rank, count=6):
 
 
 def whole_geometry(adapters, nulls=0):
-    """Everything of the chapters on norms, angles and decomposition; with `nulls`, the chance levels of the angles too."""
+    """Everything of the chapters on norms, angles and decomposition; with `nulls`, the chance
+    levels of the angles too."""
     compared = geometry.compare(adapters)
-    (
-        geometry.updates_table(compared),
-        geometry.cosine_table(compared),
-        geometry.orthogonal_table(compared),
-    )
+    for table in (geometry.updates_table, geometry.cosine_table, geometry.orthogonal_table):
+        table(compared)
     geometry.angles_table(compared, compare_by_chance(adapters, nulls) if nulls else [compared])
 
 
 def dense_seconds(shapes, layers, rank, count=6):
-    """The dense way, extrapolated: each module's updates formed, decomposed and multiplied, one of each shape and kind measured."""
+    """The dense way, extrapolated: each module's updates formed, decomposed and multiplied, one of
+    each shape and kind measured."""
     total = 0.0
     for d_out, d_in in shapes.values():
         B, A = torch.randn(d_out, rank), torch.randn(rank, d_in)
@@ -204,23 +200,25 @@ def benchmark_geometry(study):
     shapes = {projection: 2 * (configuration.hidden_size,) for projection in study.lora.modules}
     adapters = random_adapters(shapes, configuration.num_hidden_layers, study.lora.rank)
     print(
-        f"geometry, six adapters at the tiny size: {best_of(3, lambda: whole_geometry(adapters)):.2f} s, with chance levels "
+        "geometry, six adapters at the tiny size: "
+        f"{best_of(3, lambda: whole_geometry(adapters)):.2f} s, with chance levels "
         f"{best_of(2, lambda: whole_geometry(adapters, 8)):.2f} s (wanted: 2 or less)"
     )
     adapters = random_adapters(QWEN, QWEN_LAYERS, QWEN_RANK)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ours = best_of(3, lambda: whole_geometry(adapters))
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
-    chance, dense = (
-        best_of(1, lambda: compare_by_chance(adapters, 5)),
-        dense_seconds(QWEN, QWEN_LAYERS, QWEN_RANK),
-    )
+    chance = best_of(1, lambda: compare_by_chance(adapters, 5))
+    dense = dense_seconds(QWEN, QWEN_LAYERS, QWEN_RANK)
     print(
-        f"geometry, six adapters of rank {QWEN_RANK} at Qwen3-4B's shapes ({QWEN_LAYERS * len(QWEN)} modules), {torch.get_num_threads()} threads: "
-        f"{ours:.2f} s (wanted: 1.5 or less) and {memory:.2f} GB beyond the factors (wanted: 1 or less), chance levels {chance:.1f} s more; dense, "
-        f"extrapolated from one module of each shape: {dense / 60:.0f} min; ratio {dense / ours:,.0f} (wanted: 500 or more)"
+        f"geometry, six adapters of rank {QWEN_RANK} at Qwen3-4B's shapes "
+        f"({QWEN_LAYERS * len(QWEN)} modules), {torch.get_num_threads()} threads: "
+        f"{ours:.2f} s (wanted: 1.5 or less) and {memory:.2f} GB beyond the factors "
+        f"(wanted: 1 or less), chance levels {chance:.1f} s more; dense, extrapolated from one "
+        f"module of each shape: {dense / 60:.0f} min; "
+        f"ratio {dense / ours:,.0f} (wanted: 500 or more)"
     )
-    for what, options in {
+    for varied, options in {
         "adapters": [{"count": count} for count in (3, 6, 12)],
         "layers": [{"layers": layers} for layers in (9, 18, 36)],
         "rank": [{"rank": rank} for rank in (8, 16, 32)],
@@ -229,9 +227,8 @@ def benchmark_geometry(study):
         for option in options:
             grown = random_adapters(QWEN, **{"layers": 12, "rank": QWEN_RANK, **option})
             seconds.append(best_of(2, lambda grown=grown: geometry.compare(grown)))
-        print(
-            f"  with {what} {', '.join(str(*option.values()) for option in options)}: {', '.join(f'{one:.2f}' for one in seconds)} s"
-        )
+        sizes = ", ".join(str(*option.values()) for option in options)
+        print(f"  with {varied} {sizes}: {', '.join(f'{each:.2f}' for each in seconds)} s")
 
 
 if __name__ == "__main__":

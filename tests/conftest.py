@@ -1,4 +1,5 @@
-"""Shared fixtures: the smoke profile, a repository of its own for a test to write results in, and tiny random models."""
+"""Shared fixtures: the smoke profile, a repository of its own for a test to write results in, and
+tiny random models."""
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """An empty repository root that shares data/ with the real one, so that results are written and found there alone."""
+    """An empty repository root that shares data/ with the real one, so that results are written and
+    read there alone."""
     (tmp_path / "data").symlink_to(store.ROOT / "data")
     monkeypatch.setattr(store, "ROOT", tmp_path)
     return tmp_path
@@ -48,7 +50,8 @@ def table(smoke, workplace):
 
 @pytest.fixture
 def tiny_model():
-    """Make a random Qwen3 with two layers and grouped keys; weights are wide, so that its choices differ from token to token."""
+    """Make a random Qwen3 with two layers and grouped keys; weights are wide, so that its choices
+    differ from token to token."""
 
     def make(vocabulary=40, context=64, seed=0):
         torch.manual_seed(seed)

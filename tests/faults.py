@@ -1,14 +1,17 @@
-"""What `make faults` does: interrupt the study in many ways, start it again with the same command, and compare what comes out.
+"""What `make faults` does: interrupt the study in many ways, start it again with the same command,
+and compare what comes out.
 
-All in a copy of the repository, with these parts (`python tests/faults.py PART ...` repeats some of them):
+All in a copy of the repository, with these parts (`python tests/faults.py PART ...` repeats some of
+them):
 
-- `pipeline`: the smoke pipeline from its rollouts to an executed page, each trial from nothing, killed once at a moment drawn uniformly from the
-  time that it takes. The signals take turns.
+- `pipeline`: the smoke pipeline from its rollouts to an executed page, each trial from nothing,
+  killed once at a moment drawn uniformly from the time that it takes. The signals take turns.
 - `one_run`: one run of the tiny study, killed twenty times in a row.
-- `book`: the build of the smoke study's pages (after `make check`), killed once a trial.
-- `disk`: the smoke pipeline on a disk that fills up, and on one that turns read-only. Needs the right to mount.
-- `again`: the whole tiny study with one job at a time, against the one in this repository, which `make book` made with as many as there are cores; and
-  its main runs with two threads.
+- `book`: the build of the smoke study's pages (after `make check`), killed once per trial.
+- `disk`: the smoke pipeline on a disk that fills up, and on one that turns read-only. Needs the
+  right to mount.
+- `again`: the whole tiny study with one job at a time, against the one in this repository, which
+  `make book` made with as many as there are cores; and its main runs with two threads.
 
 What was seen is written to data/faults.json, which the book's page on trust shows.
 """
@@ -53,27 +56,16 @@ RECORD = store.ROOT / "data" / "faults.json"
 
 
 def pipeline(profile, targets, jobs=2):
-    return [
-        sys.executable,
-        "-m",
-        "helpers.locks",
-        "snakemake",
-        "--nolock",
-        "--cores",
-        str(jobs),
-        "--config",
-        f"profile={profile}",
-        "--rerun-incomplete",
-        "--",
-        *targets,
-    ]
+    options = f"--nolock --cores {jobs} --config profile={profile} --rerun-incomplete --"
+    snakemake = f"-m helpers.locks snakemake {options}"
+    return [sys.executable, *snakemake.split(), *targets]
 
 
 SMOKE_PIPELINE = pipeline("smoke", TARGETS)
 
 
 class Copy:
-    """A copy of the committed repository in a folder of its own, and the commands that run in it."""
+    """A copy of the committed repository in a folder of its own, and commands that run in it."""
 
     def __init__(self, folder):
         self.root = Path(folder)
@@ -101,21 +93,21 @@ class Copy:
     def finish(self, command, limit=LIMIT):
         """Run a command to its end, as a user who starts it again would; returns its seconds."""
         started, process = time.monotonic(), self.start(command)
-        said, _ = process.communicate(timeout=limit)
+        output, _ = process.communicate(timeout=limit)
         if process.returncode:
-            raise SystemExit(
-                f"{' '.join(command)} failed after it was started again:\n{said.decode()[-2000:]}"
-            )
+            end = output.decode()[-2000:]
+            raise SystemExit(f"{' '.join(command)} failed after it was started again:\n{end}")
         return time.monotonic() - started
 
     def fail(self, command):
-        """Run a command that may fail; returns whether it did, and what it said."""
+        """Run a command that may fail; returns whether it did, and its output."""
         process = self.start(command)
-        said, _ = process.communicate(timeout=LIMIT)
-        return process.returncode != 0, said.decode()
+        output, _ = process.communicate(timeout=LIMIT)
+        return process.returncode != 0, output.decode()
 
     def kill(self, command, after, name):
-        """Start a command, send its whole process group a signal after some seconds; returns whether it was still running."""
+        """Start a command, send its whole process group a signal after some seconds; returns
+        whether it was still running."""
         process = self.start(command)
         try:
             process.communicate(timeout=after)
@@ -138,13 +130,13 @@ class Copy:
 
     def _alive(self):
         mark = f"PYTHONPATH={self.root / 'src'}".encode()
-        found = 0
-        for place in Path("/proc").glob("[0-9]*/environ"):
+        count = 0
+        for environment in Path("/proc").glob("[0-9]*/environ"):
             try:
-                found += mark in place.read_bytes()
+                count += mark in environment.read_bytes()
             except OSError:
                 continue
-        return found
+        return count
 
     def clear(self):
         for folder in (self.root / "results" / "smoke", self.root / ".snakemake"):
@@ -152,21 +144,19 @@ class Copy:
 
 
 def contents(root, folder):
-    """{file: hash of what it says}: adapters and tables whole, records without dates and minutes, pages by what their cells put out."""
-    found = {}
+    """{file: hash of what it says}: adapters and tables whole, records without dates and minutes,
+    pages by what their cells put out."""
+    hashes = {}
     for path in sorted((root / folder).rglob("*")):
         name = str(path.relative_to(root))
         if path.suffix == ".safetensors" and "checkpoints" not in path.parts:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.suffix == ".parquet" and "checkpoints" not in path.parts:
-            found[name] = hashlib.sha256(pd.read_parquet(path).to_json().encode()).hexdigest()
+            hashes[name] = hashlib.sha256(pd.read_parquet(path).to_json().encode()).hexdigest()
         elif path.name == "run.json":
-            found[name] = storage.digest(
-                {
-                    key: value
-                    for key, value in json.loads(path.read_text()).items()
-                    if key not in ("date", "minutes")
-                }
+            record = json.loads(path.read_text())
+            hashes[name] = storage.digest(
+                {key: record[key] for key in record if key not in ("date", "minutes")}
             )
         elif path.suffix == ".ipynb" and "notebooks" in path.parts:
             cells = json.loads(path.read_text())["cells"]
@@ -175,24 +165,26 @@ def contents(root, folder):
                 for cell in cells
                 for output in cell.get("outputs", [])
             ]
+            # Without random names and addresses.
             plain = [
                 re.sub(r"T_[0-9a-f]{5}|0x[0-9a-f]+", "", output)
                 for output in outputs
                 if "widget-view" not in output
-            ]  # random names, addresses
-            found[name] = storage.digest(plain)
-    return found
+            ]
+            hashes[name] = storage.digest(plain)
+    return hashes
 
 
-def differing(wanted, found):
-    return sorted(file for file in wanted if found.get(file) != wanted[file])
+def differing(wanted, hashes):
+    return sorted(file for file in wanted if hashes.get(file) != wanted[file])
 
 
-def trials_of(copy, rng, command, clear, found, number, what):
-    """The command killed once a trial, each from where `clear` leaves things, and finished; `found()` is what came out."""
+def trials_of(copy, rng, command, clear, outcome, number, what):
+    """The command killed once per trial, each from where `clear` leaves things, and finished;
+    `outcome()` is {file: hash} of what came out."""
     clear()
     seconds = copy.finish(command)
-    wanted, trials = found(), []
+    wanted, trials = outcome(), []
     for trial in tqdm(range(number), desc=f"killing {what}", unit="trial"):
         clear()
         name, after = SIGNALS[trial % len(SIGNALS)], float(rng.uniform(0, seconds))
@@ -207,7 +199,7 @@ def trials_of(copy, rng, command, clear, found, number, what):
                 "of": round(seconds, 1),
                 "was_running": was_running,
                 "orphans": orphans,
-                "differ": differing(wanted, found()),
+                "differ": differing(wanted, outcome()),
             }
         )
     return {"trials": trials}
@@ -227,24 +219,14 @@ def pipeline_trials(copy, rng):
 
 def book_trials(copy, rng):
     html = copy.root / "_build" / "html"
-    for part in (
-        "src",
-        "notebooks",
-        "book",
-        "data",
-        "Snakefile",
-        "requirements.txt",
-        "_config.yml",
-        "_toc.yml",
-        ".snakemake",
-        SMOKE,
-    ):
+    sources = "src notebooks book data Snakefile requirements.txt _config.yml _toc.yml .snakemake"
+    for part in (*sources.split(), SMOKE):
         if not (store.ROOT / part).exists():
             raise SystemExit(f"{part} is missing: run `make check` first")
         storage.remove(copy.root / part)
-        subprocess.run(
-            ["cp", "-a", str(store.ROOT / part), str((copy.root / part).parent)], check=True
-        )  # with their times, by which Snakemake goes
+        # With their times, by which Snakemake goes.
+        target = (copy.root / part).parent
+        subprocess.run(["cp", "-a", str(store.ROOT / part), str(target)], check=True)
     return trials_of(
         copy,
         rng,
@@ -259,23 +241,18 @@ def book_trials(copy, rng):
 
 
 def one_run(copy, rng):
-    """The tiny study's SFT, killed again and again until it was killed twenty times, then finished; beside one that was never killed."""
+    """The tiny study's SFT, killed again and again until it was killed twenty times, then finished;
+    compared with one that was never killed."""
     folder = f"{TINY}/runs/sft"
     kills, survived = [], 0
     for number in tqdm(range(KILLS_OF_ONE_RUN), desc="killing one run", unit="kill"):
         name, after = SIGNALS[number % len(SIGNALS)], float(rng.uniform(3, 40))
-        kills.append(
-            {
-                "signal": name,
-                "after": round(after, 1),
-                "was_running": copy.kill(ONE_RUN, after, name),
-            }
-        )
+        was_running = copy.kill(ONE_RUN, after, name)
+        kills.append({"signal": name, "after": round(after, 1), "was_running": was_running})
         survived += copy.orphans()
         if (copy.root / folder).exists() and number < KILLS_OF_ONE_RUN - 1:
-            storage.remove(
-                copy.root / TINY
-            )  # it had finished: begin anew, so that all kills hit a run under way
+            # It had finished: begin anew, so that all kills hit a run under way.
+            storage.remove(copy.root / TINY)
     copy.finish(ONE_RUN)
     killed = contents(copy.root, folder)
     storage.remove(copy.root / TINY)
@@ -288,18 +265,18 @@ def one_run(copy, rng):
 
 
 @contextlib.contextmanager
-def disk(place):
+def disk(folder):
     """A small disk mounted at a folder; yields the function that gives it new options."""
 
     def remount(options):
-        subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+        subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
-    place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(place)], check=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], check=True)
     try:
         yield remount
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def disk_trials(copy, rng):
@@ -319,7 +296,7 @@ def disk_trials(copy, rng):
                 copy.kill(SMOKE_PIPELINE, float(rng.uniform(0, seconds)), "SIGKILL")
                 copy.orphans()
                 remount("ro")
-            failed, said = copy.fail(SMOKE_PIPELINE)
+            failed, output = copy.fail(SMOKE_PIPELINE)
             remount("rw,size=1g")
             copy.finish(SMOKE_PIPELINE)
             cause = "No space left" if fills else "Read-only file system"
@@ -327,7 +304,7 @@ def disk_trials(copy, rng):
                 {
                     "what": "full" if fills else "read-only",
                     "failed": failed,
-                    "is_told": cause in said or not failed,
+                    "is_told": cause in output or not failed,
                     "differ": differing(wanted, contents(copy.root, SMOKE)),
                 }
             )
@@ -335,18 +312,20 @@ def disk_trials(copy, rng):
 
 
 def again(copy, rng):
-    """The tiny study once more, one job at a time; its main runs on two threads, as distances in units of an update's length."""
+    """The tiny study once more, one job at a time; its main runs on two threads, as distances in
+    units of an update's length."""
     study = profiles.load("tiny")
     copy.finish(pipeline("tiny", ["notebooks"], jobs=1), limit=7200)
     wanted = contents(copy.root, TINY)
     assert wanted, "the study left nothing"
     code = (
-        "import sys; from helpers import profiles; from helpers.training import trainer; profile = profiles.load('tiny'); "
+        "import sys; from helpers import profiles; from helpers.training import trainer; "
+        "profile = profiles.load('tiny'); "
         "print(trainer.train(profile, profile.runs[sys.argv[1]].model_copy(update={'threads': 2})))"
     )
     distances = {}
     for name in tqdm(study.main_runs, desc="two threads", unit="run"):
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", code, name],
             cwd=copy.root,
             env=copy.environment,
@@ -354,13 +333,10 @@ def again(copy, rng):
             text=True,
             check=True,
         )
-        one, two = (
-            load_update(folder / "adapter")
-            for folder in (copy.root / TINY / "runs" / name, Path(told.stdout.splitlines()[-1]))
-        )
-        distances[name] = float(
-            updates.norm(updates.combine([two, one], [1, -1])) / updates.norm(one)
-        )
+        folders = (copy.root / TINY / "runs" / name, Path(done.stdout.splitlines()[-1]))
+        one, two = (load_update(folder / "adapter") for folder in folders)
+        distance = updates.norm(updates.combine([two, one], [1, -1]))
+        distances[name] = float(distance / updates.norm(one))
     return {
         "jobs": [os.cpu_count(), 1],
         "files": len(wanted),
@@ -379,24 +355,24 @@ PARTS = {
 
 
 def main(chosen):
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a program that was started in the background hands an ignored one to its children
+    # A program that was started in the background hands an ignored one to its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     record = store.read_json(RECORD) if RECORD.exists() else {}
     for name in chosen or PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            found = PARTS[name](Copy(folder), np.random.default_rng(SEED))
-        record[name] = {"date": time.strftime("%Y-%m-%d"), "place": store.provenance(), **found}
+            result = PARTS[name](Copy(folder), np.random.default_rng(SEED))
+        record[name] = {"date": time.strftime("%Y-%m-%d"), "place": store.provenance(), **result}
         RECORD.write_text(store.as_json(record))
-        store.relist(RECORD)
-        trials = found.get("trials", [found])
+        store.update_checksums(RECORD)
+        trials = result.get("trials", [result])
         wrong = [
             trial
             for trial in trials
             if trial["differ"] or trial.get("orphans") or not trial.get("is_told", True)
         ]
         print(
-            f"{name}: {len(trials)} trials, {len(wrong)} with another outcome, orphans, or a failure that is not told"
+            f"{name}: {len(trials)} trials, {len(wrong)} with another outcome, orphans, or a "
+            "failure that is not told"
         )
     sys.exit(
         any(trial["differ"] for part in record.values() for trial in part.get("trials", [part]))

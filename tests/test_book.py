@@ -1,4 +1,7 @@
-"""The built book and the tiny study's results, read as a reader and as a program would. Run after `make book`."""
+"""The built book and the tiny study's results, read as a reader and as a program would.
+
+Run after `make book`.
+"""
 
 import json
 import re
@@ -36,6 +39,15 @@ class Elements(HTMLParser):
     def handle_data(self, data):
         self.text.append(data)
 
+    def all(self, tag):
+        """The attributes of all elements with this tag."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def figures(self):
+        """The attributes of all images that the book's own build made."""
+        return [image for image in self.all("img") if "_images" in image.get("src", "")]
+
 
 @pytest.fixture(params=[page.stem for page in PAGES])
 def page(request):
@@ -44,13 +56,8 @@ def page(request):
 
 def test_each_page_can_be_downloaded_as_notebook_and_as_the_file_it_is_made_from():
     for source in PAGES:
-        links = [
-            attributes.get("href") or ""
-            for tag, attributes in Elements(
-                HTML / "book" / "notebooks" / f"{source.stem}.html"
-            ).tags
-            if tag == "a"
-        ]
+        page = Elements(HTML / "book" / "notebooks" / f"{source.stem}.html")
+        links = [attributes.get("href") or "" for attributes in page.all("a")]
         for wanted in (
             f"_sources/book/notebooks/{source.stem}.ipynb",
             f"_sources/notebooks/{source.stem}.py",
@@ -63,45 +70,26 @@ def test_each_page_can_be_downloaded_as_notebook_and_as_the_file_it_is_made_from
 
 
 def test_no_page_is_heavier_than_three_megabytes(page):
-    images = {
-        attributes["src"].rsplit("/", 1)[-1]
-        for tag, attributes in page.tags
-        if tag == "img" and "_images" in attributes.get("src", "")
-    }
-    weight = len(page.html.encode()) + sum(
-        (HTML / "_images" / name).stat().st_size for name in images
-    )
+    images = {HTML / "_images" / image["src"].rsplit("/", 1)[-1] for image in page.figures}
+    weight = len(page.html.encode()) + sum(path.stat().st_size for path in images)
     assert weight <= 3e6, f"{weight / 1e6:.1f} MB to load before the page is whole"
 
 
 def test_figures_have_alt_text_and_captions(page):
-    images = [
-        attributes
-        for tag, attributes in page.tags
-        if tag == "img" and "_images" in attributes.get("src", "")
-    ]
-    assert images, "a page without a figure"
-    assert all(len(attributes.get("alt", "").split()) >= 6 for attributes in images), (
+    assert page.figures, "a page without a figure"
+    assert all(len(image.get("alt", "").split()) >= 6 for image in page.figures), (
         "a figure without alt text"
     )
-    captions = [
-        attributes
-        for tag, attributes in page.tags
-        if tag == "span" and attributes.get("class") == "caption-number"
-    ]
-    assert len(captions) >= len(images), "each figure has a numbered caption"
+    captions = [span for span in page.all("span") if span.get("class") == "caption-number"]
+    assert len(captions) >= len(page.figures), "each figure has a numbered caption"
 
 
 def test_page_is_readable_offline(page):
-    loaded = [
-        attributes.get("src") or attributes.get("href")
-        for tag, attributes in page.tags
-        if tag in ("script", "img", "iframe")
-        or (tag == "link" and attributes.get("rel") == "stylesheet")
-    ]
-    assert not [
-        address for address in loaded if address and address.startswith(("http:", "https:", "//"))
-    ], "the page needs a network"
+    elements = [*page.all("script"), *page.all("img"), *page.all("iframe")]
+    elements += [link for link in page.all("link") if link.get("rel") == "stylesheet"]
+    addresses = [element.get("src") or element.get("href") or "" for element in elements]
+    elsewhere = [each for each in addresses if each.startswith(("http:", "https:", "//"))]
+    assert not elsewhere, "the page needs a network"
 
 
 def test_no_script_holds_up_the_first_paint(page):
@@ -114,14 +102,8 @@ def test_no_script_holds_up_the_first_paint(page):
 
 def test_page_shows_no_error_warning_or_progress_bar(page):
     text = "".join(page.text)
-    for trouble in (
-        "Traceback (most recent",
-        "Warning:",
-        "it/s]",
-        "?, ?step",
-        "nan%",
-        "# Parameters",
-    ):
+    troubles = ("Traceback (most recent", "Warning:", "it/s]", "?, ?step", "nan%", "# Parameters")
+    for trouble in troubles:
         assert trouble not in text, f"{trouble!r} on the page"
     assert not re.search(r"\{(eq|numref|cite:\w)\}<code", page.html), "a reference was not resolved"
 
@@ -137,12 +119,10 @@ def test_accuracy_table_agrees_with_the_records():
     accuracy = store.read_table("tiny", "accuracy")
     assert set(accuracy.run) == {"base", *STUDY.main_runs}, "every table has its base row"
     for row in accuracy.itertuples():
-        records = pd.read_parquet(
-            store.results("tiny") / "evaluation" / f"{row.run}.parquet"
-        ).query("split == @row.split")
-        assert (row.n, row.correct) == (len(records), records.correct.sum()), (
-            f"{row.run} on {row.split}"
-        )
+        records = pd.read_parquet(store.results("tiny") / "evaluation" / f"{row.run}.parquet")
+        records = records[records.split == row.split]
+        counts = len(records), records.correct.sum()
+        assert (row.n, row.correct) == counts, f"{row.run} on {row.split}"
         assert (row.low, row.high) == pytest.approx(statistics.wilson(row.correct, row.n)), "Wilson"
     assert (accuracy[accuracy.split == "test"].n == 1319).all(), "as many test problems as GSM8K"
 
@@ -150,11 +130,8 @@ def test_accuracy_table_agrees_with_the_records():
 def test_mcnemar_table_has_every_pair_once():
     tests = store.read_table("tiny", "mcnemar")
     for _, group in tests.groupby("split"):
-        assert (
-            len(group)
-            == 21
-            == len({frozenset(pair) for pair in zip(group.run_a, group.run_b, strict=True)})
-        ), "seven models make 21 pairs"
+        pairs = {frozenset(pair) for pair in zip(group.run_a, group.run_b, strict=True)}
+        assert len(group) == 21 == len(pairs), "seven models make 21 pairs"
         assert (group.p_holm >= group.p).all(), "a correction never makes a p-value smaller"
 
 
@@ -177,12 +154,8 @@ def test_models_fit_the_purpose_of_the_study():
         "preference pairs need mixed groups"
     )
     assert (groups.distinct_correct >= 2).mean() > 0.5, "correct rollouts of one problem differ"
-    size = sum(
-        path.stat().st_size
-        for path in (store.ROOT / "data" / "models").rglob("*")
-        if path.is_file()
-    )
-    assert size <= 24e6, "the shipped models stay small"
+    files = [path for path in (store.ROOT / "data" / "models").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24e6, "the shipped models stay small"
 
 
 def test_shipped_table_is_what_the_teacher_writes():
@@ -202,9 +175,9 @@ def test_shipped_table_is_what_the_teacher_writes():
             list(stored.prompt_ids[:8]),
             list(stored.completion_ids[:8]),
         )
-        for fresh, kept in zip(scored, stored[column][:8], strict=True):
+        for scores, expected in zip(scored, stored[column][:8], strict=True):
             np.testing.assert_allclose(
-                fresh, kept, atol=1e-3, err_msg=f"{column} belongs to the shipped {name}"
+                scores, expected, atol=1e-3, err_msg=f"{column} belongs to the shipped {name}"
             )
 
 
@@ -216,7 +189,7 @@ def test_runs_of_the_book_were_trained_as_their_specs_say():
             f"{name} was trained with another spec"
         )
         assert len(pd.read_parquet(folder / "history.parquet")) == STUDY.runs[name].steps, (
-            "one line a step"
+            "one row per step"
         )
 
 
@@ -267,7 +240,7 @@ def test_geometry_tables_hold_every_pair_and_module():
         "module": 15 * layers * projections,
     }
     assert set(updates.run) == runs
-    assert len(updates) == 6 * (layers * projections + 1), "one row a module and one a run"
+    assert len(updates) == 6 * (layers * projections + 1), "a row per module and one per run"
     assert (updates.relative_norm > 0).all(), "norms relative to the base's"
     assert len(angles) == 2 * 15 * layers * projections * angles["index"].max(), (
         "both sides, all pairs"
@@ -287,12 +260,9 @@ def test_paths_end_where_the_runs_are():
     ends = {}
     for (run_a, run_b, metric), path in table.groupby(["run_a", "run_b", "metric"]):
         path = path.sort_values("t")
-        wanted = (
-            STUDY.connectivity.answered_points
-            if metric == "accuracy"
-            else STUDY.connectivity.points
-        )
-        assert len(path[path.t.between(0, 1)]) == wanted, f"{run_a} to {run_b}"
+        settings = STUDY.connectivity
+        points = settings.answered_points if metric == "accuracy" else settings.points
+        assert len(path[path.t.between(0, 1)]) == points, f"{run_a} to {run_b}"
         for run, t in ((run_a, 0), (run_b, 1)):
             ends.setdefault((run, metric), []).append(path[path.t == t].value.item())
     for (run, metric), values in ends.items():
@@ -302,12 +272,9 @@ def test_paths_end_where_the_runs_are():
             )
     assert (barriers.above_chord >= 0).all()
     assert (barriers.low <= barriers.high).all()
-    assert set(
-        map(
-            tuple,
-            table[table.metric == "accuracy"][["run_a", "run_b"]].drop_duplicates().to_numpy(),
-        )
-    ) == set(STUDY.connectivity.answered_paths)
+    answered = table[table.metric == "accuracy"]
+    paths = set(zip(answered.run_a, answered.run_b, strict=True))
+    assert paths == set(STUDY.connectivity.answered_paths)
 
 
 def test_cka_has_every_pair_with_the_base():
@@ -357,3 +324,10 @@ def test_verdicts_are_on_the_front_page_and_lie_in_their_intervals():
 def test_timings_page_lists_every_notebook():
     text = (HTML / "book" / "timings.html").read_text()
     assert len(re.findall(r"notebooks/\d\d_", text)) >= len(PAGES)
+
+
+def test_the_book_was_built_after_its_notebooks_were_executed():
+    built = (HTML / "index.html").stat().st_mtime_ns
+    for source in PAGES:
+        executed = store.ROOT / "book" / "notebooks" / f"{source.stem}.ipynb"
+        assert built > executed.stat().st_mtime_ns, f"an old book: {executed.name} is newer"

@@ -1,4 +1,5 @@
-"""The pipeline of a large study on a cluster: what each job asks for, and that every rule it names exists. Slurm itself is in book/full_size.md."""
+"""The pipeline of a large study on a cluster: what each job asks for, and that every rule it names
+exists. Slurm itself is in book/full_size.md."""
 
 import os
 import re
@@ -18,18 +19,11 @@ LARGE = [name for name in profiles.names() if pipeline.is_large(profiles.load(na
 @pytest.fixture(scope="module", params=LARGE)
 def planned(request):
     """Snakemake's own plan of a large study, with the commands."""
+    snakemake = (
+        f"-m snakemake --dry-run --printshellcmds --cores 8 --config profile={request.param}"
+    )
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "snakemake",
-            "--dry-run",
-            "--printshellcmds",
-            "--cores",
-            "8",
-            "--config",
-            f"profile={request.param}",
-        ],
+        [sys.executable, *snakemake.split()],
         cwd=store.ROOT,
         env={**os.environ, "PYTHONPATH": str(store.ROOT / "src")},
         capture_output=True,

@@ -1,308 +1,33 @@
-"""Paths between updates: packed texts against separate passes, PEFT's models at the ends, and curves of known height."""
+"""Paths of the study: trained models and answers at their ends, and which paths there are."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import fill_adapter
-from peft import PeftModel
 
-from adapter_geometry import mode_connectivity, updates
-from adapter_geometry.adapters import load_update
-from adapter_geometry.mode_connectivity import METRICS, Texts
+from adapter_geometry import updates
+from adapter_geometry.mode_connectivity import METRICS
 from helpers import profiles
 from helpers.analysis import connectivity
 from helpers.evaluation import answering
 from helpers.models import loading
 
-CURVES = {  # over t in [0, 1]: loss, barrier above the chord, barrier above the mean of the ends
-    "a straight line has no barrier": (lambda t: 2 + 3 * t, 0, 1.5),
-    "a constant has none of either": (lambda t: 2 + 0 * t, 0, 0),
-    "a parabola stands above both by its height": (lambda t: 1 + 4 * t * (1 - t), 1, 1),
-    "a parabola on a slope": (lambda t: 3 * t + 8 * t * (1 - t), 2, 121 / 32 - 1.5),
-    "a valley has none: the chord touches it at its ends": (lambda t: 1 - 4 * t * (1 - t), 0, 0),
-    "a curve that rises ever more slowly lies above its chord without a hump": (
-        lambda t: np.sqrt(t),
-        0.25,
-        0.5,
-    ),
-    "one that rises ever faster lies below it": (lambda t: t**2, 0, 0.5),
-    "a hump past an end": (lambda t: np.where(t == 0.25, 5.0, 1 + t), 3.75, 3.5),
-}
-T = np.linspace(0, 1, 129)
-
-
-# --- heights and intervals -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", CURVES)
-def test_heights_of_curves_known_in_closed_form(name):
-    loss, above_chord, above_mean = CURVES[name]
-    assert mode_connectivity.heights(T, loss(T)) == pytest.approx(
-        (above_chord, above_mean), abs=1e-3
-    ), name
-    both = mode_connectivity.heights(T, np.stack([loss(T), 2 * loss(T)]))
-    np.testing.assert_allclose(
-        both,
-        [[above_chord, 2 * above_chord], [above_mean, 2 * above_mean]],
-        atol=2e-3,
-        err_msg="many curves at once",
-    )
-
-
-def test_heights_do_not_depend_on_a_common_slope_above_the_chord_and_see_it_above_the_mean():
-    loss = CURVES["a parabola stands above both by its height"][0](T)
-    chord, mean = mode_connectivity.heights(T, loss + 10 * T)
-    assert chord == pytest.approx(1, abs=1e-3), "the chord goes along with the slope"
-    assert mean == pytest.approx(5), (
-        "monotone curves look like barriers above the mean of their ends"
-    )
-
-
-def measured(loss, texts, noise=0.0, seed=0, t=T[::16]):
-    """Rows as `losses` gives them: a path whose token-mean loss is `loss`, texts of 5 to 14 tokens; noise: sd of a text's own height."""
-    rng = np.random.default_rng(seed)
-    tokens = np.arange(texts) % 10 + 5
-    shift = noise * rng.standard_normal(texts)
-    shift -= (shift @ tokens) / tokens.sum()  # the token mean stays the planted one
-    hump = 1 + noise * rng.standard_normal(texts)
-    hump += 1 - (hump @ tokens) / tokens.sum()
-    rows = [
-        {
-            "t": point,
-            "metric": metric,
-            "text": text,
-            "nats": tokens[text] * (size * loss(point) * hump[text] + shift[text]),
-            "tokens": tokens[text],
-        }
-        for size, metric in zip((1, 2), METRICS, strict=True)
-        for text in range(texts)
-        for point in t
-    ]
-    return pd.DataFrame(rows).sample(frac=1, random_state=0)
-
-
-def parabola(t):
-    return 4 * t * (1 - t)
-
-
-def test_the_curve_is_nats_a_token_of_all_texts_together():
-    found = mode_connectivity.curve(measured(parabola, 12, noise=0.3))
-    for size, metric in zip((1, 2), METRICS, strict=True):
-        rows = found[found.metric == metric]
-        np.testing.assert_allclose(rows.t, T[::16], err_msg="in the order of t")
-        np.testing.assert_allclose(
-            rows.value,
-            size * parabola(T[::16]),
-            atol=1e-12,
-            err_msg="sum of nats over sum of tokens: long texts count more",
-        )
-        assert ((rows.low <= rows.value) & (rows.value <= rows.high)).all(), (
-            "the interval holds the value"
-        )
-
-
-def test_intervals_of_curve_and_barrier_shrink_with_the_root_of_the_number_of_texts():
-    few, many = (measured(parabola, texts, noise=0.3) for texts in (30, 480))
-    widths = [(rows.high - rows.low).mean() for rows in map(mode_connectivity.curve, (few, many))]
-    assert widths[0] / widths[1] == pytest.approx(4, rel=0.35), (
-        "sixteen times the texts, a quarter of the width"
-    )
-    barriers = [
-        mode_connectivity.barrier(rows).set_index("metric").loc["rollout"] for rows in (few, many)
-    ]
-    assert (barriers[0].high - barriers[0].low) / (
-        barriers[1].high - barriers[1].low
-    ) == pytest.approx(4, rel=0.5)
-    assert all(row.low < 1 < row.high for row in barriers), "the planted height of 1 lies inside"
-
-
-@pytest.mark.parametrize(
-    "above",
-    [(), (-1.0, -0.5)],
-    ids=["a path between runs", "a path to the base goes on beyond its start"],
-)
-def test_a_planted_barrier_is_found_with_its_place(above):
-    rows = measured(lambda t: parabola(t) + t if t >= 0 else 99.0, 20, t=[*above, *T[::16]])
-    found = mode_connectivity.barrier(rows).set_index("metric")
-    for size, metric in zip((1, 2), METRICS, strict=True):
-        row = found.loc[metric]
-        assert row.above_chord == pytest.approx(size), (
-            "height above the chord; what lies beyond the ends is no part of the path"
-        )
-        assert row["at"] == 0.5, "where it stands highest above its chord"
-        assert row.above_mean == pytest.approx(size * (max(parabola(T[::16]) + T[::16]) - 0.5)), (
-            "height above the mean of the ends"
-        )
-        assert (row.low, row.high) == pytest.approx((size, size)), (
-            "without differences between texts there is nothing to be unsure of"
-        )
-
-
-def test_the_bootstrap_takes_the_same_texts_at_every_point():
-    rows = measured(lambda t: 0.0, 30, noise=2.0)
-    found = mode_connectivity.barrier(rows).iloc[0]
-    assert found.above_chord == pytest.approx(0, abs=1e-9)
-    assert found.high == pytest.approx(0, abs=1e-9), (
-        "texts that differ by the same amount everywhere make no barrier: the comparison is paired"
-    )
-    wide = mode_connectivity.curve(rows).iloc[0]
-    assert wide.high - wide.low > 0.5, "although the curve itself is unsure"
-
-
-def test_the_interval_of_the_barrier_covers_the_truth_about_as_often_as_it_says():
-    covered = 0
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        heights = 1 + 0.5 * rng.standard_normal(40)
-        rows = pd.DataFrame(
-            [
-                {
-                    "t": t,
-                    "metric": "rollout",
-                    "text": text,
-                    "nats": 10 * parabola(t) * heights[text],
-                    "tokens": 10,
-                }
-                for text in range(40)
-                for t in (0.0, 0.5, 1.0)
-            ]
-        )
-        row = mode_connectivity.barrier(rows).iloc[0]
-        covered += row.low < 1 < row.high
-    assert covered >= 52, "95 % of 60, less three standard deviations"
-
-
-# --- texts ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def written():
-    """Prompts, completions and boxed answers of different lengths, one token at the least."""
-    rng = np.random.default_rng(0)
-    return tuple(
-        [rng.integers(1, 40, rng.integers(1, size)).tolist() for _ in range(9)]
-        for size in (12, 20, 6)
-    )
-
-
-def nats_by_itself(model, prompt, continuation):
-    """Cross-entropy of a continuation right after its prompt, from one plain forward pass, token by token."""
-    logp = torch.log_softmax(
-        model(input_ids=torch.tensor([prompt + continuation])).logits[0].double(), -1
-    )
-    return -sum(
-        float(logp[len(prompt) + place - 1, token]) for place, token in enumerate(continuation)
-    )
-
-
-def test_one_packed_pass_gives_what_two_separate_passes_give(written, tiny_model):
-    prompts, completions, answers = written
-    model, texts = tiny_model(), Texts(*written)
-    found = texts.nats(model)
-    for metric, continuations in (("rollout", completions), ("boxed answer", answers)):
-        expected = [
-            nats_by_itself(model, prompt, ids)
-            for prompt, ids in zip(prompts, continuations, strict=True)
-        ]
-        np.testing.assert_allclose(
-            found[metric],
-            expected,
-            rtol=1e-4,
-            err_msg=f"{metric}: by the prompt and its own tokens, at their own places",
-        )
-        assert texts.tokens[metric].tolist() == [len(ids) for ids in continuations], (
-            "tokens over which the mean is taken"
-        )
-
-
-def test_answers_and_completions_do_not_see_each_other(written, tiny_model):
-    prompts, completions, answers = written
-    model = tiny_model()
-    plain = Texts(*written).nats(model)
-    other_answers = Texts(prompts, completions, [[7, 8, 9]] * 9).nats(model)
-    np.testing.assert_allclose(
-        other_answers["rollout"],
-        plain["rollout"],
-        rtol=1e-5,
-        err_msg="the rollout knows nothing of the answer behind it",
-    )
-    other_completions = Texts(prompts, [[3, 2, 1, 5]] * 9, answers).nats(model)
-    np.testing.assert_allclose(
-        other_completions["boxed answer"],
-        plain["boxed answer"],
-        rtol=1e-5,
-        err_msg="the answer follows the prompt, not the rollout",
-    )
-
-
-def test_a_text_does_not_depend_on_the_texts_beside_it(written, tiny_model):
-    model, together = tiny_model(), Texts(*written).nats(tiny_model())
-    for i in (0, 4):
-        alone = Texts(*([part[i]] for part in written)).nats(model)
-        for metric in METRICS:
-            np.testing.assert_allclose(
-                alone[metric],
-                together[metric][[i]],
-                rtol=1e-5,
-                err_msg=f"{metric} of text {i} by itself",
-            )
-
-
-# --- paths ---------------------------------------------------------------------------------------------------------
-
-
-def logits(model):
-    return model(input_ids=torch.arange(20)[None]).logits[0]
-
-
-def test_a_path_goes_from_one_adapter_to_the_other_through_the_mean_of_the_weights(
-    tiny_model, with_adapter, tmp_path
-):
-    for seed, name in enumerate(("first", "second")):
-        torch.manual_seed(seed)
-        fill_adapter(
-            with_adapter(tiny_model(), lora_alpha=2 + seed), seed, size=1.0
-        ).save_pretrained(tmp_path / name)
-    start, goal = (load_update(tmp_path / name) for name in ("first", "second"))
-    merged = [
-        PeftModel.from_pretrained(tiny_model(), tmp_path / name).merge_and_unload()
-        for name in ("first", "second")
-    ]
-    middle = tiny_model()
-    middle.load_state_dict(
-        {
-            name: (weight + merged[1].state_dict()[name]) / 2
-            for name, weight in merged[0].state_dict().items()
-        }
-    )
-    assert (logits(merged[0]) - logits(merged[1])).abs().max() > 0.1, (
-        "the two adapters must say different things"
-    )
-    model = tiny_model()
-    weights = updates.weights_of(model, start)
-    for t, expected in ((0, merged[0]), (0.5, middle), (1, merged[1]), (0, merged[0])):
-        updates.put(model, weights, updates.combine([start, goal], [1 - t, t]))
-        torch.testing.assert_close(
-            logits(model), logits(expected), rtol=1e-4, atol=1e-4, msg=f"the model at t = {t}"
-        )
-
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts how often texts are made for measuring: once a path that is computed."""
-    calls, made = [], connectivity.held_out_texts
+    """Counts how often texts are packed for measuring: once per path that is computed."""
+    calls, held_out_texts = [], connectivity.held_out_texts
 
     def count(*arguments):
         calls.append(1)
-        return made(*arguments)
+        return held_out_texts(*arguments)
 
     monkeypatch.setattr(connectivity, "held_out_texts", count)
     return calls
 
 
-def of(found, t, metric):
-    rows = found[(found.t == t) & (found.metric == metric)].sort_values("text")
+def nats_at(losses, t, metric):
+    """Nats of each text at one point of a path, by the number of the text."""
+    rows = losses[(losses.t == t) & (losses.metric == metric)].sort_values("text")
     assert len(rows), f"the path has a point t = {t}"
     return rows.nats.to_numpy()
 
@@ -310,17 +35,17 @@ def of(found, t, metric):
 def test_measured_paths_end_at_the_trained_models_and_are_kept_until_a_run_changes(
     smoke, table, counted
 ):
-    found = connectivity.losses(smoke, "sft", "rft")
+    losses = connectivity.losses(smoke, "sft", "rft")
     texts = connectivity.held_out_texts(smoke)
-    assert sorted(found.t.unique()) == [0, 0.5, 1], "the profile's points"
-    assert set(found.groupby(["t", "metric"]).size()) == {smoke.connectivity.texts}, (
+    assert sorted(losses.t.unique()) == [0, 0.5, 1], "the profile's points"
+    assert set(losses.groupby(["t", "metric"]).size()) == {smoke.connectivity.texts}, (
         "each text once at each point, by each metric"
     )
     for t, run in ((0, "sft"), (1, "rft")):
         own = texts.nats(answering.load_model_of(smoke, smoke.runs[run]))
         for metric in METRICS:
             np.testing.assert_allclose(
-                of(found, t, metric),
+                nats_at(losses, t, metric),
                 own[metric],
                 rtol=1e-5,
                 err_msg=f"{metric}: t = {t} is {run} itself",
@@ -328,26 +53,28 @@ def test_measured_paths_end_at_the_trained_models_and_are_kept_until_a_run_chang
     del counted[:]
     again = connectivity.losses(smoke, "sft", "rft")
     assert not counted, "a stored path is read, not measured"
-    pd.testing.assert_frame_equal(again.reset_index(drop=True), found.reset_index(drop=True))
+    pd.testing.assert_frame_equal(again.reset_index(drop=True), losses.reset_index(drop=True))
     quicker = smoke.runs["rft"].model_copy(update={"steps": 1})
     changed = connectivity.losses(
         smoke.model_copy(update={"runs": {**smoke.runs, "rft": quicker}}), "sft", "rft"
     )
     assert counted, "a path to a run that changed is measured anew"
     np.testing.assert_array_equal(
-        of(changed, 0, "rollout"),
-        of(found, 0, "rollout"),
+        nats_at(changed, 0, "rollout"),
+        nats_at(losses, 0, "rollout"),
         err_msg="the end that did not change stays",
     )
-    assert (of(changed, 1, "rollout") != of(found, 1, "rollout")).all(), "the other moves"
+    assert (nats_at(changed, 1, "rollout") != nats_at(losses, 1, "rollout")).all(), (
+        "the other moves"
+    )
     del counted[:]
     connectivity.losses(smoke, "sft", "rft")
-    assert not counted, "and the first path is found again when its settings return"
+    assert not counted, "and the first path is read again when its settings return"
 
 
 def test_a_path_to_the_base_begins_at_twice_the_update_and_ends_at_the_base(smoke, table):
-    found = connectivity.losses(smoke, "sft", "base")
-    assert found.t.nunique() == 8 + smoke.connectivity.points
+    losses = connectivity.losses(smoke, "sft", "base")
+    assert losses.t.nunique() == 8 + smoke.connectivity.points
     texts, model = connectivity.held_out_texts(smoke), loading.load_model(smoke)
     base = texts.nats(model)
     update, _ = connectivity.ends(smoke, "sft", "base")
@@ -359,7 +86,7 @@ def test_a_path_to_the_base_begins_at_twice_the_update_and_ends_at_the_base(smok
     ):
         for metric in METRICS:
             np.testing.assert_allclose(
-                of(found, t, metric), own[metric], rtol=1e-5, err_msg=f"{metric} at t = {t}"
+                nats_at(losses, t, metric), own[metric], rtol=1e-5, err_msg=f"{metric} at t = {t}"
             )
 
 
@@ -380,17 +107,17 @@ def test_the_scaled_end_has_the_length_of_the_other_end_and_its_own_direction(sm
 
 
 def test_answers_at_the_ends_are_those_of_the_evaluation(smoke, table):
-    found = connectivity.answers(smoke, "sft", "base")
+    answers = connectivity.answers(smoke, "sft", "base")
     count = smoke.connectivity.problems
-    assert found.groupby("t").size().to_dict() == {0.0: count, 0.5: count, 1.0: count}, (
+    assert answers.groupby("t").size().to_dict() == {0.0: count, 0.5: count, 1.0: count}, (
         "the same problems at every point"
     )
-    assert len({tuple(part.problem_id) for _, part in found.groupby("t")}) == 1
+    assert len({tuple(part.problem_id) for _, part in answers.groupby("t")}) == 1
     for t, run in ((0, smoke.runs["sft"]), (1, "base")):
         own = answering.evaluate(smoke, run).set_index("problem_id").completion
-        rows = found[found.t == t]
+        rows = answers[answers.t == t]
         assert rows.completion.tolist() == own[rows.problem_id].tolist(), (
-            "one greedy answer a problem and model"
+            "one greedy answer per problem and model"
         )
 
 

@@ -1,4 +1,5 @@
-"""Damaged files: whatever happens to a stored file, it is named with the way out, or made again, and never served."""
+"""Damaged files: whatever happens to a stored file, it is named with the way out, or made again,
+and never served."""
 
 import shutil
 
@@ -15,6 +16,7 @@ from helpers.models import loading
 from helpers.training import trainer
 
 SMOKE = profiles.load("smoke")
+SIX_STEPS = SMOKE.runs["sft"].model_copy(update={"steps": 6})
 HARMS = {
     "emptied": lambda content, rng: b"",
     "truncated": lambda content, rng: content[: len(content) // 2],
@@ -28,9 +30,9 @@ HARMS = {
 }
 
 
-def flipped(content, place, bit):
+def flipped(content, position, bit):
     changed = bytearray(content)
-    changed[place] ^= 1 << bit
+    changed[position] ^= 1 << bit
     return bytes(changed)
 
 
@@ -40,12 +42,13 @@ class MadeAgain(Exception):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A repository root with the smoke table, one run, one evaluation, and its own copy of the tiny base."""
+    """A repository root with the smoke table, one run, one evaluation, and its own copy of the tiny
+    base."""
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         data, model = store.ROOT / "data", "models/tiny/base"
         shutil.copytree(data / model, root / "data" / model)
-        for other in ("models/tiny/strong-base", "models/tiny/teacher", store.SUMS):
+        for other in ("models/tiny/strong-base", "models/tiny/teacher", store.CHECKSUMS):
             (root / "data" / other).symlink_to(data / other)
         patch.setattr(store, "ROOT", root)
         rollouts.make_table(SMOKE)
@@ -106,10 +109,10 @@ STORED = {
 }
 
 
-def same(found, wanted):
+def same(loaded, wanted):
     if isinstance(wanted, tuple):
-        return all(same(*pair) for pair in zip(found, wanted, strict=True))
-    return found.equals(wanted) if isinstance(wanted, pd.DataFrame) else found == wanted
+        return all(same(*pair) for pair in zip(loaded, wanted, strict=True))
+    return loaded.equals(wanted) if isinstance(wanted, pd.DataFrame) else loaded == wanted
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -123,18 +126,20 @@ def test_a_damaged_file_is_named_or_made_again_and_never_served(what, harm, copy
     )
     loading.model_digest.cache_clear()
     try:
-        found = read()
+        loaded = read()
     except ValueError as error:
-        told = str(error)
-        assert file in told or "SHA256SUMS" in file, f"{harm}: the message must name {file}: {told}"
-        assert "put the right one back" in told.lower(), (
-            f"{harm}: the message must say the way out: {told}"
+        message = str(error)
+        assert file in message or "SHA256SUMS" in file, (
+            f"{harm}: the message must name {file}: {message}"
         )
-        assert len(told.splitlines()) == 1 or "can't be read" in told, "one line"
+        assert "put the right one back" in message.lower(), (
+            f"{harm}: the message must say the way out: {message}"
+        )
+        assert len(message.splitlines()) == 1 or "can't be read" in message, "one line"
     except MadeAgain:
         pass
     else:
-        assert same(found, wanted), f"{what}, {harm}: served with other content"
+        assert same(loaded, wanted), f"{what}, {harm}: served with other content"
 
 
 def test_no_flipped_bit_of_a_table_changes_what_is_read(tmp_path):
@@ -152,43 +157,42 @@ def test_no_flipped_bit_of_a_table_changes_what_is_read(tmp_path):
     for _ in range(1000):
         path.write_bytes(flipped(content, int(rng.integers(len(content))), int(rng.integers(8))))
         try:
-            found = store.read_frame(path)
+            loaded = store.read_frame(path)
         except ValueError as error:
             refused += "table.parquet" in str(error)
         else:
-            pd.testing.assert_frame_equal(found, table)
+            pd.testing.assert_frame_equal(loaded, table)
     assert refused > 500, "most bits of a file matter, and the message names the file"
 
 
 def test_a_model_made_again_is_taken_when_it_is_entered_in_the_list(copy):
     file = copy / "data" / "models" / "tiny" / "base" / "chat_template.jinja"
     before = loading.model_digest("tiny", "base")
-    (copy / "data" / store.SUMS).unlink()
-    listed = (store.SOURCE.parent / "data" / store.SUMS).read_text()
-    (copy / "data" / store.SUMS).write_text(listed)
+    (copy / "data" / store.CHECKSUMS).unlink()
+    listed = (store.SOURCE.parent / "data" / store.CHECKSUMS).read_text()
+    (copy / "data" / store.CHECKSUMS).write_text(listed)
     file.write_text(file.read_text() + " ")
     loading.model_digest.cache_clear()
     with pytest.raises(
         ValueError, match=r"base/chat_template\.jinja is missing, damaged or changed"
     ):
         loading.model_digest("tiny", "base")
-    store.relist(file.parent)
+    store.update_checksums(file.parent)
     assert loading.model_digest("tiny", "base") != before, (
-        "another model, and so another mark on all that is made with it"
+        "another model, and so another fingerprint of all that is made with it"
     )
     others = [line for line in listed.splitlines() if "tiny/base/" not in line]
-    assert set(others) < set((copy / "data" / store.SUMS).read_text().splitlines()), (
+    assert set(others) < set((copy / "data" / store.CHECKSUMS).read_text().splitlines()), (
         "other entries stay"
     )
 
 
-@pytest.mark.parametrize("part", ["model", "optimizer", "state"])
-@pytest.mark.parametrize("harm", ["emptied", "a bit flipped (0)"])
-def test_a_damaged_checkpoint_is_not_taken_up(part, harm, table, smoke, monkeypatch):
-    run = smoke.runs["sft"].model_copy(update={"steps": 6})
-    folder = trainer.train(smoke, run)
-    wanted = store.file_digest(folder / "adapter")
-    storage.remove(folder)
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A repository root with the checkpoints of a run that was killed after its fifth of six steps,
+    and the digest of the adapter that the run makes when it is not."""
+    root = tmp_path_factory.mktemp("interrupted")
+    (root / "data").symlink_to(store.ROOT / "data")
     on_step_end = trainer._Recorder.on_step_end
 
     def kill(self, args, state, control, **kwargs):
@@ -196,23 +200,38 @@ def test_a_damaged_checkpoint_is_not_taken_up(part, harm, table, smoke, monkeypa
         if state.global_step == 5:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as killing:
-        killing.setattr(trainer._Recorder, "on_step_end", kill)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "ROOT", root)
+        rollouts.make_table(SMOKE)
+        folder = trainer.train(SMOKE, SIX_STEPS)
+        adapter = store.file_digest(folder / "adapter")
+        storage.remove(folder)
+        patch.setattr(trainer._Recorder, "on_step_end", kill)
         with pytest.raises(KeyboardInterrupt):
-            trainer.train(smoke, run)
-    pattern = {
+            trainer.train(SMOKE, SIX_STEPS)
+    return root, adapter
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "state"])
+@pytest.mark.parametrize("harm", ["emptied", "a bit flipped (0)"])
+def test_a_damaged_checkpoint_is_not_taken_up(part, harm, interrupted, tmp_path, monkeypatch):
+    root, adapter = interrupted
+    shutil.copytree(root, tmp_path / "copy", symlinks=True)
+    monkeypatch.setattr(store, "ROOT", tmp_path / "copy")
+    file_name = {
         "model": "adapter_model.safetensors",
         "optimizer": "optimizer.pt",
         "state": "trainer_state.json",
     }[part]
-    [file] = (store.ROOT / "results" / "smoke" / "checkpoints").rglob(f"checkpoint-4/{pattern}")
+    [file] = (store.ROOT / "results" / "smoke" / "checkpoints").rglob(f"checkpoint-4/{file_name}")
     file.write_bytes(HARMS[harm](file.read_bytes(), np.random.default_rng(0)))
     with pytest.warns(
         UserWarning,
-        match=rf"checkpoint-4/{pattern} is missing, damaged or changed.*Training goes on without it",
+        match=rf"checkpoint-4/{file_name} is missing, damaged or changed"
+        ".*Training goes on without it",
     ):
-        folder = trainer.train(smoke, run)
-    assert store.file_digest(folder / "adapter") == wanted, "it begins anew, to the same adapter"
+        folder = trainer.train(SMOKE, SIX_STEPS)
+    assert store.file_digest(folder / "adapter") == adapter, "it begins anew, to the same adapter"
 
 
 @pytest.mark.parametrize("content", ["runs: [", "", "\tbase: x", "- a\n- b\n"])

@@ -1,4 +1,5 @@
-"""Shipped data are what their lists of checksums say, and data/README.md says how each file was made."""
+"""Shipped data are what their lists of checksums say, and data/README.md says how each file was
+made."""
 
 import re
 import shutil
@@ -18,21 +19,21 @@ def test_every_shipped_file_is_listed_and_is_the_listed_one(folder):
     }
     listed = {
         line.split("  ", 1)[1]
-        for line in (store.ROOT / folder / store.SUMS).read_text().splitlines()
+        for line in (store.ROOT / folder / store.CHECKSUMS).read_text().splitlines()
     }
-    assert there - listed - {store.SUMS, "README.md"} == set(), "without a checksum"
-    store.intact(store.ROOT / folder)
+    assert there - listed - {store.CHECKSUMS, "README.md"} == set(), "without a checksum"
+    store.verify_checksums(store.ROOT / folder)
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="not on every system")
 def test_sha256sum_reads_the_lists_too():
-    told = subprocess.run(
-        ["sha256sum", "--check", "--quiet", store.SUMS],
+    process = subprocess.run(
+        ["sha256sum", "--check", "--quiet", store.CHECKSUMS],
         cwd=store.ROOT / "data",
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_the_readme_says_how_each_file_was_made():
@@ -44,7 +45,7 @@ def test_the_readme_says_how_each_file_was_made():
             )
         ),
     )
-    for line in (store.ROOT / "data" / store.SUMS).read_text().splitlines():
+    for line in (store.ROOT / "data" / store.CHECKSUMS).read_text().splitlines():
         name = line.split("  ", 1)[1]
         assert any(
             name == file or (file.endswith("/") and name.startswith(file)) for file in described

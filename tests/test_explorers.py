@@ -1,7 +1,9 @@
-"""Interactive figures: what a page without network, kernel or trust in a model's text needs of them."""
+"""Explorers: what a page without network, kernel or trust in a model's text needs of them."""
 
 import json
 import re
+import shutil
+import subprocess
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -10,38 +12,21 @@ import pytest
 from helpers.book import explorers
 
 METRICS = ("rollout", "boxed answer", "accuracy")
+TEMPLATES = {path.name: path for path in sorted(explorers._TEMPLATES.iterdir())}
+SCRIPTS = [name for name in TEMPLATES if name.endswith(".js")]
 
 
 def block(text="</script><b>x</b>", name="here", metrics=METRICS):
+    path = {"run_a": "sft", "run_b": "base"}
     curves = pd.DataFrame(
         [
-            {
-                "run_a": "sft",
-                "run_b": "base",
-                "t": t,
-                "metric": metric,
-                "value": 0.5 + t / 10,
-                "low": 0.4,
-                "high": 0.7,
-            }
+            {**path, "t": t, "metric": metric, "value": 0.5 + t / 10, "low": 0.4, "high": 0.7}
             for metric in metrics
             for t in (-0.5, 0.0, 0.5, 1.0)
         ]
     )
-    examples = pd.DataFrame(
-        [
-            {
-                "run_a": "sft",
-                "run_b": "base",
-                "t": t,
-                "question": text,
-                "answer": "4",
-                "completion": text,
-                "correct": t > 0,
-            }
-            for t in (0.0, 1.0)
-        ]
-    )
+    problem = {"question": text, "answer": "4", "completion": text}
+    examples = pd.DataFrame([{**path, **problem, "t": t, "correct": t > 0} for t in (0.0, 1.0)])
     return explorers.path_explorer(curves, examples, name).data
 
 
@@ -91,12 +76,9 @@ def picture():
 
 def test_a_chosen_picture_has_its_own_alt_text_and_the_first_one_needs_no_script():
     table = pd.DataFrame({"layer": ["0", "1"], "cosine": [0.25, 0.5]})
-    page = explorers.frames(
-        [("layer <0>", picture(), "a line, first"), ("layer 1", picture(), 'a "line", second')],
-        "layer",
-        table,
-        "here",
-    ).data
+    first = "layer <0>", picture(), "a line, first"
+    second = "layer 1", picture(), 'a "line", second'
+    page = explorers.frames([first, second], "layer", table, "here").data
     assert [frame["alt"] for frame in data(page)] == ["a line, first", 'a "line", second']
     assert page.count('<img data-part="image" src="data:image/png;base64,') == 1, (
         "seen before any script runs"
@@ -110,30 +92,37 @@ def test_a_chosen_picture_has_its_own_alt_text_and_the_first_one_needs_no_script
 
 
 def test_pictures_without_an_order_are_chosen_from_a_list():
-    page = explorers.frames(
-        [("a", picture(), "one"), ("b", picture(), "two")],
-        "part",
-        [{"x": 1}],
-        "here",
-        is_ordered=False,
-    ).data
+    pictures = [("a", picture(), "one"), ("b", picture(), "two")]
+    page = explorers.frames(pictures, "part", [{"x": 1}], "here", is_ordered=False).data
     assert page.count("<option>") == 2
     assert 'type="range"' not in page
 
 
 def test_rollouts_are_shown_with_the_weights_of_each_objective_and_cannot_leave_their_element():
+    both = {"sft": [1.0, 1.0], "rft": [1.0, 1.0]}
     completions = [
-        {
-            "reward": 1.0,
-            "tokens": ["</script>", "4"],
-            "weights": {"sft": [1.0, 1.0], "rft": [1.0, 1.0]},
-        },
+        {"reward": 1.0, "tokens": ["</script>", "4"], "weights": both},
         {"reward": 0.0, "tokens": ["5"], "weights": {"sft": [1.0]}},
     ]
-    page = explorers.rollout_browser(
-        [{"question": "2 + 2?", "answer": "4", "completions": completions}], ["sft", "rft"], "here"
-    ).data
+    problem = {"question": "2 + 2?", "answer": "4", "completions": completions}
+    page = explorers.rollout_browser([problem], ["sft", "rft"], "here").data
     assert page.count("</script>") == 2
     assert data(page)["problems"][0]["completions"][0]["tokens"][0] == "</script>"
     for sums in ("<td>+2.00</td><td>+2.00</td>", "<td>+1.00</td><td>not used</td>"):
         assert sums in page, "the sums, without colour"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_can_be_read_by_a_browser(name):
+    node = shutil.which("node")
+    if not node:
+        pytest.skip("no node is installed")
+    checked = subprocess.run([node, "--check", TEMPLATES[name]], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_no_script_or_style_sheet_ends_its_own_element():
+    assert len(SCRIPTS) == 4
+    for name in SCRIPTS:
+        assert not re.search(r"</script|<!--", TEMPLATES[name].read_text(), re.IGNORECASE), name
+    assert "</style" not in TEMPLATES["explorer.css"].read_text()

@@ -1,4 +1,5 @@
-"""GPUs of one node shared out among the steps of a pipeline; nvidia-smi is a stand-in that lists names."""
+"""GPUs of one node shared out among the steps of a pipeline; nvidia-smi is a stand-in that lists
+names."""
 
 import os
 import signal
@@ -10,12 +11,11 @@ import pytest
 
 from helpers.cluster import gpus
 
-SHOW = [
-    sys.executable,
-    "-S",
-    "-c",
-    "import os, sys, time; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); time.sleep(float(sys.argv[1]))",
-]
+CODE = (
+    "import os, sys, time; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); "
+    "time.sleep(float(sys.argv[1]))"
+)
+SHOW = [sys.executable, "-S", "-c", CODE]
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""lm-evaluation-harness: its rules on texts, and, where it is installed, its own run beside ours on one model, one prompt and one set of problems."""
+"""lm-evaluation-harness: its rules on texts, and, where it is installed, its run compared with ours
+on one model, one prompt and one set of problems."""
 
 import importlib.util
 import json
@@ -36,7 +37,7 @@ def test_stored_answers_are_graded_again(smoke, workplace):
     assert (again.flexible == again.correct_flexible).all(), (
         "whole numbers are read alike by both last-number rules"
     )
-    assert not again.strict.any(), "no answer of ours stands behind ####"
+    assert not again.strict.any(), "no answer of ours comes after ####"
 
 
 @pytest.mark.slow

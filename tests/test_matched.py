@@ -1,4 +1,5 @@
-"""Each condition that the book calls matched differs from its reference in what it says and in nothing else."""
+"""Each condition that the book calls matched differs from its reference in what it says and in
+nothing else."""
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def study(request):
 
 
 def differing(study, run, reference):
-    """Names of the settings in which two runs differ, apart from their names and the snapshots that they keep."""
+    """Names of the settings in which two runs differ, apart from their names and snapshots."""
     first, second = (
         study.runs[name].model_dump(exclude={"name", "snapshots"}) for name in (run, reference)
     )
@@ -59,7 +60,7 @@ def test_sft_and_rft_on_pairs_see_the_rows_that_dpo_raises_and_lowers(table):
     pairs, chosen = (rollouts.select(table, rows) for rows in ("pairs", "chosen"))
     numbers = {number for pair in pairs.values() for number in pair}
     raised = {number for rows in chosen.values() for number in rows}
-    assert pairs.keys() == chosen.keys(), "one pair a mixed group, one chosen row a pair"
+    assert pairs.keys() == chosen.keys(), "one pair per mixed group, one chosen row per pair"
     assert (
         raised
         == {pair[0] for pair in pairs.values()}
@@ -72,21 +73,21 @@ def test_sft_and_rft_on_pairs_see_the_rows_that_dpo_raises_and_lowers(table):
 
 def test_the_one_pass_runs_see_no_pair_twice():
     study = profiles.load("tiny")
-    written = rollouts.load_table(study)
-    taken = rollouts.select(written, "pairs")
+    table = rollouts.load_table(study)
+    pairs = rollouts.select(table, "pairs")
     for name in ("dpo-one-pass", "dpo-matched-one-pass"):
         run = study.runs[name]
-        order = batches.row_order(
-            taken, list(written.problem_id.unique()), run.seed, 2 * run.steps * run.batch_size
-        )
+        order = batches.run_order(table, pairs, run, run.steps)
+        assert len(order) == 2 * run.steps * run.batch_size
         assert len(set(order)) == len(order), (
-            f"{name} goes over some of its {len(taken)} pairs again"
+            f"{name} goes over some of its {len(pairs)} pairs again"
         )
 
 
 @pytest.fixture
 def trained():
-    """The smoke profile with random adapters for SFT and DPO on the real base, so that nothing has to be trained; {run: update}."""
+    """(smoke profile, {run: update}): random adapters on the real base, so that nothing has to be
+    trained."""
     study = profiles.load("smoke")
     generator = torch.Generator().manual_seed(0)
     model = answering.load_model_of(study, "base")
@@ -102,13 +103,8 @@ def trained():
             for name in modules
         }
 
-    adapters = {
-        "sft": update(0.02),
-        "rft": update(0.03),
-        "dpo": update(0.002),
-        "dpo-matched": update(0.01),
-    }
-    return study, adapters
+    sizes = {"sft": 0.02, "rft": 0.03, "dpo": 0.002, "dpo-matched": 0.01}
+    return study, {run: update(size) for run, size in sizes.items()}
 
 
 @pytest.mark.parametrize(
@@ -120,10 +116,10 @@ def test_a_norm_matched_update_has_the_other_norm_and_its_own_direction(trained,
     assert updates.norm(built) == pytest.approx(updates.norm(adapters[other]), rel=1e-6)
     compared = geometry.compare({"matched": built, **adapters})
     cosine, _ = geometry.stacked_cosine(compared)
-    place = compared.runs.index(run)
-    assert cosine[0, place] == pytest.approx(1, abs=1e-8), "scaling turns nothing"
+    index = compared.runs.index(run)
+    assert cosine[0, index] == pytest.approx(1, abs=1e-8), "scaling rotates nothing"
     np.testing.assert_allclose(
-        cosine[0, 1:], cosine[place, 1:], atol=1e-8, err_msg="a cosine that changed under scaling"
+        cosine[0, 1:], cosine[index, 1:], atol=1e-8, err_msg="a cosine that changed under scaling"
     )
 
 
@@ -133,18 +129,15 @@ def test_a_divergence_matched_update_is_as_far_from_the_base_within_five_per_cen
 ):
     study, adapters = trained
     base, policy = (answering.load_model_of(study, "base") for _ in range(2))
-    written, weights = likelihood.samples(study, "base"), updates.weights_of(policy, adapters[run])
+    samples, weights = likelihood.samples(study, "base"), updates.weights_of(policy, adapters[run])
 
     def divergence(update):
         updates.put(policy, weights, update)
-        return likelihood.summed_divergence(base, policy, written).sum() / written.tokens.sum()
+        return likelihood.summed_divergence(base, policy, samples).sum() / samples.tokens.sum()
 
     wanted = divergence(adapters[other])
-    monkeypatch.setattr(
-        interventions,
-        "divergences",
-        lambda *_: written[["problem_id", "tokens"]].assign(nats=wanted * written.tokens),
-    )
+    planted = samples[["problem_id", "tokens"]].assign(nats=wanted * samples.tokens)
+    monkeypatch.setattr(interventions, "divergences", lambda *_: planted)
     monkeypatch.setattr(trainer, "identity", lambda *_: "random adapters")
     built = interventions.planned(study)[f"{run} at {other}'s kl"].build(adapters)
     assert divergence(built) == pytest.approx(wanted, rel=0.05)

@@ -1,4 +1,5 @@
-"""Every loss against a closed form written out by hand in float64, its identities at the first step, and its gradient."""
+"""Every loss against a closed form written out by hand in float64, its identities at the first
+step, and its gradient."""
 
 import math
 
@@ -8,10 +9,8 @@ import torch
 from helpers.training import objectives
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
-SINGLE = {
-    "rtol": 1e-7,
-    "atol": 1e-9,
-}  # for losses whose signs and rewards are made in single precision
+# For losses whose signs and rewards are made in single precision.
+SINGLE = {"rtol": 1e-7, "atol": 1e-9}
 PREFERENCES = {"dpo", "dpo-length-normalised", "ipo", "simpo", "kto"}
 
 
@@ -56,8 +55,8 @@ def tokens(rows):
 
 
 def token_mean(rows, term):
-    places = tokens(rows)
-    return sum(term(i, t) for i, t in places) / len(places)
+    positions = tokens(rows)
+    return sum(term(i, t) for i, t in positions) / len(positions)
 
 
 def row_sum(values, rows, i):
@@ -115,9 +114,9 @@ def test_rift_by_completion(logp, rows, level):
             rows.mask[i].sum().item() if level == "length-normalised" else 1
         )
         terms.append(-total if rows.reward[i] else 0.3 * math.exp(total))
-    found = value("rift", logp, rows, level=level, negative_reward=-0.3)
-    assert found == pytest.approx(sum(terms) / 6, rel=1e-12), (
-        f"RIFT at level {level} averages one term a completion"
+    loss = value("rift", logp, rows, level=level, negative_reward=-0.3)
+    assert loss == pytest.approx(sum(terms) / 6, rel=1e-12), (
+        f"RIFT at level {level} averages one term per completion"
     )
 
 
@@ -176,7 +175,7 @@ def test_rift_as_printed_weighs_right_rows_by_one_minus_lambda(logp, rows, penal
     weights = objectives.token_weights("rift-paper", logp, rows, penalty=penalty)
     ratio = weights[0, 0] / weights[1, 0]
     assert ratio == pytest.approx(1 - penalty), (
-        "a right token weighs 1 - lambda times a wrong one: less for lambda > 0, nothing for lambda = 1"
+        "a right token weighs 1 - lambda times a wrong one: less for lambda > 0, nothing for 1"
     )
 
 
@@ -297,7 +296,7 @@ def test_dpo_starts_at_log_two_with_half_of_beta_on_each_token(rows):
         objectives.token_weights("dpo", rows.reference, rows),
         expected,
         **EXACT,
-        msg="+-beta/2 a token, over the number of pairs",
+        msg="+-beta/2 per token, over the number of pairs",
     )
 
 
@@ -315,7 +314,8 @@ def sigmoid(x):
 
 
 def by_hand(name, logp, rows):
-    """(value, weight of the tokens of each row) of a preference loss, written out with scalars; rows 0, 2, 4 are chosen, 1, 3, 5 rejected."""
+    """(value, weights of the tokens) of a preference loss, written out with scalars; rows 0, 2, 4
+    are chosen, 1, 3, 5 rejected."""
     gain, T = gains(logp, rows), lengths(rows)
     values, weights = [], [0.0] * 6
     for w in (0, 2, 4):
@@ -434,9 +434,9 @@ def test_naive_rift_is_reward_times_log_probability(logp, rows):
         torch.where(rows.reward > 0, 1.0, -0.2).double()[:, None] * rows.mask / rows.mask.sum()
     )
     for drop in (0.0, 50.0):
-        found = objectives.token_weights("rift-naive", logp - drop * rows.mask, rows)
+        unlikely = objectives.token_weights("rift-naive", logp - drop * rows.mask, rows)
         torch.testing.assert_close(
-            found, weights, **SINGLE, msg="the push on a wrong token never fades"
+            unlikely, weights, **SINGLE, msg="the push on a wrong token never fades"
         )
     assert value("rift-naive", logp - 50 * (1 - rows.reward)[:, None] * rows.mask, rows) < -1, (
         "unbounded below"
@@ -459,9 +459,8 @@ def test_positions_outside_the_completion_have_no_weight_and_no_influence(name, 
     ), f"{name} must not see masked positions"
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(objectives.OBJECTIVES) - {"kto"})
-)  # whose baseline is a mean over the batch
+# KTO's baseline is a mean over the batch.
+@pytest.mark.parametrize("name", sorted(set(objectives.OBJECTIVES) - {"kto"}))
 def test_loss_and_weight_add_up_over_micro_batches(name, logp, rows):
     def part(numbers):
         fields = {field: getattr(rows, field)[numbers] for field in rows.__dataclass_fields__}
@@ -471,10 +470,10 @@ def test_loss_and_weight_add_up_over_micro_batches(name, logp, rows):
 
     parts = [part([0, 1]), part([2, 3, 4, 5])]
     whole = part(list(range(6)))
-    for place, what in enumerate(("loss", "weight")):
-        assert sum(p[place] for p in parts).item() == pytest.approx(
-            whole[place].item(), rel=1e-12
-        ), f"{name}: the {what} of a step adds up"
+    for *summands, total, what in zip(*parts, whole, ("loss", "weight"), strict=True):
+        assert sum(summands).item() == pytest.approx(total.item(), rel=1e-12), (
+            f"{name}: the {what} of a step adds up"
+        )
 
 
 @pytest.mark.parametrize(
@@ -491,9 +490,9 @@ def test_loss_and_weight_add_up_over_micro_batches(name, logp, rows):
     ],
 )
 def test_token_weights_of_token_means_are_the_hand_formulas(name, expected, logp, rows):
-    found = objectives.token_weights(name, logp, rows) * rows.mask.sum()
+    weights = objectives.token_weights(name, logp, rows) * rows.mask.sum()
     torch.testing.assert_close(
-        found,
+        weights,
         expected(logp.exp(), rows) * rows.mask,
         **EXACT,
         msg=f"{name}: minus the derivative by log p, written by hand",
@@ -505,14 +504,14 @@ def test_token_weights_of_token_means_are_the_hand_formulas(name, expected, logp
 )
 def test_other_aggregations_weigh_tokens_by_the_length_of_their_completion(name, logp, rows):
     options = OPTIONS.get(name, {})
-    a_token = objectives.token_weights(name, logp, rows, **options) * rows.mask.sum()
+    by_token = objectives.token_weights(name, logp, rows, **options) * rows.mask.sum()
     for aggregation, expected in (
-        ("sequence", a_token / rows.mask.sum(1, keepdim=True) / 6),
-        ("sum", a_token / 6),
+        ("sequence", by_token / rows.mask.sum(1, keepdim=True) / 6),
+        ("sum", by_token / 6),
     ):
-        found = objectives.token_weights(name, logp, rows, aggregation=aggregation, **options)
+        weights = objectives.token_weights(name, logp, rows, aggregation=aggregation, **options)
         torch.testing.assert_close(
-            found,
+            weights,
             expected,
             **EXACT,
             msg=f"{name} by {aggregation}: the same token weights over T_i n or over n",

@@ -1,4 +1,5 @@
-"""Online training: TRL's loss is ours on the policy's own rollouts, the prompts are the study's, and runs repeat and resume exactly."""
+"""Online training: TRL's loss is ours on the policy's own rollouts, the prompts are the study's,
+and runs repeat and resume exactly."""
 
 import numpy as np
 import pandas as pd
@@ -41,28 +42,24 @@ def test_the_gradient_is_that_of_the_clipped_loss_on_own_rollouts(
     completions = [[40, 41, end], [50, 51, 52, 53, 54, end], [60, end], [70, 71, 72, 73, end]]
     monkeypatch.setattr(sampling, "sample", lambda model, prompts, **_: completions)
     trainer, _ = _trainer(smoke, online(smoke, objective, zero="A"), tmp_path)
-    found, wanted = {}, {}
 
-    def remember(values):
+    def gradients(loss):
         trainer.model.zero_grad()
-        return lambda: values.update(
-            {
-                name: weight.grad.clone()
-                for name, weight in trainer.model.named_parameters()
-                if weight.requires_grad
-            }
-        )
+        loss.backward()
+        return {
+            name: weight.grad.clone()
+            for name, weight in trainer.model.named_parameters()
+            if weight.requires_grad
+        }
 
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    keep = remember(found)
-    trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
-    keep()
+    inputs = trainer._prepare_inputs(batch)
+    theirs = gradients(trainer.compute_loss(trainer.model, inputs))
 
     prompt = loading.prompt_ids(tokenizer, batch[0]["prompt"], smoke.problems.instruction)
     input_ids, mask = language_models.pad([prompt] * 4, completions, 0)
-    keep = remember(wanted)
     logp = logprobs.token_logprobs(trainer.model, input_ids, mask)
     reward = torch.tensor(
         [len(tokenizer.decode(ids, skip_special_tokens=True)) % 2 == 0 for ids in completions]
@@ -77,17 +74,16 @@ def test_the_gradient_is_that_of_the_clipped_loss_on_own_rollouts(
         logp.detach(),
     )
     loss, weight = objectives.offline_grpo_clipped(logp, rows, aggregation=aggregation)
-    (loss / weight).backward()
-    keep()
-    for name, gradient in wanted.items():
+    ours = gradients(loss / weight)
+    for name, gradient in ours.items():
         torch.testing.assert_close(
-            found[name],
+            theirs[name],
             gradient,
             rtol=1e-4,
             atol=1e-6 * max(1.0, gradient.norm().item()),
             msg=f"{objective}: gradient of {name}",
         )
-    assert sum(gradient.norm() for gradient in wanted.values()) > 1e-3, (
+    assert sum(gradient.norm() for gradient in ours.values()) > 1e-3, (
         "the gradient is worth comparing"
     )
 
@@ -136,7 +132,7 @@ def test_prompts_and_their_order_are_those_of_the_other_methods(
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [8, 9, 10, 11],
-    ], "each completion has random numbers of its own"
+    ], "no two completions share random numbers"
     assert {(settings["temperature"], settings["max_new_tokens"]) for _, settings in seen} == {
         (1.0, 12)
     }, "sampled as the table is"
@@ -157,7 +153,7 @@ def test_a_run_is_stored_like_any_other(objective, smoke, table, coin):
     )
     assert (folder / "snapshots" / "step-2" / "adapter_model.safetensors").exists()
     history = pd.read_parquet(folder / "history.parquet")
-    assert list(history.step) == [1, 2, 3], "one row a step"
+    assert list(history.step) == [1, 2, 3], "one row per step"
     assert np.isfinite(history[["loss", "grad_norm", "reward"]]).all(axis=None), (
         "each with the mean reward of its rollouts, which the loss does not show"
     )

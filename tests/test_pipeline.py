@@ -1,6 +1,7 @@
-"""What an edit re-runs: a table of edits against the steps that Snakemake then plans, on a copy of the smoke study.
+"""What an edit re-runs: a table of edits against the steps that Snakemake then plans.
 
-Run after `make check`, which executes the smoke study once.
+Each edit is made on a copy of the smoke study. Run after `make check`, which executes that study
+once.
 """
 
 import os
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.slow
 SMOKE = profiles.load("smoke")
 RUNS = list(SMOKE.main_runs)
 NOTEBOOKS = sorted(path.stem for path in (store.ROOT / "notebooks").glob("*.py"))
+# What no step reads.
+UNREAD = shutil.ignore_patterns("locks", "incomplete", "log", "conda*", "shadow", "mathjax")
 
 
 @pytest.fixture
@@ -26,45 +29,19 @@ def copy(tmp_path):
     assert (store.ROOT / "results" / "smoke" / "notebooks" / "23_verdict.ipynb").exists(), (
         "run `make check` first"
     )
-    for name in (
-        "src",
-        "notebooks",
-        "book",
-        "data",
-        ".snakemake",
-        "Snakefile",
-        "_config.yml",
-        "_toc.yml",
-        "requirements.txt",
-    ):
-        source = store.ROOT / name
-        if source.is_dir():
-            shutil.copytree(
-                source,
-                tmp_path / name,
-                ignore=shutil.ignore_patterns(
-                    "locks", "incomplete", "log", "conda*", "shadow", "mathjax"
-                ),
-            )
-        else:
-            shutil.copy2(source, tmp_path / name)
+    for name in ("src", "notebooks", "book", "data", ".snakemake"):
+        shutil.copytree(store.ROOT / name, tmp_path / name, ignore=UNREAD)
+    for name in ("Snakefile", "_config.yml", "_toc.yml", "requirements.txt"):
+        shutil.copy2(store.ROOT / name, tmp_path / name)
     shutil.copytree(store.ROOT / "results" / "smoke", tmp_path / "results" / "smoke")
     return tmp_path
 
 
 def snakemake(folder, *arguments, profile="smoke"):
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+    settings = ["--cores", "2", "--config", f"profile={profile}"]
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "snakemake",
-            *arguments,
-            "--cores",
-            "2",
-            "--config",
-            f"profile={profile}",
-        ],
+        [sys.executable, "-m", "snakemake", *arguments, *settings],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -73,12 +50,12 @@ def snakemake(folder, *arguments, profile="smoke"):
 
 
 def planned(folder, profile="smoke"):
-    """The steps that Snakemake would run to bring the executed notebooks up to date, as names of their first outputs."""
-    told = snakemake(folder, "--dry-run", "notebooks", profile=profile)
-    assert told.returncode == 0, told.stderr
-    outputs = re.findall(
-        rf"^\s+output: results/{profile}/([^,\s]+)", told.stdout + told.stderr, re.MULTILINE
-    )
+    """The steps that Snakemake would run to bring the executed notebooks up to date, as names of
+    their first outputs."""
+    plan = snakemake(folder, "--dry-run", "notebooks", profile=profile)
+    assert plan.returncode == 0, plan.stderr
+    text = plan.stdout + plan.stderr
+    outputs = re.findall(rf"^\s+output: results/{profile}/([^,\s]+)", text, re.MULTILINE)
     return {
         output.removesuffix("/run.json").removesuffix(".parquet").removesuffix(".ipynb")
         for output in outputs
@@ -96,20 +73,22 @@ def reads(name):
     return {need for declared in pipeline.reads(name) for need in declared}
 
 
-def with_readers(found):
+def with_readers(notebooks):
     """These notebooks and those that read their tables, as steps."""
-    return {f"notebooks/{name}" for name in NOTEBOOKS if name in found or found & reads(name)}
+    return {
+        f"notebooks/{name}" for name in NOTEBOOKS if name in notebooks or notebooks & reads(name)
+    }
 
 
 def importing(module):
-    """Notebooks that import a helper module, directly or through others (`tests/test_store.py` tests how that is found), and those that read their tables."""
+    """Notebooks that import a module, directly or through others, and those that read their tables.
+
+    `tests/test_store.py` tests how imports are followed.
+    """
     path = store.SOURCE / f"{module}.py"
+    sources = {name: store.ROOT / "notebooks" / f"{name}.py" for name in NOTEBOOKS}
     return with_readers(
-        {
-            name
-            for name in NOTEBOOKS
-            if path in store.imported_modules(store.ROOT / "notebooks" / f"{name}.py")
-        }
+        {name for name, source in sources.items() if path in store.imported_modules(source)}
     )
 
 
@@ -166,8 +145,8 @@ EDITS = {
     ),
     "statistics": (
         "src/helpers/evaluation/statistics.py",
-        "draws=2000",
-        "draws=2001",
+        "draws: int = 2000",
+        "draws: int = 2001",
         importing("helpers/evaluation/statistics"),
     ),
     "evaluation": (
@@ -183,14 +162,14 @@ EDITS = {
     ),
     "connectivity": (
         "src/adapter_geometry/mode_connectivity.py",
-        "_GROUPS = 4",
-        "_GROUPS = 5",
+        "_BATCHES = 4",
+        "_BATCHES = 5",
         PATHS | importing("adapter_geometry/mode_connectivity") | reading("paths"),
     ),
     "objectives": (
         "src/helpers/training/objectives.py",
-        "bias=0.1",
-        "bias=0.2",
+        "bias: float = 0.1",
+        "bias: float = 0.2",
         EVERYTHING - {"rollouts", "own-rollouts", "notebooks/02_rollouts"},
     ),
     "a template of the problems": (
@@ -204,6 +183,12 @@ EDITS = {
         "samples: 4",
         "samples: 5",
         EVERYTHING - {f"evaluation/{model}" for model in SMOKE.models},
+    ),
+    "a template of the explorers": (
+        "src/helpers/book/templates/explorer.css",
+        "padding: 1rem;",
+        "padding: 2rem;",
+        importing("helpers/book/explorers"),
     ),
     "a helper of one page": (
         "src/helpers/analysis/interventions.py",
@@ -256,13 +241,11 @@ def test_a_failed_cell_stops_with_its_traceback_and_keeps_the_notebook(copy):
         "figures.use_style(study)\n",
         "figures.use_style(study)\n1 / 0\n",
     )
-    told = snakemake(copy, "results/smoke/notebooks/01_problems.ipynb")
-    assert told.returncode != 0, "a failed cell must fail the pipeline"
-    assert "ZeroDivisionError" in told.stdout + told.stderr, "the traceback is on the screen"
-    assert (
-        "ZeroDivisionError"
-        in (copy / "results" / "smoke" / "logs" / "01_problems.ipynb").read_text()
-    ), "the partly executed notebook is kept"
+    failed = snakemake(copy, "results/smoke/notebooks/01_problems.ipynb")
+    assert failed.returncode != 0, "a failed cell must fail the pipeline"
+    assert "ZeroDivisionError" in failed.stdout + failed.stderr, "the traceback is on the screen"
+    log = copy / "results" / "smoke" / "logs" / "01_problems.ipynb"
+    assert "ZeroDivisionError" in log.read_text(), "the partly executed notebook is kept"
     edit(copy / "notebooks" / "01_problems.py", "1 / 0\n", "")
     assert snakemake(copy, "results/smoke/notebooks/01_problems.ipynb").returncode == 0, (
         "and the next run starts there"

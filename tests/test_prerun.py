@@ -1,4 +1,5 @@
-"""Runs that come with the book: served only while spec, data and recipe are today's, and the same when they are trained again."""
+"""Runs that come with the book: served only while spec, data and recipe are today's, and the same
+when they are trained again."""
 
 import hashlib
 import json
@@ -33,7 +34,8 @@ SAMPLE = 3  # how many of them the slow test trains again
 
 @pytest.fixture
 def shipped(table, smoke, monkeypatch):
-    """A smoke study whose control `rft-low` comes with it; from here on training and answering are errors."""
+    """A smoke study whose control `rft-low` comes with it; from here on training and answering are
+    errors."""
     monkeypatch.delenv("CONTROLS", raising=False)
     run = smoke.runs["rft-low"]
     trainer.train(smoke, run)
@@ -83,7 +85,8 @@ def test_a_damaged_shipped_adapter_is_named(shipped, smoke):
     adapter.write_bytes(adapter.read_bytes()[:-8])
     with pytest.raises(
         ValueError,
-        match=r"prerun/smoke/runs/rft-low/adapter/adapter_model\.safetensors is missing, damaged or changed",
+        match=r"prerun/smoke/runs/rft-low/adapter/adapter_model\.safetensors "
+        "is missing, damaged or changed",
     ):
         trainer.train(smoke, shipped)
 
@@ -109,16 +112,12 @@ def test_a_study_that_comes_whole_is_served_from_where_it_lies(table, smoke, mon
         evaluate(study, run)
         likelihood.divergence(study, run)
     evaluate(study, "base")
-    losses, answers = (
-        connectivity.losses(study, "sft", "rft"),
-        connectivity.answers(study, "sft", "rft"),
-    )
-    written = store.write_table(
-        "smoke", "accuracy", pd.DataFrame({"run": ["base"], "accuracy": [0.5]})
-    )
-    (
-        store.results("smoke") / "runs" / "dft"
-    ).mkdir()  # as Snakemake makes the folder of a step that has not run
+    losses = connectivity.losses(study, "sft", "rft")
+    answers = connectivity.answers(study, "sft", "rft")
+    accuracy = pd.DataFrame({"run": ["base"], "accuracy": [0.5]})
+    written = store.write_table("smoke", "accuracy", accuracy)
+    # As Snakemake makes the folder of a step that has not run.
+    (store.results("smoke") / "runs" / "dft").mkdir()
     pipeline.ship(study)
     for part in ("runs", "evaluation", "divergence", "held-out", "connectivity", "tables"):
         storage.remove(store.results("smoke") / part)
@@ -137,7 +136,7 @@ def test_a_study_that_comes_whole_is_served_from_where_it_lies(table, smoke, mon
         == "results/prerun/smoke/connectivity/losses-sft-rft.parquet"
     )
     assert pipeline.run_files(study, "dft", True)[0] == "results/smoke/runs/dft/run.json", (
-        "not trained: still to be made"
+        "not trained: still to be trained"
     )
     assert not (store.shipped("smoke") / "runs" / "dft").exists(), "an empty folder is no run"
     monkeypatch.setattr(answering, "answer", None)  # any new computation fails
@@ -150,15 +149,13 @@ def test_a_study_that_comes_whole_is_served_from_where_it_lies(table, smoke, mon
     )
     store.write_table("smoke", "accuracy", written)
     assert "computed by this build" in store.table_origin("smoke", "accuracy"), (
-        "one made here goes before it"
+        "one of this build goes before it"
     )
 
 
 def test_an_adapter_in_bfloat16_is_half_the_file_and_the_same_for_everyone(table, smoke):
-    run, halved = (
-        smoke.runs["sft"],
-        smoke.model_copy(update={"lora": smoke.lora.model_copy(update={"dtype": "bfloat16"})}),
-    )
+    run, lora = smoke.runs["sft"], smoke.lora.model_copy(update={"dtype": "bfloat16"})
+    halved = smoke.model_copy(update={"lora": lora})
     assert trainer.identity(halved, run) != trainer.identity(smoke, run), (
         "another adapter: it may not be served for the exact one"
     )
@@ -182,21 +179,21 @@ def test_an_adapter_in_bfloat16_is_half_the_file_and_the_same_for_everyone(table
 
 def test_snapshots_are_kept_and_the_last_one_is_the_adapter(table, smoke):
     folder = trainer.train(smoke, smoke.runs["sft"].model_copy(update={"snapshots": (1, 3)}))
-    kept = {
+    adapters = {
         path.name: load_file(path / "adapter_model.safetensors")
         for path in (folder / "snapshots").iterdir()
     }
-    assert sorted(kept) == ["step-1", "step-3"], "one folder for each step named in the spec"
+    assert sorted(adapters) == ["step-1", "step-3"], "one folder for each step named in the spec"
     final = load_file(folder / "adapter" / "adapter_model.safetensors")
-    assert all(torch.equal(kept["step-3"][name], weight) for name, weight in final.items()), (
+    assert all(torch.equal(adapters["step-3"][name], weight) for name, weight in final.items()), (
         "the run has three steps"
     )
-    assert all(not weight.any() for name, weight in kept["step-1"].items() if "lora_B" in name), (
-        "the first step of the warm-up has rate 0"
-    )
+    assert all(
+        not weight.any() for name, weight in adapters["step-1"].items() if "lora_B" in name
+    ), "the first step of the warm-up has rate 0"
 
 
-# --- what is in the repository -------------------------------------------------------------------------------------
+# --- what is in the repository -------------------------------------------------------------------
 
 
 def test_what_is_shipped_has_today_s_spec_data_and_recipe():
@@ -217,7 +214,7 @@ def test_what_is_shipped_has_today_s_spec_data_and_recipe():
 
 def test_every_shipped_run_says_when_and_with_what_it_was_trained():
     for name in SHIPPED:
-        folder = store.home("tiny", TINY.runs[name])
+        folder = store.results_of_run("tiny", TINY.runs[name])
         assert folder == store.shipped("tiny"), (
             f"{name} is not served, so the page would call it trained by this build"
         )
@@ -246,24 +243,22 @@ def test_what_is_shipped_of_the_pretrained_model_takes_less_than_150_megabytes()
 
 @pytest.mark.slow
 def test_what_is_shipped_of_the_pretrained_model_has_today_s_spec_data_and_recipe():
-    study, folder = (
-        profiles.load("smollm2-135m"),
-        store.ROOT / "results" / "prerun" / "smollm2-135m",
-    )
+    study = profiles.load("smollm2-135m")
+    folder = store.ROOT / "results" / "prerun" / study.name
     for path in folder.glob("runs/*/run.json"):
         run = profiles.run(study, path.parent.name)
         assert store.identity_of(path.parent) == trainer.identity(study, run), (
             f"{run.name}: train it again and `helpers ship smollm2-135m`"
         )
-    found = 0
+    count = 0
     for part in ("evaluation", "divergence", "validation", "samples", "held-out"):
         for path in (folder / part).glob("*.parquet"):
-            of = study.runs.get(path.stem, path.stem)
-            assert store.identity_of(path) == identity(study, of, part), (
+            run = study.runs.get(path.stem, path.stem)
+            assert store.identity_of(path) == identity(study, run, part), (
                 f"{part} of {path.stem} belongs to other settings: make it again"
             )
-            found += 1
-    assert found >= 19, "answers of three models and six runs, and what else was measured of them"
+            count += 1
+    assert count >= 19, "answers of three models and six runs, and what else was measured of them"
 
 
 @pytest.mark.slow
@@ -313,19 +308,20 @@ def test_published_tables_of_the_pretrained_model_follow_from_its_adapters_and_r
 
 def chosen_by_the_commit():
     """A sample of the shipped runs that changes with every commit and cannot be chosen by hand."""
-    told = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=store.ROOT, capture_output=True, text=True
+    command = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(command, cwd=store.ROOT, capture_output=True, text=True).stdout
+    by_hash = sorted(
+        SHIPPED, key=lambda name: hashlib.sha256(f"{commit}{name}".encode()).hexdigest()
     )
-    return sorted(
-        SHIPPED, key=lambda name: hashlib.sha256(f"{told.stdout}{name}".encode()).hexdigest()
-    )[:SAMPLE]
+    return by_hash[:SAMPLE]
 
 
 @pytest.mark.slow
 def test_a_sample_of_the_shipped_runs_trains_to_the_same_adapters_again(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from helpers import profiles, store, training; store.ROOT = Path(sys.argv[1]); "
-        "profile = profiles.load('tiny'); training.train(profile, profile.runs[sys.argv[2]])"
+        "import sys; from pathlib import Path; from helpers import profiles, store; "
+        "from helpers.training import trainer; store.ROOT = Path(sys.argv[1]); "
+        "profile = profiles.load('tiny'); trainer.train(profile, profile.runs[sys.argv[2]])"
     )
     (tmp_path / "data").symlink_to(store.ROOT / "data")
     names = chosen_by_the_commit()
@@ -338,36 +334,39 @@ def test_a_sample_of_the_shipped_runs_trains_to_the_same_adapters_again(tmp_path
     ]
     assert [process.wait() for process in running] == [0] * len(names), names
     for name in names:
-        trained, record = (
+        folders = [
             tmp_path / "results" / "tiny" / "runs" / name,
             store.ROOT / "results" / "prerun" / "tiny" / "runs" / name,
+        ]
+        losses, shipped_losses = (
+            pd.read_parquet(folder / "history.parquet").loss[:EARLY] for folder in folders
         )
-        losses, kept_losses = (
-            pd.read_parquet(folder / "history.parquet").loss[:EARLY] for folder in (trained, record)
+        difference = (losses - shipped_losses).abs().max() / max(shipped_losses.abs().max(), 0.1)
+        provenance = json.loads((folders[1] / "run.json").read_text())["place"]
+        assert difference < 1e-3, (
+            f"{name}: among the first {EARLY} losses one is {difference:.2g} of the largest away "
+            f"from the shipped run's, trained with {provenance}"
         )
-        apart = (losses - kept_losses).abs().max() / max(kept_losses.abs().max(), 0.1)
-        made = json.loads((record / "run.json").read_text())["place"]
-        assert apart < 1e-3, (
-            f"{name}: among the first {EARLY} losses one is {apart:.2g} of the largest away from the shipped run's, made with {made}"
-        )
-        again, kept = (load_update(folder / "adapter") for folder in (trained, record))
-        distance = updates.norm(updates.combine([again, kept], [1, -1])) / updates.norm(kept)
+        again, shipped = (load_update(folder / "adapter") for folder in folders)
+        distance = updates.norm(updates.combine([again, shipped], [1, -1])) / updates.norm(shipped)
         if name in ROUNDING_GROWS:
-            grown = updates.norm(again) / updates.norm(kept)
+            grown = updates.norm(again) / updates.norm(shipped)
             assert 1 / LENGTHENED < grown < LENGTHENED, (
                 f"{name}: its length should be the rate's, but it is {grown:.2f} times"
             )
         else:
             assert distance < TOLERANCE, (
-                f"{name}: trained again it is {distance:.2g} of its length away from the shipped one, made with {made}"
+                f"{name}: trained again it is {distance:.2g} of its length away "
+                f"from the shipped one, trained with {provenance}"
             )
 
 
 EARLY = 10  # steps before rounding can have grown much, in any of the runs
-TOLERANCE = (
-    0.05  # of an update's length; rounding on another processor grows over the steps of a run
-)
-LENGTHENED = 1.6  # times; 1.24 was seen on another processor with DPO at three times SFT's rate, and a tenth of SFT's rate makes DPO 5 times shorter
+# Of an update's length; rounding on another processor grows over the steps of a run.
+TOLERANCE = 0.05
+# Times; 1.24 was seen on another processor with DPO at three times SFT's rate, and a tenth of SFT's
+# rate makes DPO 5 times shorter.
+LENGTHENED = 1.6
 # Preference losses at rates so high that sums in another order end in another update (book/log.md).
 ROUNDING_GROWS = {
     "dpo-matched",

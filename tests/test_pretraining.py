@@ -1,4 +1,5 @@
-"""Pretraining: interrupted and resumed it is the same, its tokenizer loses nothing, and it never sees a held-out problem."""
+"""Pretraining: interrupted and resumed it is the same, its tokenizer loses nothing, and it never
+sees a held-out problem."""
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ def little(workplace):
         "head_dim": 16,
         "intermediate_size": 32,
     }
-    little = TINY.pretraining.model_copy(update={"architecture": shape, "models": {"base": base}})
+    little = TINY.pretraining.model_copy(
+        update={"architecture": shape, "batch_size": 8, "models": {"base": base}}
+    )
     return TINY.model_copy(
         update={
             "name": "little",
@@ -44,6 +47,8 @@ def weights(profile):
 
 def test_killed_and_resumed_it_makes_the_same_weights(little, monkeypatch):
     monkeypatch.setattr(pretraining, "_CHECKPOINTS", 3)
+    tokenizer = pretraining.make_tokenizer(little)  # once, since it takes a second
+    monkeypatch.setattr(pretraining, "make_tokenizer", lambda _: tokenizer)
     pretraining.pretrain(little, "base")
     whole = weights(little)
     storage.remove(store.results("little"))
@@ -88,8 +93,8 @@ def test_a_pretrained_model_is_adapted_by_lora_and_read_as_one_model(little):
         "adapter_model.safetensors",
         "made.json",
     }, "no copy of the start"
-    start, made = (loading.load_model(adapted, name).state_dict() for name in ("start", "base"))
-    changed = {name for name, value in made.items() if not torch.equal(value, start[name])}
+    start, base = (loading.load_model(adapted, name).state_dict() for name in ("start", "base"))
+    changed = {name for name, value in base.items() if not torch.equal(value, start[name])}
     assert changed == {name for name in start if name.split(".")[-2] in TINY.lora.modules}, (
         "the projections with an adapter, and nothing else"
     )

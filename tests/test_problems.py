@@ -1,4 +1,5 @@
-"""Problems against a reader that knows only the English, worked solutions against arithmetic, grading against cases."""
+"""Problems against a reader that knows only the English, worked solutions against arithmetic,
+grading against cases."""
 
 import re
 from collections import Counter
@@ -31,13 +32,14 @@ READER = (
 
 
 def read(question):
-    """(totals after each sentence, number of equations) of a question, by regular expressions on the English alone."""
+    """(totals after each sentence, number of equations) of a question, by regular expressions on
+    the English alone."""
     first, *sentences = question.split(". ")
     totals, steps = [int(re.search(r" has (\d+) ", first)[1])], 0
     for sentence in sentences[:-1]:
         for pattern, operation in READER:
-            if found := re.search(pattern, sentence):
-                numbers = [int(number) for number in found.groups() if number]
+            if match := re.search(pattern, sentence):
+                numbers = [int(number) for number in match.groups() if number]
                 totals.append(operation(totals[-1], *numbers))
                 steps += len(numbers)
                 break
@@ -122,43 +124,44 @@ def test_the_generator_is_a_function_of_its_seed():
     assert other["train"] != again["train"], "another seed, other problems"
 
 
-@pytest.mark.parametrize("manner", templates.MANNERS)
-def test_worked_solutions_without_slips_are_correct_and_their_equations_true(manner):
+@pytest.mark.parametrize("style", templates.STYLES)
+def test_worked_solutions_without_errors_are_correct_and_their_equations_true(style):
     rng = np.random.default_rng(1)
     for problem in draw(400, seed=2):
-        text = templates.worked_solution(problem, manner, rng)
+        text = templates.worked_solution(problem, style, rng)
         graded = grading.grade(text, problem.answer)
         assert graded.correct, f"{text!r} must be graded correct for {problem.answer}"
         assert graded.status == "boxed", "a worked solution boxes its answer"
         written = grading.written_equations(text)
         assert all(is_true(equation) for equation in written), f"a false equation in {text!r}"
-        if manner == "terse":
-            assert len(written) == problem.steps, "terse writes one line an equation"
+        if style == "terse":
+            assert len(written) == problem.steps, "terse writes one line per equation"
         else:
             assert len(written) >= problem.steps, "wordy writes each equation in one or two"
 
 
-def test_each_equation_slips_at_the_rate_asked_for():
+def test_each_equation_is_wrong_at_the_rate_asked_for():
     rng = np.random.default_rng(3)
     drawn = draw(2000, seed=4)
     wrong = sum(
         not is_true(
             grading.written_equations(
-                templates.worked_solution(problem, "terse", rng, slip_rate=0.15)
+                templates.worked_solution(problem, "terse", rng, error_rate=0.15)
             )[0]
         )
         for problem in drawn
     )
     test = binomtest(wrong, len(drawn), 0.15)
     assert test.pvalue > 0.001, (
-        f"{wrong / len(drawn):.3f} of first equations are wrong, asked for .15 (p = {test.pvalue:.1g})"
+        f"{wrong / len(drawn):.3f} of first equations are wrong, asked for .15 "
+        f"(p = {test.pvalue:.1g})"
     )
 
 
-def test_a_slip_carries_on_and_its_box_is_the_last_result():
+def test_an_error_carries_on_and_its_box_is_the_last_result():
     rng = np.random.default_rng(5)
     for problem in draw(100, steps=(3,), seed=6):
-        text = templates.worked_solution(problem, "terse", rng, slip_rate=1.0)
+        text = templates.worked_solution(problem, "terse", rng, error_rate=1.0)
         written = grading.written_equations(text)
         assert not any(is_true(equation) for equation in written[:1]), (
             "at rate 1 the first equation must be wrong"
@@ -168,16 +171,16 @@ def test_a_slip_carries_on_and_its_box_is_the_last_result():
         )
 
 
-def test_every_slip_is_positive_and_differs_from_the_right_result():
+def test_every_wrong_result_is_positive_and_differs_from_the_right_one():
     rng = np.random.default_rng(7)
     for result in range(1, 100):
-        slips = {templates._slip(rng, result) for _ in range(30)}
-        assert result not in slips, "a slip is a wrong result"
-        assert min(slips) >= 1, "counts stay positive"
+        results = {templates._wrong_result(rng, result) for _ in range(30)}
+        assert result not in results, "a wrong result is wrong"
+        assert min(results) >= 1, "counts stay positive"
 
 
-def test_unknown_manner_is_refused_naming_those_that_exist():
-    with pytest.raises(ValueError, match="unknown manner 'verbose': choose one of terse, wordy"):
+def test_unknown_style_is_refused_naming_those_that_exist():
+    with pytest.raises(ValueError, match="unknown style 'verbose': choose one of terse, wordy"):
         templates.worked_solution(draw(1)[0], "verbose", np.random.default_rng(0))
 
 

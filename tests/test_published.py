@@ -1,4 +1,5 @@
-"""Adapters that others trained: taken as the runs of a study, refused by name where they are not there, and shown by the geometry pages."""
+"""Adapters that others trained: taken as the runs of a study, refused by name where they are not
+there, and shown by the geometry pages."""
 
 import json
 import shutil
@@ -22,7 +23,8 @@ PAGES = ("10_norms", "11_angles", "12_decomposition")
 
 
 def publish(folder, study, seed):
-    """A PEFT folder with random factors for the study's base, written by PEFT itself and laid out as on the hub."""
+    """A PEFT folder with random factors for the study's base, written by PEFT itself and laid out
+    as on the hub."""
     model = loading.attach_adapter(loading.load_model(study), study.lora, 42)
     model.save_pretrained(folder)
     path = folder / WEIGHTS
@@ -40,29 +42,24 @@ def publish(folder, study, seed):
 
 @pytest.fixture
 def study(tmp_path_factory, workplace, monkeypatch):
-    """A profile that trains nothing, its adapters in a folder beside the repository: one is called otherwise there."""
-    source, kept = (
-        tmp_path_factory.mktemp("copies") / "adapters",
-        tmp_path_factory.mktemp("profiles"),
-    )
+    """A profile that trains nothing, its adapters in a folder outside the repository: one is called
+    otherwise there."""
+    source = tmp_path_factory.mktemp("copies") / "adapters"
+    folder = tmp_path_factory.mktemp("profiles")
     for path in profiles._FOLDER.glob("*.yaml"):
-        shutil.copy(path, kept)
-    monkeypatch.setattr(profiles, "_FOLDER", kept)
+        shutil.copy(path, folder)
+    monkeypatch.setattr(profiles, "_FOLDER", folder)
+    seeds = {"sft-43-43": {"objective": "sft", "init_seed": 43, "seed": 43}}
     fields = {
         "like": "smoke",
         "published": {"source": str(source), "folders": {"dpo": "dpo-5e-7"}},
-        "controls": {
-            "seeds": {
-                "answers": False,
-                "runs": {"sft-43-43": {"objective": "sft", "init_seed": 43, "seed": 43}},
-            }
-        },
+        "controls": {"seeds": {"answers": False, "runs": seeds}},
     }
-    (kept / "others.yaml").write_text(yaml.safe_dump(fields))
-    made = profiles.load("others")
-    for seed, name in enumerate([*made.main_runs, "sft-43-43"]):
-        publish(source / made.published.folders.get(name, name), made, seed)
-    return made
+    (folder / "others.yaml").write_text(yaml.safe_dump(fields))
+    study = profiles.load("others")
+    for seed, name in enumerate([*study.main_runs, "sft-43-43"]):
+        publish(source / study.published.folders.get(name, name), study, seed)
+    return study
 
 
 def test_a_published_adapter_stands_for_a_run_and_nothing_is_trained(study, monkeypatch):
@@ -97,7 +94,8 @@ def test_a_missing_adapter_is_refused_with_the_names_of_those_that_are_there(stu
     shutil.rmtree(f"{study.published.source}/rift")
     with pytest.raises(
         FileNotFoundError,
-        match="no adapter 'rift' for the run 'rift', but dft, dpo-5e-7, offline-grpo, rft, sft, sft-43-43: put",
+        match="no adapter 'rift' for the run 'rift', "
+        "but dft, dpo-5e-7, offline-grpo, rft, sft, sft-43-43: put",
     ):
         trainer.train(study, study.runs["rift"])
 
@@ -111,8 +109,8 @@ def test_a_damaged_one_is_refused(study):
 
 def test_the_rates_of_a_schedule_are_those_that_training_takes(table, smoke):
     run = smoke.runs["sft"].model_copy(update={"steps": 5, "schedule": 8, "warmup": 0.3})
-    taken = pd.read_parquet(trainer.train(smoke, run) / "history.parquet").learning_rate
-    assert published.planned_rates(run) == pytest.approx(list(taken)), (
+    rates = pd.read_parquet(trainer.train(smoke, run) / "history.parquet").learning_rate
+    assert published.planned_rates(run) == pytest.approx(list(rates)), (
         "so that norms can be read against what the rate alone would do"
     )
 
@@ -135,9 +133,8 @@ def test_the_profile_of_the_published_adapters_asks_for_geometry_alone():
 def test_the_geometry_pages_run_on_published_adapters(study, monkeypatch):
     matplotlib.use("Agg")
     prerun = store.SOURCE.parent / "results" / "prerun"
-    monkeypatch.setattr(
-        store, "shipped", lambda name: prerun / name
-    )  # where the pages find the pretrained model that they set beside it
+    # Where the pages find the pretrained model that they compare it with.
+    monkeypatch.setattr(store, "shipped", lambda name: prerun / name)
     for page in PAGES:
         notebook = jupytext.read(store.SOURCE.parent / "notebooks" / f"{page}.py")
         scope = {"__name__": page}

@@ -1,4 +1,5 @@
-"""Adapters of one's own: what `adapter-geometry compare` refuses, what its report holds, and that a browser shows it."""
+"""Adapters of one's own: what `adapter-geometry compare` refuses, what its report holds, and that a
+browser shows it."""
 
 import base64
 import doctest
@@ -14,19 +15,20 @@ import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import adapter_geometry
-from adapter_geometry import updates
 from adapter_geometry.adapters import AdapterError, load_update
 from adapter_geometry.cli import main
-from adapter_geometry.report import comparison, page, summary
+from adapter_geometry.report import comparison, figures, page, summary
 from adapter_geometry.spectra import TOP
 from helpers import store
 
@@ -46,8 +48,16 @@ TINY = {
 UNKIND = '<script>alert(1)</script>&"'
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small matrices: several threads would wait for each other."""
+    with threadpool_limits(1):
+        yield
+
+
 def written(folder, seed=0, shapes=SHAPES, rank=2, size=0.3, **config):
-    """A PEFT folder made by hand, with random factors; further fields go into its configuration."""
+    """A PEFT folder written by hand, with random factors; further fields go into its
+    configuration."""
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True)
     config = {
@@ -72,19 +82,14 @@ def written(folder, seed=0, shapes=SHAPES, rank=2, size=0.3, **config):
 
 
 def dense(folder):
-    """{module: dW} of a folder that `written` made."""
+    """{module: dW} of a folder that `written` returned."""
     weights = load_file(folder / WEIGHTS)
     config = json.loads((folder / CONFIG).read_text())
-    modules = {key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for key in weights}
-    return {
-        module: config["lora_alpha"]
-        / config["r"]
-        * (
-            weights[f"{PREFIX}{module}.lora_B.weight"].double()
-            @ weights[f"{PREFIX}{module}.lora_A.weight"].double()
-        ).numpy()
-        for module in modules
-    }
+    scale, updates = config["lora_alpha"] / config["r"], {}
+    for module in {key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for key in weights}:
+        B, A = (weights[f"{PREFIX}{module}.lora_{side}.weight"].double() for side in "BA")
+        updates[module] = scale * (B @ A).numpy()
+    return updates
 
 
 def refused(capsys, *arguments):
@@ -94,13 +99,13 @@ def refused(capsys, *arguments):
         main(["compare", *map(str, arguments)])
     out, err = capsys.readouterr()
     assert stopped.value.code == 2, "exit code of bad input"
-    assert out == "", "nothing is printed of a comparison that was not made"
+    assert out == "", "nothing is printed of a comparison that failed"
     assert len(err.splitlines()) == 1, f"one line and no traceback: {err}"
     assert err.startswith("error: ")
     return err
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def config(**fields):
@@ -255,18 +260,18 @@ def test_a_bad_adapter_is_refused_in_one_line_that_names_it(case, tmp_path, caps
     damage(bad)
     for arguments in ((good, bad), (bad, good)):
         message = refused(capsys, *arguments)
-        assert str(bad) in message, "the place is named"
+        assert str(bad) in message, "the folder is named"
         assert says in message, "and what is wrong there"
 
 
 def test_links_of_a_hub_cache_to_its_own_blobs_are_followed(tmp_path):
     cache = tmp_path / "models--owner--name"
-    made = written(tmp_path / "made")
+    adapter = written(tmp_path / "adapter")
     snapshot = cache / "snapshots" / "0123"
     (cache / "blobs").mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for number, name in enumerate((CONFIG, WEIGHTS)):
-        (made / name).rename(cache / "blobs" / str(number))
+        (adapter / name).rename(cache / "blobs" / str(number))
         (snapshot / name).symlink_to(Path("../../blobs") / str(number))
     assert set(load_update(snapshot)) == set(SHAPES)
     elsewhere = tmp_path / "blobs"
@@ -517,7 +522,7 @@ def test_a_base_model_that_transformers_does_not_load_or_of_another_build_gives_
     )
 
 
-# --- what is compared and told -------------------------------------------------------------------------------------
+# --- what is compared and shown -------------------------------------------------------------------
 
 
 def test_different_base_models_are_a_warning_and_no_more(tmp_path, capsys):
@@ -532,20 +537,18 @@ def test_different_base_models_are_a_warning_and_no_more(tmp_path, capsys):
 
 
 def test_adapters_are_named_by_the_user_or_by_their_folders(tmp_path):
-    places = [
+    adapters = [
         written(tmp_path / "a=b" / "adapter"),
         f"mine={written(tmp_path / 'x', 1)}",
         written(tmp_path / "y" / "checkpoint-10", 2),
     ]
-    found = comparison.compare_adapters(places)
-    assert found.compared.runs == ["a=b", "mine", "checkpoint-10"], (
+    report = comparison.compare_adapters(adapters)
+    assert report.compared.runs == ["a=b", "mine", "checkpoint-10"], (
         "a folder with = in its name is a folder"
     )
-    assert found.reference == "a=b", "the first by default"
-    assert (
-        comparison.compare_adapters({"p": places[0], "q": places[2]}, reference="q").reference
-        == "q"
-    )
+    assert report.reference == "a=b", "the first by default"
+    two = {"p": adapters[0], "q": adapters[2]}
+    assert comparison.compare_adapters(two, reference="q").reference == "q"
 
 
 def test_adapters_of_different_modules_are_compared_on_the_intersection_and_the_rest_is_listed(
@@ -553,42 +556,37 @@ def test_adapters_of_different_modules_are_compared_on_the_intersection_and_the_
 ):
     only_q = {module: shape for module, shape in SHAPES.items() if module.endswith("q_proj")}
     more = {**only_q, "model.layers.0.mlp.up_proj": (32, 16)}
-    found = comparison.compare_adapters(
+    report = comparison.compare_adapters(
         [written(tmp_path / "full"), written(tmp_path / "other", 1, more, rank=3)]
     )
-    assert list(found.compared.modules.module) == sorted(only_q), "what both have"
-    assert found.left_out == {
+    assert list(report.compared.modules.module) == sorted(only_q), "what both have"
+    assert report.left_out == {
         "full": sorted(set(SHAPES) - set(only_q)),
         "other": ["model.layers.0.mlp.up_proj"],
     }
-    page = found.write(tmp_path / "out").read_text()
-    for text in (found.summary(), page):
-        assert (
-            "full: 2 modules that not all adapters have are left out, for example model.layers.0.self_attn.v_proj"
-            in text
-        )
-        assert (
-            "other: 1 modules that not all adapters have are left out, for example model.layers.0.mlp.up_proj"
-            in text
-        )
+    page = report.write(tmp_path / "out").read_text()
+    left_out = "modules that not all adapters have are left out, for example model.layers.0"
+    for text in (report.summary(), page):
+        assert f"full: 2 {left_out}.self_attn.v_proj" in text
+        assert f"other: 1 {left_out}.mlp.up_proj" in text
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """(report, {name: folder}, folder that it was written to) of three adapters of different ranks."""
-    place = tmp_path_factory.mktemp("three")
+    """(report, {name: folder}, folder of the report) of three adapters of different ranks."""
+    parent = tmp_path_factory.mktemp("three")
     folders = {
-        name: written(place / name, seed, rank=rank)
+        name: written(parent / name, seed, rank=rank)
         for seed, (name, rank) in enumerate((("near", 2), ("far", 4), ("middle", 3)))
     }
-    found = comparison.compare_adapters(folders, reference="far")
-    found.write(place / "out")
-    return found, folders, place / "out"
+    report = comparison.compare_adapters(folders, reference="far")
+    report.write(parent / "out")
+    return report, folders, parent / "out"
 
 
 def test_the_summary_holds_each_name_and_the_cosines_of_the_dense_updates(three):
-    found, folders, _ = three
-    summary = found.summary()
+    report, folders, _ = three
+    summary = report.summary()
     assert "reference: far" in summary
     matrix = summary.split("cosine of every pair:\n")[1].splitlines()
     stacked = {
@@ -598,25 +596,20 @@ def test_the_summary_holds_each_name_and_the_cosines_of_the_dense_updates(three)
     for row, name in enumerate(folders, start=1):
         first, *values = matrix[row].split()
         assert first == name
-        cosines = [
-            stacked[name]
-            @ stacked[other]
-            / np.linalg.norm(stacked[name])
-            / np.linalg.norm(stacked[other])
-            for other in folders
-        ]
+        norms = {other: np.linalg.norm(update) for other, update in stacked.items()}
+        cosines = [stacked[name] @ stacked[other] / norms[name] / norms[other] for other in folders]
         assert values == [f"{cosine:+.3f}" for cosine in cosines], f"cosines of {name} with all"
         assert f"{np.linalg.norm(stacked[name]):.3g}" in summary, f"norm of {name}"
 
 
 def test_the_tables_on_disk_are_those_of_the_report(three):
-    found, _, out = three
+    report, _, out = three
     assert {path.name for path in out.iterdir()} == {
         "report.html",
-        *(f"{name}.parquet" for name in found.tables),
+        *(f"{name}.parquet" for name in report.tables),
     }, "and nothing half-written"
-    assert {"cosine", "orthogonal", "angles", "updates"} <= set(found.tables)
-    for name, table in found.tables.items():
+    assert {"cosine", "orthogonal", "angles", "updates"} <= set(report.tables)
+    for name, table in report.tables.items():
         pd.testing.assert_frame_equal(
             pd.read_parquet(out / f"{name}.parquet"), table.reset_index(drop=True), obj=name
         )
@@ -654,14 +647,14 @@ def test_the_page_stands_alone(three):
         if name in ("src", "href", "srcset", "data", "action", "poster")
     ]
     assert len(loaded) == 5, "five figures"
-    for place in loaded:
-        assert place.startswith("data:image/png;base64,"), "nothing is loaded from anywhere"
-        assert base64.b64decode(place.split(",", 1)[1]).startswith(b"\x89PNG")
+    for source in loaded:
+        assert source.startswith("data:image/png;base64,"), "nothing is loaded from anywhere"
+        assert base64.b64decode(source.split(",", 1)[1]).startswith(b"\x89PNG")
     text = (three[2] / "report.html").read_text()
     assert not re.search(r"https?:|//[\w.]+\.\w|@import|url\(", re.sub(r"base64,[^\"]*", "", text))
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed"}
     assert all(len(attributes["alt"]) > 20 for tag, attributes in page.tags if tag == "img"), (
-        "each figure is told in words"
+        "each figure is described in words"
     )
 
 
@@ -671,8 +664,8 @@ def test_texts_of_an_adapter_are_shown_and_never_run(tmp_path):
         "$two$_{": written(tmp_path / "&amp;", 1),
         "_hidden": written(tmp_path / "z", 2),
     }
-    found = comparison.compare_adapters(folders)
-    path = found.write(tmp_path / "out")
+    report = comparison.compare_adapters(folders)
+    path = report.write(tmp_path / "out")
     page = Page(path)
     assert not {tag for tag, _ in page.tags} & {"script", "b"}, "no tag of theirs"
     for text in (*folders, str(folders[UNKIND]), str(folders["$two$_{"])):
@@ -681,12 +674,10 @@ def test_texts_of_an_adapter_are_shown_and_never_run(tmp_path):
         "the name in the overview, the name and the base model in the settings"
     )
     assert UNKIND not in path.read_text()
-    assert UNKIND in found.summary()
+    assert UNKIND in report.summary()
 
 
 def test_names_are_shown_in_figures_as_they_are():
-    import matplotlib.pyplot as plt
-
     figure, axis = plt.subplots()
     axis.plot([0], [0], label=page._label("_a$b$\\frac{"))
     (shown,) = axis.legend().get_texts()
@@ -709,11 +700,11 @@ def test_updates_of_zero_are_reported_without_a_warning_or_a_number(zeros, tmp_p
             )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = comparison.compare_adapters(folders)
-        found.write(tmp_path / "out")
-        summary = found.summary()
-    assert found.warnings == []
-    rows = found.tables["updates"].query("layer == -1").set_index("run")
+        report = comparison.compare_adapters(folders)
+        report.write(tmp_path / "out")
+        summary = report.summary()
+    assert report.warnings == []
+    rows = report.tables["updates"].query("scope == 'global'").set_index("run")
     matrix = summary.split("cosine of every pair:\n")[1].splitlines()[1:]
     for number, is_zero in enumerate(zeros):
         assert (rows.norm[f"run{number}"] == 0) == is_zero
@@ -723,22 +714,23 @@ def test_updates_of_zero_are_reported_without_a_warning_or_a_number(zeros, tmp_p
         ], "and no direction"
 
 
-# --- with a base model and texts -----------------------------------------------------------------------------------
+# --- with a base model and texts ------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """(report, {name: folder}, base, texts) of three adapters of the tiny base model, one of them zero."""
-    place, base = tmp_path_factory.mktemp("tiny"), store.ROOT / "data/models/tiny/base"
+    """(report, {name: folder}, base, texts) of three adapters of the tiny base model, one of them
+    zero."""
+    parent, base = tmp_path_factory.mktemp("tiny"), store.ROOT / "data/models/tiny/base"
     folders = {
-        "first": written(place / "first", 0, TINY, size=0.1),
-        "zero": written(place / "zero", 1, TINY),
-        "other": written(place / "other", 2, TINY, rank=3, size=0.1),
+        "first": written(parent / "first", 0, TINY, size=0.1),
+        "zero": written(parent / "zero", 1, TINY),
+        "other": written(parent / "other", 2, TINY, rank=3, size=0.1),
     }
     weights(lambda stored: [stored[key].zero_() for key in stored if "lora_B" in key])(
         folders["zero"]
     )
-    texts = place / "texts.jsonl"
+    texts = parent / "texts.jsonl"
     lines = [
         {
             "prompt": f"Tom has {number} apples and buys {number + 3}. How many?",
@@ -748,30 +740,27 @@ def tiny(tmp_path_factory):
     ]
     texts.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "_POINTS", 3)
-        found = comparison.compare_adapters(folders, base, texts=texts, cache=place / "cache")
-    return found, folders, base, texts
+        patch.setattr("adapter_geometry.report.texts._POINTS", 3)
+        report = comparison.compare_adapters(folders, base, texts=texts, cache=parent / "cache")
+    return report, folders, base, texts
 
 
 def test_with_the_base_norms_are_shares_of_its_norms_and_spectra_changes_of_its_spectra(tiny):
-    found, folders, base, _ = tiny
+    report, folders, base, _ = tiny
     stored = load_file(base / "model.safetensors")
-    table = found.tables["updates"]
+    table = report.tables["updates"]
     for name, folder in folders.items():
         squares = {"dW": 0.0, "W0": 0.0}
         for module, update in dense(folder).items():
             weight = stored[f"{module}.weight"].double().numpy()
-            place = "run == @name and layer == {} and projection == '{}'".format(
-                *updates.layer_and_projection(module)
-            )
-            row = table.query(place).iloc[0]
+            row = table.query("run == @name and module == @module").iloc[0]
             assert row.relative_norm == pytest.approx(
                 np.linalg.norm(update) / np.linalg.norm(weight), rel=1e-6, abs=1e-12
             )
             old, new = (
                 np.linalg.svd(matrix, full_matrices=False) for matrix in (weight, weight + update)
             )
-            row = found.tables["intruders"].query(place).iloc[0]
+            row = report.tables["intruders"].query("run == @name and module == @module").iloc[0]
             assert row["count"] == (np.abs(old.U.T @ new.U[:, :TOP]).max(0) < 0.5).sum(), (
                 f"{name} {module}: intruder dimensions"
             )
@@ -783,14 +772,19 @@ def test_with_the_base_norms_are_shares_of_its_norms_and_spectra_changes_of_its_
                 "dW": squares["dW"] + (update**2).sum(),
                 "W0": squares["W0"] + (weight**2).sum(),
             }
-        total = table.query("run == @name and layer == -1").relative_norm.item()
+        total = table.query("run == @name and scope == 'global'").relative_norm.item()
         assert total == pytest.approx(np.sqrt(squares["dW"] / squares["W0"]), rel=1e-6), (
             "all modules stacked"
         )
 
 
+def named(frame):
+    """The rows of a table of names, with None where one is missing."""
+    return [tuple(None if pd.isna(name) else name for name in row) for row in frame.to_numpy()]
+
+
 def test_with_texts_the_ends_of_a_path_have_the_losses_of_the_models_that_peft_makes(tiny):
-    found, folders, base, texts = tiny
+    report, folders, base, texts = tiny
     tokenizer = AutoTokenizer.from_pretrained(base)
 
     def loss(model):
@@ -815,40 +809,41 @@ def test_with_texts_the_ends_of_a_path_have_the_losses_of_the_models_that_peft_m
                 AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folders[name]
             )
         )
-    curves = found.tables["connectivity"]
-    assert curves[["run_a", "run_b"]].drop_duplicates().to_numpy().tolist() == [
-        ["first", "zero"],
-        ["first", "other"],
-        ["first", "base"],
+    curves = report.tables["connectivity"]
+    assert named(curves[["run_a", "run_b", "end_b"]].drop_duplicates()) == [
+        ("first", "zero", "adapter"),
+        ("first", "other", "adapter"),
+        ("first", None, "base model"),
     ]
-    for other in ("other", "base"):
-        ends = curves.query("run_b == @other").set_index("t").value
+    to_zero, to_other = (curves[curves.run_b == name] for name in ("zero", "other"))
+    to_base = curves[curves.end_b == "base model"]
+    for other, path in (("other", to_other), ("base", to_base)):
+        ends = path.set_index("t").value
         assert ends[0.0] == pytest.approx(expected["first"], rel=1e-4), "t = 0 is the reference"
         assert ends[1.0] == pytest.approx(expected[other], rel=1e-4), f"t = 1 is {other}"
-    to_zero, to_base = (curves.query("run_b == @end").value.to_numpy() for end in ("zero", "base"))
     np.testing.assert_allclose(
-        to_zero, to_base, rtol=1e-5, err_msg="an update of zero is the base model"
+        to_zero.value, to_base.value, rtol=1e-5, err_msg="an update of zero is the base model"
     )
-    assert (found.tables["barriers"].above_chord >= 0).all()
+    assert (report.tables["barriers"].above_chord >= 0).all()
 
 
 def test_with_texts_representations_are_compared_with_base_and_reference(tiny):
-    found = tiny[0]
-    cka = found.tables["cka"]
+    report = tiny[0]
+    cka = report.tables["cka"]
     pairs = {
-        ("base", "first"),
-        ("base", "zero"),
-        ("base", "other"),
-        ("first", "zero"),
-        ("first", "other"),
+        (None, "first", "base model"),
+        (None, "zero", "base model"),
+        (None, "other", "base model"),
+        ("first", "zero", "adapter"),
+        ("first", "other", "adapter"),
     }
-    assert set(map(tuple, cka[["run_a", "run_b"]].to_numpy())) == pairs
+    assert set(named(cka[["run_a", "run_b", "end_a"]])) == pairs
     layers = json.loads((tiny[2] / "config.json").read_text())["num_hidden_layers"]
     assert sorted(cka.layer.unique()) == list(range(layers + 1)), (
         "before the first layer and after each"
     )
     np.testing.assert_allclose(
-        cka.query("run_b == 'zero' and run_a == 'base'").debiased,
+        cka.query("run_b == 'zero' and end_a == 'base model'").debiased,
         1,
         rtol=1e-6,
         err_msg="an update of zero changes no state",
@@ -862,19 +857,72 @@ def test_with_texts_representations_are_compared_with_base_and_reference(tiny):
     assert (cka.query("run_b == 'other' and layer == @layers").debiased < 1 - 1e-6).all(), (
         "another one does"
     )
-    assert (cka.n == 12).all(), "one token a text"
+    assert (cka.n == 12).all(), "one token per text"
+
+
+@pytest.mark.parametrize("reference", ["other", "base"])
+def test_an_adapter_called_base_is_not_taken_for_the_base_model(
+    reference, tiny, tmp_path, monkeypatch
+):
+    of_three, folders, base, texts = tiny
+    monkeypatch.setattr("adapter_geometry.report.texts._POINTS", 3)
+    report = comparison.compare_adapters(
+        {"base": folders["zero"], "other": folders["other"]},
+        base,
+        reference=reference,
+        texts=texts,
+        cache=tmp_path,
+    )
+    (second,) = {"base", "other"} - {reference}
+    curves, barriers, cka = (report.tables[key] for key in ("connectivity", "barriers", "cka"))
+    for table in (curves, barriers):
+        assert named(table[["run_a", "run_b", "end_b"]].drop_duplicates()) == [
+            (reference, second, "adapter"),
+            (reference, None, "base model"),
+        ], "each end is named once, as what it is"
+    to_base = curves[curves.end_b == "base model"].value.to_numpy()
+    from_reference = curves[curves.end_b == "adapter"].value.to_numpy()
+    if reference == "base":
+        np.testing.assert_allclose(to_base, to_base[0], rtol=1e-5, err_msg="zero is where it is")
+        assert np.ptp(from_reference) > 1e-4, "and the other adapter is elsewhere"
+    else:
+        np.testing.assert_allclose(to_base, from_reference, rtol=1e-5, err_msg="zero is the base")
+    assert named(cka[["run_a", "run_b", "end_a"]].drop_duplicates()) == [
+        (None, "base", "base model"),
+        (None, "other", "base model"),
+        (reference, second, "adapter"),
+    ]
+    of_other = of_three.tables["cka"].query("run_b == 'other' and end_a == 'base model'").debiased
+    for rows in (cka[(cka.run_b == "other") & cka.run_a.isna()], cka[cka.end_a == "adapter"]):
+        np.testing.assert_allclose(
+            rows.debiased, of_other, rtol=1e-6, err_msg="the likeness of the other with the base"
+        )
+    row = summary.overview(report).set_index("adapter").loc[second]
+    assert row.barrier == barriers[barriers.run_b == second].above_chord.item()
+    of_pair = cka[cka.end_a == "adapter"].debiased
+    assert row["CKA"] == of_pair.iloc[-1]
+    lines = figures.lines(
+        {"": page._labelled(curves.rename(columns={"run_b": "run"}))}, "t", "value", "t", "loss"
+    )
+    labels = [text.get_text() for text in lines.legends[0].get_texts()]
+    assert labels == [second, "base model"], "two lines of the figure, each with its own label"
+    plt.close(lines)
+    report.write(tmp_path / "out")
+    for name, table in report.tables.items():
+        again = pd.read_parquet(tmp_path / "out" / f"{name}.parquet")
+        pd.testing.assert_frame_equal(again, table, obj=f"{name}, with what is missing in it,")
 
 
 @pytest.mark.slow
 def test_with_base_and_texts_the_summary_and_the_page_show_what_they_add(tiny, tmp_path):
     page, summary = tiny[0].write(tmp_path).read_text(), tiny[0].summary()
-    for column in ("relative norm", "intruders a module", "spectral shift", "barrier", "CKA"):
+    for column in ("relative norm", "intruders per module", "spectral shift", "barrier", "CKA"):
         assert column in summary
         assert column in page
     assert "Loss along straight paths" in page
 
 
-# --- in a browser --------------------------------------------------------------------------------------------------
+# --- in a browser ---------------------------------------------------------------------------------
 
 CHROMIUM = next(
     filter(
@@ -887,14 +935,24 @@ CHROMIUM = next(
     None,
 )
 PROBE = """<script>addEventListener("load", () => {
-  const shown = element => { const box = element.getBoundingClientRect(); return Math.min(box.width, box.height); };
-  const found = {headings: [...document.querySelectorAll("h1, h2")].map(heading => [heading.textContent, shown(heading)]),
-                 figures: [...document.querySelectorAll("figure img")].map(image => [image.naturalWidth, shown(image)]),
-                 captions: [...document.querySelectorAll("figcaption")].map(shown),
-                 tables: [...document.querySelectorAll("table")].map(shown),
-                 scripts: document.scripts.length, wide: document.documentElement.scrollWidth - innerWidth};
+  const all = selector => [...document.querySelectorAll(selector)];
+  const size = element => {
+    const box = element.getBoundingClientRect();
+    return Math.min(box.width, box.height);
+  };
+  const shown = {
+    headings: all("h1, h2").map(heading => [heading.textContent, size(heading)]),
+    figures: all("figure img").map(image => [image.naturalWidth, size(image)]),
+    captions: all("figcaption").map(size),
+    tables: all("table").map(size),
+    scripts: document.scripts.length,
+    wide: document.documentElement.scrollWidth - innerWidth,
+  };
   const element = document.createElement("pre");
-  element.id = "found"; element.textContent = JSON.stringify(found); document.body.append(element); });</script>"""
+  element.id = "shown";
+  element.textContent = JSON.stringify(shown);
+  document.body.append(element);
+});</script>"""
 
 
 @pytest.mark.slow
@@ -910,7 +968,7 @@ def test_a_browser_shows_every_heading_table_and_figure(tmp_path):
         page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8"
     )
     for width in (1200, 500):
-        shown = subprocess.run(
+        dump = subprocess.run(
             [
                 CHROMIUM,
                 "--no-sandbox",
@@ -927,10 +985,9 @@ def test_a_browser_shows_every_heading_table_and_figure(tmp_path):
             timeout=120,
             check=True,
         ).stdout
-        found = json.loads(
-            html.unescape(re.search(r'<pre id="found">(.*?)</pre>', shown, re.DOTALL).group(1))
-        )
-        headings = [text for text, _ in found["headings"]]
+        probe = re.search(r'<pre id="shown">(.*?)</pre>', dump, re.DOTALL).group(1)
+        shown = json.loads(html.unescape(probe))
+        headings = [text for text, _ in shown["headings"]]
         assert headings == [
             "Comparison of LoRA adapters",
             "Overview",
@@ -941,16 +998,16 @@ def test_a_browser_shows_every_heading_table_and_figure(tmp_path):
             "Principal angles",
             "Where the numbers come from",
         ]
-        assert min(size for _, size in found["headings"]) > 10
-        assert len(found["figures"]) == len(found["captions"]) == 5
-        assert min(natural for natural, _ in found["figures"]) > 200, "every image is decoded"
-        assert min(size for _, size in found["figures"]) > 100
-        assert min(found["captions"] + found["tables"]) > 10
-        assert found["scripts"] == 1, "the test's own is the only script"
-        assert found["wide"] <= 0, f"at a width of {width} the page itself does not scroll sideways"
+        assert min(size for _, size in shown["headings"]) > 10
+        assert len(shown["figures"]) == len(shown["captions"]) == 5
+        assert min(natural for natural, _ in shown["figures"]) > 200, "every image is decoded"
+        assert min(size for _, size in shown["figures"]) > 100
+        assert min(shown["captions"] + shown["tables"]) > 10
+        assert shown["scripts"] == 1, "the test's own is the only script"
+        assert shown["wide"] <= 0, f"at a width of {width} the page itself does not scroll sideways"
 
 
-# --- for programs --------------------------------------------------------------------------------------------------
+# --- for programs ---------------------------------------------------------------------------------
 
 
 def python(*arguments):
@@ -967,7 +1024,8 @@ def test_every_public_name_is_there():
 def test_importing_the_package_or_asking_for_help_does_not_wait_for_torch():
     heavy = python(
         "-c",
-        "import sys, adapter_geometry; print(sorted({'torch', 'pandas', 'transformers', 'numpy'} & set(sys.modules)))",
+        "import sys, adapter_geometry; "
+        "print(sorted({'torch', 'pandas', 'transformers', 'numpy'} & set(sys.modules)))",
     )
     assert heavy.stdout.strip() == "[]", heavy.stderr
     started = time.perf_counter()
@@ -997,16 +1055,16 @@ def test_the_command_line_writes_a_report(tmp_path):
     )
     assert broken.returncode == 2
     assert (
-        broken.stderr
-        == f"error: no adapter at {tmp_path / 'three'}: name a PEFT folder, such as results/tiny/runs/sft/adapter\n"
+        broken.stderr == f"error: no adapter at {tmp_path / 'three'}: "
+        f"name a PEFT folder: one that holds {CONFIG}\n"
     )
 
 
 @pytest.mark.parametrize(("module", "least"), [("updates", 1), ("geometry", 1), ("spectra", 1)])
 def test_examples_in_docstrings_are_true(module, least):
-    found = doctest.testmod(importlib.import_module(f"adapter_geometry.{module}"))
-    assert found.failed == 0
-    assert found.attempted >= least, f"adapter_geometry.{module} shows how it is used"
+    examples = doctest.testmod(importlib.import_module(f"adapter_geometry.{module}"))
+    assert examples.failed == 0
+    assert examples.attempted >= least, f"adapter_geometry.{module} shows how it is used"
 
 
 def test_names_in_foreign_files_cannot_steer_the_terminal():

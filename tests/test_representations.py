@@ -1,4 +1,5 @@
-"""Hidden states against the model's own logits, CKA against the n x n kernels written out, and the functional cosine against outputs written out."""
+"""Hidden states against the model's own logits, CKA against the n x n kernels written out, and the
+functional cosine against outputs written out."""
 
 from types import SimpleNamespace
 
@@ -7,16 +8,18 @@ import pytest
 import torch
 
 from adapter_geometry import geometry, representations
+from adapter_geometry.representations import States
 from adapter_geometry.updates import Factors
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-# --- CKA -----------------------------------------------------------------------------------------------------------
+# --- CKA ------------------------------------------------------------------------------------------
 
 
 def kernel_hsic(X, Y, debiased):
-    """HSIC from the n x n kernels: H K H and H L H, or the estimator of Song et al. (2012) with zero diagonals."""
+    """HSIC from the n x n kernels: H K H and H L H, or, with zero diagonals, the estimator of Song
+    et al. (2012)."""
     K, L, n = X @ X.T, Y @ Y.T, len(X)
     if not debiased:
         H = np.eye(n) - 1 / n
@@ -142,7 +145,7 @@ def test_single_precision_features_are_compared_in_double():
     )
 
 
-# --- the interval --------------------------------------------------------------------------------------------------
+# --- the interval ---------------------------------------------------------------------------------
 
 
 def related(rng, n, d, overlap):
@@ -177,7 +180,9 @@ def test_rows_of_one_text_are_left_out_together():
     shuffled = representations.cka_interval(
         copies[0][order], copies[1][order], np.repeat(np.arange(60), 5)[order]
     )
-    assert shuffled == pytest.approx(texts, rel=1e-9), "the rows of a text need not stand together"
+    assert shuffled == pytest.approx(texts, rel=1e-9), (
+        "the rows of a text need not be next to each other"
+    )
 
 
 def test_with_fewer_texts_than_groups_one_text_is_left_out_at_a_time():
@@ -189,16 +194,16 @@ def test_with_fewer_texts_than_groups_one_text_is_left_out_at_a_time():
 
 
 def test_the_table_holds_what_each_pair_gives_by_itself(texts, tiny_model):
-    found = {
+    states_of = {
         run: representations.states(tiny_model(seed=seed), *texts)
         for seed, run in enumerate(("base", "a", "b"))
     }
-    rows = np.flatnonzero(found["base"].is_completion)
-    table = representations.cka_table(found, rows, groups=3)
+    rows = np.flatnonzero(states_of["base"].is_completion)
+    table = representations.cka_table(states_of, rows, groups=3)
     assert len(table) == 3 * 3, "pairs x layers"
-    text = found["base"].text[rows]
+    text = states_of["base"].text[rows]
     for row in table.itertuples():
-        X, Y = (found[run].hidden[row.layer][rows] for run in (row.run_a, row.run_b))
+        X, Y = (states_of[run].hidden[row.layer][rows] for run in (row.run_a, row.run_b))
         assert row.n == len(rows)
         assert (row.debiased, row.low, row.high) == pytest.approx(
             representations.cka_interval(X, Y, text, 3), rel=1e-8
@@ -210,15 +215,16 @@ def test_the_table_holds_what_each_pair_gives_by_itself(texts, tiny_model):
 
 def test_the_table_gives_no_likeness_to_constant_features():
     X, Y = np.full((20, 4), 0.1, np.float32), features(20, 3, 1)[0]
-    found = {
-        run: SimpleNamespace(hidden=part[None], text=np.arange(20))
+    numbers = np.arange(20)
+    states_of = {
+        run: States(part[None].astype(np.float32), numbers, numbers, numbers, numbers >= 0)
         for run, part in (("constant", X), ("other", Y))
     }
-    table = representations.cka_table(found, np.arange(20))
+    table = representations.cka_table(states_of, np.arange(20))
     assert table[["debiased", "biased"]].isna().all().all()
 
 
-# --- hidden states -------------------------------------------------------------------------------------------------
+# --- hidden states --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -231,14 +237,14 @@ def texts():
 
 def test_hidden_states_are_the_models_own_from_the_embedding_to_the_logits(texts, tiny_model):
     model = tiny_model()
-    found = representations.states(model, *texts)
-    assert found.hidden.shape[0] == model.config.num_hidden_layers + 1, (
+    states = representations.states(model, *texts)
+    assert states.hidden.shape[0] == model.config.num_hidden_layers + 1, (
         "before the first layer and after each"
     )
-    assert found.hidden.dtype == np.float32
+    assert states.hidden.dtype == np.float32
     for i, (prompt, completion) in enumerate(zip(*texts, strict=True)):
-        own, ids = found.text == i, torch.tensor([prompt + completion])
-        hidden = torch.from_numpy(found.hidden[:, own])
+        is_in_text, ids = states.text == i, torch.tensor([prompt + completion])
+        hidden = torch.from_numpy(states.hidden[:, is_in_text])
         torch.testing.assert_close(
             hidden[0],
             model.model.embed_tokens(ids)[0],
@@ -253,10 +259,10 @@ def test_hidden_states_are_the_models_own_from_the_embedding_to_the_logits(texts
             atol=1e-4,
             msg="the last gives the logits",
         )
-        assert found.position[own].tolist() == list(range(len(prompt) + len(completion))), (
-            "places in the text, padding left out"
+        assert states.position[is_in_text].tolist() == list(range(len(prompt) + len(completion))), (
+            "positions in the text, padding left out"
         )
-        assert found.is_completion[own].tolist() == [False] * len(prompt) + [True] * len(
+        assert states.is_completion[is_in_text].tolist() == [False] * len(prompt) + [True] * len(
             completion
         ), "which of them the model wrote"
 
@@ -290,7 +296,7 @@ def test_a_token_is_decided_from_the_layer_on_that_names_what_the_model_says():
         ]
     )
     hidden = np.eye(6)[named]
-    hidden[:-1] *= -1  # this model's norm turns states around; the last is normed already
+    hidden[:-1] *= -1  # this model's norm negates states; the last is normed already
     layers = tuple(torch.from_numpy(layer[None]) for layer in hidden)
 
     def body(**_):
@@ -298,16 +304,17 @@ def test_a_token_is_decided_from_the_layer_on_that_names_what_the_model_says():
 
     body.norm = lambda states: -states
     model = SimpleNamespace(model=body, lm_head=lambda states: states, device="cpu")
-    found = representations.states(model, [[7, 7]], [[7, 7, 7, 7]])
-    assert found.decided.tolist() == [-1, 2, 3, 0, 2, -1], (
-        "a name given early and lost again is no decision; the last prompt token says the first word"
+    states = representations.states(model, [[7, 7]], [[7, 7, 7, 7]])
+    assert states.decided.tolist() == [-1, 2, 3, 0, 2, -1], (
+        "a name given early and lost again is no decision; "
+        "the last prompt token says the first word"
     )
 
 
 def test_decided_layers_are_those_of_the_logit_lens(texts, tiny_model):
     model = tiny_model()
-    found = representations.states(model, *texts)
-    hidden = torch.from_numpy(found.hidden)
+    states = representations.states(model, *texts)
+    hidden = torch.from_numpy(states.hidden)
     lens = (
         torch.stack(
             [
@@ -318,35 +325,35 @@ def test_decided_layers_are_those_of_the_logit_lens(texts, tiny_model):
         .argmax(-1)
         .numpy()
     )
-    followed = np.r_[found.is_completion[1:], False]
+    followed = np.r_[states.is_completion[1:], False]
     np.testing.assert_array_equal(
-        found.decided == -1,
+        states.decided == -1,
         ~followed,
         err_msg="what is said where no completion token follows is not asked",
     )
     for token in np.flatnonzero(followed):
-        said, decided = lens[:, token] == lens[-1, token], found.decided[token]
+        said, decided = lens[:, token] == lens[-1, token], states.decided[token]
         assert said[decided:].all(), "from then on the name stays"
         assert decided == 0 or not said[decided - 1], "and not before"
 
 
 def test_one_completion_token_of_each_text_is_drawn(texts, tiny_model):
-    found = representations.states(tiny_model(), *texts)
-    chosen = representations.one_a_text(found)
-    assert found.text[chosen].tolist() == list(range(7)), "one row a text"
-    assert found.is_completion[chosen].all(), "none of the prompt, which all texts begin alike"
+    states = representations.states(tiny_model(), *texts)
+    chosen = representations.one_token_per_text(states)
+    assert states.text[chosen].tolist() == list(range(7)), "one row per text"
+    assert states.is_completion[chosen].all(), "none of the prompt, which all texts begin alike"
     np.testing.assert_array_equal(
-        representations.one_a_text(found), chosen, err_msg="from the seed"
+        representations.one_token_per_text(states), chosen, err_msg="from the seed"
     )
-    drawn = np.stack([representations.one_a_text(found, seed) for seed in range(200)])
+    drawn = np.stack([representations.one_token_per_text(states, seed) for seed in range(200)])
     for text in range(7):
-        completion = np.flatnonzero(found.is_completion & (found.text == text))
+        completion = np.flatnonzero(states.is_completion & (states.text == text))
         assert set(drawn[:, text]) == set(completion), (
-            "any token of the completion, whatever its place"
+            "any token of the completion, whatever its position"
         )
 
 
-# --- updates as the data see them ----------------------------------------------------------------------------------
+# --- updates as the data see them -----------------------------------------------------------------
 
 MODULES = (
     "model.layers.0.self_attn.q_proj",
@@ -357,14 +364,14 @@ MODULES = (
 
 def inputs_of(model, module, prompts, completions):
     """(tokens, d_in) inputs of a module, one text at a time."""
-    found = []
+    inputs_seen = []
     handle = model.get_submodule(module).register_forward_pre_hook(
-        lambda _, inputs: found.append(inputs[0][0])
+        lambda _, inputs: inputs_seen.append(inputs[0][0])
     )
     for prompt, completion in zip(prompts, completions, strict=True):
         model(input_ids=torch.tensor([prompt + completion]))
     handle.remove()
-    return torch.cat(found).double()
+    return torch.cat(inputs_seen).double()
 
 
 def draw_updates(model, runs=("a", "b", "c"), rank=3, seed=0):
@@ -375,9 +382,9 @@ def draw_updates(model, runs=("a", "b", "c"), rank=3, seed=0):
             module: Factors(
                 torch.randn(d_out, rank, generator=generator),
                 torch.randn(rank, d_in, generator=generator),
-                0.5 + place,
+                0.5 + number,
             )
-            for place, (module, (d_out, d_in)) in enumerate(shapes.items())
+            for number, (module, (d_out, d_in)) in enumerate(shapes.items())
         }
         for run in runs
     }
@@ -438,13 +445,13 @@ def test_functional_cosine_with_white_inputs_is_the_plain_one(tiny_model):
         module: 7.0 * torch.eye(part.A.shape[1], dtype=torch.float64)
         for module, part in adapters["a"].items()
     }
-    for found, plain in zip(
+    for weighted, plain in zip(
         representations.functional_cosine(adapters, white),
         geometry.stacked_cosine(geometry.compare(adapters)),
         strict=True,
     ):
         np.testing.assert_allclose(
-            found, plain, rtol=1e-9, atol=1e-12, err_msg="C = c I weighs all inputs alike"
+            weighted, plain, rtol=1e-9, atol=1e-12, err_msg="C = c I weighs all inputs alike"
         )
 
 

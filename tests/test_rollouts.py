@@ -1,4 +1,5 @@
-"""Sampling against transformers' generate and against exact probabilities; the table, its refusals and its choices of rows."""
+"""Sampling against transformers' generate and against exact probabilities; the table, its refusals
+and its choices of rows."""
 
 import itertools
 from collections import Counter
@@ -59,10 +60,10 @@ def test_greedy_sampling_is_that_of_generate_while_slots_are_refilled(
         "completions must end at different places, or no gap ever closes"
     )
     for batch_size in (1, 3, 10):
-        found = sampling.sample(
+        completions = sampling.sample(
             model, PROMPTS, max_new_tokens=12, end_id=end_id, batch_size=batch_size
         )
-        assert found == expected, (
+        assert completions == expected, (
             f"batch of {batch_size}: greedy tokens must be those of transformers, prompt by prompt"
         )
 
@@ -71,14 +72,14 @@ def test_greedy_sampling_of_one_token_prompts_is_that_of_generate(tiny_model):
     model = tiny_model()
     expected = [generated(model, [token], 0, 6) for token in range(10, 16)]
     for batch_size in (1, 2, 6):
-        found = sampling.sample(
+        completions = sampling.sample(
             model,
             [[token] for token in range(10, 16)],
             max_new_tokens=6,
             end_id=0,
             batch_size=batch_size,
         )
-        assert found == expected, (
+        assert completions == expected, (
             f"batch of {batch_size}: a prompt of one token is a prompt, not a step of decoding"
         )
 
@@ -143,7 +144,7 @@ def test_equal_prompts_are_read_once_and_sampled_as_if_each_were_alone(tiny_mode
 def test_sampled_tokens_follow_the_softmax(temperature, tiny_model):
     model, count = tiny_model(vocabulary=6, context=16, seed=3), 4000
     prompt = [1, 2, 3]
-    found = sampling.sample(
+    completions = sampling.sample(
         model,
         [prompt] * count,
         max_new_tokens=2,
@@ -162,7 +163,7 @@ def test_sampled_tokens_follow_the_softmax(temperature, tiny_model):
             -1,
         )
     joint = (first[:, None] * second).flatten().numpy()
-    counted = Counter(map(tuple, found))
+    counted = Counter(map(tuple, completions))
     observed = np.array([counted[pair] for pair in itertools.product(range(6), repeat=2)])
     large = joint * count >= 5
     observed, expected = (
@@ -172,7 +173,8 @@ def test_sampled_tokens_follow_the_softmax(temperature, tiny_model):
     p = chisquare(observed[keep], expected[keep]).pvalue
     assert large.sum() >= 6, "the distribution must be spread, or the test has no power"
     assert p > 0.001, (
-        f"pairs of first and second tokens follow the model's own probabilities (chi-square p = {p:.2g})"
+        "pairs of first and second tokens follow the model's own probabilities "
+        f"(chi-square p = {p:.2g})"
     )
 
 
@@ -181,13 +183,13 @@ def test_completions_stop_at_the_limit_the_context_and_the_end_token(tiny_model)
     prompts = [[1] * 5, [2] * 10, [3] * 11]
     free = [generated(model, prompt, None, min(4, 12 - len(prompt))) for prompt in prompts]
     unused = min(set(range(40)) - {token for completion in free for token in completion})
-    found = sampling.sample(model, prompts, max_new_tokens=4, end_id=unused, batch_size=2)
-    assert [len(completion) for completion in found] == [4, 2, 1], (
+    completions = sampling.sample(model, prompts, max_new_tokens=4, end_id=unused, batch_size=2)
+    assert [len(completion) for completion in completions] == [4, 2, 1], (
         "at most 4 new tokens, and prompt + completion at most the context of 12"
     )
-    end_id = found[0][1]
+    end_id = completions[0][1]
     ended = sampling.sample(model, [[1] * 5], max_new_tokens=4, end_id=end_id, batch_size=2)[0]
-    assert ended == found[0][: found[0].index(end_id) + 1], (
+    assert ended == completions[0][: completions[0].index(end_id) + 1], (
         "the end token closes the completion and is part of it"
     )
     assert sampling.sample(model, [], max_new_tokens=4, end_id=0, batch_size=2) == [], (
@@ -211,8 +213,8 @@ def test_a_prompt_that_fills_the_context_is_refused_by_its_index(tiny_model):
 def test_scores_are_the_log_softmax_of_the_full_logits(adapted, tiny_model, with_adapter):
     model = with_adapter(tiny_model()).eval() if adapted else tiny_model()
     completions = [[index + 1] * (1 + index % 4) + [0] for index in range(len(PROMPTS))]
-    found = logprobs.score(model, PROMPTS, completions, batch_size=3)
-    for prompt, completion, values in zip(PROMPTS, completions, found, strict=True):
+    scores = logprobs.score(model, PROMPTS, completions, batch_size=3)
+    for prompt, completion, values in zip(PROMPTS, completions, scores, strict=True):
         with torch.no_grad():
             logp = torch.log_softmax(
                 model(torch.tensor([prompt + completion])).logits[0].double(), -1
@@ -223,7 +225,7 @@ def test_scores_are_the_log_softmax_of_the_full_logits(adapted, tiny_model, with
         )
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
+# --- the table -----------------------------------------------------------------------------------
 
 
 def test_rows_beyond_the_context_or_the_vocabulary_are_refused_by_their_index(tiny_model):
@@ -260,7 +262,7 @@ def test_the_table_holds_what_the_generator_and_the_grader_say(table, smoke):
         problem.problem_id: problem.answer
         for problem in problems.problem_sets(smoke.problems)["train"]
     }
-    assert len(table) == smoke.problems.train * smoke.rollouts.samples, "K rows a prompt"
+    assert len(table) == smoke.problems.train * smoke.rollouts.samples, "K rows per prompt"
     assert (table.gold == table.problem_id.map(gold)).all(), "each row knows its problem's answer"
     for row in table.itertuples():
         assert row.reward == grading.grade(row.completion, row.gold).correct, (
@@ -268,12 +270,12 @@ def test_the_table_holds_what_the_generator_and_the_grader_say(table, smoke):
         )
         assert (
             row.tokens == len(row.completion_ids) == len(row.logp_behaviour) == len(row.logp_base)
-        ), "one log-probability a completion token"
+        ), "one log-probability per completion token"
     end = loading.load_tokenizer(smoke).eos_token_id
     assert all(ids[-1] == end for ids in table.completion_ids[~table.truncated]), (
         "the end token is part of a completion"
     )
-    assert 0 < table.reward.mean() < 1, "slips make some rollouts wrong"
+    assert 0 < table.reward.mean() < 1, "errors make some rollouts wrong"
 
 
 def test_the_table_holds_the_log_probabilities_of_the_base(table, smoke):
@@ -282,8 +284,8 @@ def test_the_table_holds_the_log_probabilities_of_the_base(table, smoke):
         list(table.prompt_ids[:3]),
         list(table.completion_ids[:3]),
     )
-    for found, values in zip(table.logp_base, expected, strict=False):
-        assert found == pytest.approx(values, rel=1e-4), "logp_base is log pi_0"
+    for stored, values in zip(table.logp_base, expected, strict=False):
+        assert stored == pytest.approx(values, rel=1e-4), "logp_base is log pi_0"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,8 @@ def test_a_table_made_with_other_settings_is_refused_naming_them(part, field, ta
     )
     with pytest.raises(
         ValueError,
-        match=rf"results/smoke/rollouts.parquet was made with other {part}.*python -m helpers rollouts smoke",
+        match=rf"results/smoke/rollouts.parquet was made with other {part}"
+        ".*python -m helpers rollouts smoke",
     ):
         rollouts.load_table(edited)
 
@@ -329,7 +332,9 @@ def test_an_interrupted_table_goes_on_after_its_last_part(table, smoke, monkeypa
     assert not path.exists(), "whole or not at all"
     rollouts.make_table(smoke)
     sampled.remove("killed")
-    assert sampled == list(table.problem_id.unique()), "each prompt once, finished ones are kept"
+    assert sampled == list(table.problem_id.unique()), (
+        "each prompt once, finished ones are taken up"
+    )
     pd.testing.assert_frame_equal(rollouts.with_group_columns(rollouts.load_table(smoke)), table)
     assert not list((path.parent / "checkpoints").glob("rollouts-*")), "no parts are left behind"
 
@@ -337,7 +342,8 @@ def test_an_interrupted_table_goes_on_after_its_last_part(table, smoke, monkeypa
 def test_a_missing_table_says_how_to_make_it(workplace, smoke):
     with pytest.raises(
         FileNotFoundError,
-        match=r"results/smoke/rollouts\.parquet: make it with `python -m helpers rollouts smoke teacher`",
+        match=r"results/smoke/rollouts\.parquet: make it with "
+        "`python -m helpers rollouts smoke teacher`",
     ):
         rollouts.load_table(smoke)
 
@@ -404,29 +410,29 @@ def hand_made():
     ],
 )
 def test_rows_are_chosen_for_each_prompt(rows, expected, hand_made):
-    found = rollouts.select(hand_made, rows)
-    assert found == expected, f"rows {rows!r}: groups without a row of the kind are left out"
-    assert list(found) == list(expected), "prompts stay in the table's order"
+    selected = rollouts.select(hand_made, rows)
+    assert selected == expected, f"rows {rows!r}: groups without a row of the kind are left out"
+    assert list(selected) == list(expected), "prompts stay in the table's order"
 
 
 @pytest.mark.parametrize("rows", ["random", "random-2"])
 def test_random_rows_are_as_many_as_the_correct_ones_and_blind_to_rewards(rows, hand_made):
-    found = rollouts.select(hand_made, rows)
-    numbers = sorted(itertools.chain(*found.values()))
+    selected = rollouts.select(hand_made, rows)
+    numbers = sorted(itertools.chain(*selected.values()))
     assert len(numbers) == len(set(numbers)) == (hand_made.reward > 0).sum(), (
         "as many rows as RFT takes, each once"
     )
     assert all(
         hand_made.problem_id[number] == problem_id
-        for problem_id, chosen in found.items()
+        for problem_id, chosen in selected.items()
         for number in chosen
     ), "rows stay with their prompt"
     order = list(hand_made.problem_id.unique())
-    assert list(found) == [problem_id for problem_id in order if problem_id in found], (
+    assert list(selected) == [problem_id for problem_id in order if problem_id in selected], (
         "prompts stay in the table's order"
     )
     other = hand_made.assign(reward=hand_made.reward.to_numpy()[::-1])
-    assert rollouts.select(other, rows) == found, (
+    assert rollouts.select(other, rows) == selected, (
         "which rollouts are right plays no part, only how many"
     )
 
@@ -453,15 +459,15 @@ def test_random_rows_hold_right_ones_at_the_tables_own_rate():
     )
 
 
-def test_distinct_paths_are_kept_once_each_and_far_from_the_others():
+def test_distinct_paths_are_selected_once_each_and_far_from_the_others():
     lines = ["9*9=81", "4+4=8 zzzzzzzzzzzz", "4+4=8", "9*9=81 9"]
     one = pd.DataFrame({"problem_id": "p", "reward": [1, 1, 1, 0], "completion": lines})
     assert rollouts.select(one, "correct-distinct") == {"p": [0, 1]}, (
-        "of two with equal equations the one farther from the path already kept"
+        "of two with equal equations the one farther from the path already selected"
     )
 
 
-def test_distinct_paths_have_one_row_a_list_of_equations(hand_made):
+def test_distinct_paths_have_one_row_per_list_of_equations(hand_made):
     for problem_id, numbers in rollouts.select(hand_made, "correct-distinct").items():
         paths = [grading.written_equations(hand_made.completion[number]) for number in numbers]
         right = hand_made[(hand_made.problem_id == problem_id) & (hand_made.reward > 0)]
@@ -492,14 +498,14 @@ def test_choices_that_cannot_be_met_are_refused(hand_made):
 
 
 def test_group_statistics_count_rollouts_and_distinct_right_ones(hand_made):
-    found = rollouts.group_statistics(hand_made).set_index("problem_id")
-    assert found.n.to_dict() == {"a": 4, "b": 2, "c": 2, "d": 5}, "rollouts a prompt"
-    assert found.correct.to_dict() == {"a": 2, "b": 2, "c": 0, "d": 4}, "right ones"
-    assert found.pass_rate.to_dict() == {"a": 0.5, "b": 1.0, "c": 0.0, "d": 0.8}, "their share"
-    assert found.distinct_correct.to_dict() == {"a": 2, "b": 2, "c": 0, "d": 3}, (
+    statistics = rollouts.group_statistics(hand_made).set_index("problem_id")
+    assert statistics.n.to_dict() == {"a": 4, "b": 2, "c": 2, "d": 5}, "rollouts per prompt"
+    assert statistics.correct.to_dict() == {"a": 2, "b": 2, "c": 0, "d": 4}, "right ones"
+    assert statistics.pass_rate.to_dict() == {"a": 0.5, "b": 1.0, "c": 0.0, "d": 0.8}, "their share"
+    assert statistics.distinct_correct.to_dict() == {"a": 2, "b": 2, "c": 0, "d": 3}, (
         "different right completions"
     )
-    assert found.n.dtype.kind == found.correct.dtype.kind == "i", "counts are integers"
+    assert statistics.n.dtype.kind == statistics.correct.dtype.kind == "i", "counts are integers"
 
 
 def textbook_distance(a, b):

@@ -1,16 +1,18 @@
-"""What large models need: logits in parts, layers computed again, half precision, several processes; each beside the plain way."""
+"""What large models need: logits in parts, layers computed again, half precision, several
+processes; each compared with the plain way."""
 
 import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import assert_same_adapter, edited, weights
+from test_trainer import assert_same_adapter, edited, weights
 
 from adapter_geometry import storage
 from helpers import profiles, store
@@ -37,10 +39,8 @@ def gradients(profile, table, rows):
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_logits_in_parts_change_neither_log_probabilities_nor_gradients(table, smoke, size):
-    whole, parts = (
-        gradients(profile, table, [0, 1, 5, 6])
-        for profile in (smoke, computing(smoke, logits_tokens=size))
-    )
+    in_parts = computing(smoke, logits_tokens=size)
+    whole, parts = (gradients(profile, table, [0, 1, 5, 6]) for profile in (smoke, in_parts))
     for one, two in zip(whole, parts, strict=True):
         torch.testing.assert_close(
             two, one, rtol=1e-5, atol=1e-6, msg=f"{size} tokens at a time against all at once"
@@ -51,24 +51,22 @@ def test_the_backward_pass_keeps_no_logits(table, smoke):
     """Bytes of tensors as long as the vocabulary that the graph holds on to."""
     held = {}
     for name, profile in (("whole", smoke), ("parts", computing(smoke, logits_tokens=4))):
-        model, batch = (
-            loading.attach_adapter(loading.load_model(profile), profile.lora, 1),
-            batches.collate(table, range(8)),
-        )
+        model = loading.attach_adapter(loading.load_model(profile), profile.lora, 1)
+        batch = batches.collate(table, range(8))
         vocabulary, sizes = model.config.vocab_size, []
 
-        def measure(kept, sizes=sizes, wide=vocabulary):
-            sizes.append(kept.numel() * (kept.shape[-1:] == (wide,)))
-            return kept
+        def measure(saved, sizes=sizes, wide=vocabulary):
+            sizes.append(saved.numel() * (saved.shape[-1:] == (wide,)))
+            return saved
 
-        with torch.autograd.graph.saved_tensors_hooks(measure, lambda kept: kept):
+        with torch.autograd.graph.saved_tensors_hooks(measure, lambda saved: saved):
             logp = logprobs.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
         held[name] = sum(sizes)
         assert logp.requires_grad
     assert held["whole"] >= batch["rows"].mask.sum() * vocabulary, (
         "the plain way keeps a row of the vocabulary for each token"
     )
-    assert held["parts"] == 0, "in parts, none is kept: they are computed again"
+    assert held["parts"] == 0, "in parts, none is held: they are computed again"
 
 
 def test_rows_longer_than_the_limit_or_a_kernel_without_masks_run_one_by_one_to_the_same_numbers(
@@ -78,7 +76,7 @@ def test_rows_longer_than_the_limit_or_a_kernel_without_masks_run_one_by_one_to_
     monkeypatch.setattr(logprobs, "LONGEST_SHARED", 10)
     for one, two in zip(shared, gradients(smoke, table, [0, 1, 2, 3]), strict=True):
         torch.testing.assert_close(
-            two, one, rtol=1e-5, atol=1e-6, msg="a prompt read once, or once a row"
+            two, one, rtol=1e-5, atol=1e-6, msg="a prompt read once, or once per row"
         )
 
 
@@ -102,8 +100,8 @@ def test_half_precision_trains_a_float32_adapter_that_is_not_taken_for_the_exact
     np.testing.assert_allclose(
         rough.loss, exact.loss, rtol=0.02, err_msg="bfloat16 has three digits"
     )
-    found = load_file(trainer.train(halved, run) / "adapter" / "adapter_model.safetensors")
-    assert all(weight.dtype == torch.float32 for weight in found.values()), (
+    adapter = load_file(trainer.train(halved, run) / "adapter" / "adapter_model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in adapter.values()), (
         "the adapter itself is trained in float32"
     )
 
@@ -126,11 +124,13 @@ def test_processes_that_cannot_share_a_step_are_refused(table, smoke, monkeypatc
 TRAIN = """
 import sys
 from pathlib import Path
-from helpers import profiles, store, training
+from helpers import profiles, store
+from helpers.training import trainer
 store.ROOT = Path(sys.argv[1])
 profile = profiles.load("smoke")
-run = profile.runs[sys.argv[2]].model_copy(update={"batch_size": 8, "accumulation": 2, "steps": 4, "learning_rate": 0.01})
-sys.stdout.write(f"{training.train(profile, run)}\\n")  # in one piece, since two processes write
+changes = {"batch_size": 8, "accumulation": 2, "steps": 4, "learning_rate": 0.01}
+run = profile.runs[sys.argv[2]].model_copy(update=changes)
+sys.stdout.write(f"{trainer.train(profile, run)}\\n")  # in one piece, since two processes write
 """
 
 
@@ -139,21 +139,12 @@ sys.stdout.write(f"{training.train(profile, run)}\\n")  # in one piece, since tw
 def test_two_processes_make_the_update_of_one(name, table, workplace):
     script, environment = workplace / "train.py", {**os.environ, "OMP_NUM_THREADS": "1"}
     script.write_text(TRAIN)
-    found = {}
+    adapters = {}
     for processes in (1, 2):
         storage.remove(workplace / "results" / "smoke" / "runs")
+        command = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(processes),
-                script,
-                workplace,
-                name,
-            ],
+            [sys.executable, *command, script, workplace, name],
             env=environment,
             capture_output=True,
             text=True,
@@ -164,10 +155,10 @@ def test_two_processes_make_the_update_of_one(name, table, workplace):
         assert len(list((workplace / "results" / "smoke" / "runs").iterdir())) == 1, (
             "one run folder, nothing moved aside"
         )
-        found[processes] = weights(workplace / folders.pop())
-    assert_same_adapter(found[2], found[1], f"{name} in two processes", rtol=1e-3, atol=1e-5)
+        adapters[processes] = weights(workplace / folders.pop())
+    assert_same_adapter(adapters[2], adapters[1], f"{name} in two processes", rtol=1e-3, atol=1e-5)
     assert (
-        max(weight.abs().max() for name, weight in found[1].items() if "lora_B" in name) > 1e-3
+        max(weight.abs().max() for name, weight in adapters[1].items() if "lora_B" in name) > 1e-3
     ), "the run must have moved, or nothing was compared"
 
 
@@ -175,22 +166,30 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from helpers import models, profiles
+from helpers import profiles
+from helpers.models import loading, logprobs
 tokens, size = int(sys.argv[1]), int(sys.argv[2])
 torch.manual_seed(0)
-config = Qwen3Config(vocab_size=151_936, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-                     intermediate_size=64, max_position_embeddings=8192, tie_word_embeddings=True)
-model = models.attach_adapter(Qwen3ForCausalLM(config).requires_grad_(False), profiles.load("smoke").lora, 1)
-models.causal_model(model).logits_tokens = size or None
+config = Qwen3Config(
+    vocab_size=151_936, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16, intermediate_size=64, max_position_embeddings=8192,
+    tie_word_embeddings=True,
+)
+base = Qwen3ForCausalLM(config).requires_grad_(False)
+model = loading.attach_adapter(base, profiles.load("smoke").lora, 1)
+loading.causal_model(model).logits_tokens = size or None
 ids = torch.randint(0, 1000, (4, tokens // 4 + 8))
 mask = torch.zeros_like(ids)
 mask[:, 8:] = 1
 
 def kilobytes(field):
-    return int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)))
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins again: a new process has its parent's
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+# The peak begins again: a new process has its parent's.
+Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
-models.token_logprobs(model, ids, mask).sum().backward()
+logprobs.token_logprobs(model, ids, mask).sum().backward()
 print((kilobytes("VmHWM") - before) / 1024)
 """
 
@@ -215,10 +214,10 @@ def test_at_a_vocabulary_of_150_thousand_memory_is_flat_in_the_length():
         f"the plain way holds all logits at once ({logits:.0f} MiB): {plain:.0f} MiB"
     )
     assert short < 0.6 * logits, f"128 tokens at a time: {short:.0f} MiB"
-    assert long < short + 100, f"four times the tokens: {long:.0f} MiB beside {short:.0f}"
+    assert long < short + 100, f"four times the tokens: {long:.0f} MiB against {short:.0f}"
 
 
-# --- what is written elsewhere -------------------------------------------------------------------------------------
+# --- what is written elsewhere -------------------------------------------------------------------
 
 
 def elsewhere(smoke, monkeypatch, where, source, **changes):
@@ -245,8 +244,9 @@ def _fresh_digests():
 CUT = "I do not"
 
 
-def told(smoke):
-    """K answers to each problem that is not for measuring: right, wrong, without a box, and empty."""
+def answers_of(smoke):
+    """K answers to each problem that is not for measuring, by its question: right, wrong, without a
+    box, and empty."""
     kinds = ("Well, \\boxed{{{}}}", "Surely \\boxed{{{}1}}", CUT, "")
     return {
         problem.question: [
@@ -258,17 +258,17 @@ def told(smoke):
     }
 
 
+def rows_of_answers(smoke):
+    """Those answers as a file of rollouts holds them, one per row."""
+    rows = [(question, text) for question, texts in answers_of(smoke).items() for text in texts]
+    return pd.DataFrame(rows, columns=["question", "completion"])
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_rollouts_of_a_file_become_a_table_that_every_objective_but_those_of_ratios_can_train_on(
     smoke, workplace, monkeypatch, ending
 ):
-    rows = pd.DataFrame(
-        [
-            {"question": question, "completion": text}
-            for question, texts in told(smoke).items()
-            for text in texts
-        ]
-    )
+    rows = rows_of_answers(smoke)
     file = workplace / f"given.{ending}"
     rows.to_json(file, orient="records", lines=True) if ending == "jsonl" else rows.to_parquet(file)
     study = elsewhere(smoke, monkeypatch, f"file:given.{ending}", "file")
@@ -301,13 +301,7 @@ def test_rollouts_of_a_file_become_a_table_that_every_objective_but_those_of_rat
 
 def test_a_file_without_enough_rollouts_or_the_columns_says_so(smoke, workplace, monkeypatch):
     study = elsewhere(smoke, monkeypatch, "file:given.jsonl", "file")
-    given = pd.DataFrame(
-        [
-            {"question": question, "completion": text}
-            for question, texts in told(smoke).items()
-            for text in texts
-        ]
-    )
+    given = rows_of_answers(smoke)
     given.iloc[1:].to_json(workplace / "given.jsonl", orient="records", lines=True)
     count = smoke.rollouts.samples
     with pytest.raises(
@@ -325,13 +319,11 @@ def test_a_file_without_enough_rollouts_or_the_columns_says_so(smoke, workplace,
 def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(
     smoke, workplace, monkeypatch
 ):
-    calls, answers = (
-        [],
-        {
-            question: [text or "Nothing" for text in texts]
-            for question, texts in told(smoke).items()
-        },
-    )
+    calls = []
+    answers = {
+        question: [text or "Nothing" for text in texts]
+        for question, texts in answers_of(smoke).items()
+    }
     first, refused = list(answers)[:2]
     answers[refused][0] = ""
 
@@ -340,7 +332,7 @@ def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(
         assert settings["samples"] == smoke.rollouts.samples
         return [
             [
-                servers.Completion(text, "length" if text == CUT else "stop", 1, 1)
+                servers.Completion(text, "length" if text == CUT else "stop", 1.0, 1.0)
                 for text in answers[prompt]
             ]
             for prompt in prompts
@@ -377,10 +369,10 @@ def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(
     )
 
 
-# --- vLLM, a schedule that is cut, many answers --------------------------------------------------------------------
+# --- vLLM, a schedule that is cut, many answers --------------------------------------------------
 
 
-def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_a_completion(
+def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_per_completion(
     smoke, table, monkeypatch
 ):
     asked = []
@@ -396,22 +388,15 @@ def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_a_completio
                 for number in range(len(prompts))
             ]
 
-    vllm, request = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
-    vllm.LLM, vllm.SamplingParams, request.LoRARequest = (
-        LLM,
-        lambda **settings: settings,
-        lambda *parts: parts,
-    )
-    for name, module in (
-        ("vllm", vllm),
-        ("vllm.lora", types.ModuleType("vllm.lora")),
-        ("vllm.lora.request", request),
-    ):
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(loading, "folder", lambda where: where)
+    vllm, lora, request = map(types.ModuleType, ("vllm", "vllm.lora", "vllm.lora.request"))
+    vllm.LLM, vllm.SamplingParams = LLM, lambda **settings: settings
+    request.LoRARequest = lambda *parts: parts
+    for module in (vllm, lora, request):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(loading, "local_folder", Path)
     study = computing(smoke, engine="vllm")
-    writer = answering.answering(study, study.runs["sft"])
-    found = sampling.sample(
+    writer = answering.load_writer(study, study.runs["sft"])
+    completions = sampling.sample(
         writer,
         [[1, 2], [3]],
         max_new_tokens=5,
@@ -421,7 +406,7 @@ def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_a_completio
         seed=3,
         indices=[10, 11],
     )
-    assert found == [[0, 7], [1, 7]], "token ids in the order of the prompts"
+    assert completions == [[0, 7], [1, 7]], "token ids in the order of the prompts"
     (settings, (prompts, parameters, adapter)) = asked
     assert settings["enable_lora"]
     assert adapter[2] == str(trainer.train(study, study.runs["sft"]) / "adapter")
@@ -458,12 +443,11 @@ def test_sampled_answers_differ_from_one_another_and_are_stored(smoke, workplace
     study = smoke.model_copy(
         update={"sampled": profiles.SampledSettings(split="hard", samples=3, temperature=1.0)}
     )
-    found = answering.sampled(study, "base")
-    assert len(found) == 3 * smoke.problems.hard
-    assert set(found.sample_id) == {0, 1, 2}
-    assert found.groupby("problem_id").completion.nunique().max() > 1, (
+    answers = answering.sampled_records(study, "base")
+    assert len(answers) == 3 * smoke.problems.hard
+    assert set(answers.sample_id) == {0, 1, 2}
+    assert answers.groupby("problem_id").completion.nunique().max() > 1, (
         "another seed, another answer"
     )
-    pd.testing.assert_frame_equal(
-        answering.sampled(study, "base").reset_index(drop=True), found.reset_index(drop=True)
-    )
+    again = answering.sampled_records(study, "base")
+    pd.testing.assert_frame_equal(again.reset_index(drop=True), answers.reset_index(drop=True))

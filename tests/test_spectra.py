@@ -1,4 +1,5 @@
-"""Intruder dimensions and spectral shift from thin matrices, against dense SVDs of W0 + dW and planted answers."""
+"""Intruder dimensions and spectral shift from thin matrices, against dense SVDs of W0 + dW and
+planted answers."""
 
 import json
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 from adapter_geometry import spectra
 from adapter_geometry.adapters import AdapterError
@@ -15,6 +17,13 @@ from adapter_geometry.updates import Factors
 pytestmark = pytest.mark.filterwarnings("error")
 SHAPES = [(60, 60), (90, 40), (40, 90), (9, 9), (8, 30), (30, 8), (12, 14), (1, 5)]
 Q_PROJ = "model.layers.1.self_attn.q_proj"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small matrices: several threads would wait for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 def base_weights(shape, seed=0):
@@ -58,16 +67,14 @@ def test_intruders_are_counted_and_the_shift_is_within_its_bound_for_updates_of_
     for norm in (1e-6, 0.01, 0.3, 3, 100):
         for seed in range(3):
             factors = random_factors(shape, rank, norm, seed)
-            found, (intruders, shift) = (
-                spectra.change_of_spectrum(factors, decomposition_of(weight)),
-                dense_change(weight, factors),
-            )
-            assert found["intruders"] == intruders, f"|dW| = {norm}: intruder dimensions, dense"
-            assert abs(found["spectral_shift"] - shift) <= found["shift_error"] + 1e-12, (
+            change = spectra.change_of_spectrum(factors, decomposition_of(weight))
+            intruders, shift = dense_change(weight, factors)
+            assert change["intruders"] == intruders, f"|dW| = {norm}: intruder dimensions, dense"
+            assert abs(change["spectral_shift"] - shift) <= change["shift_error"] + 1e-12, (
                 f"|dW| = {norm}: the true shift is within the bound"
             )
             if min(shape) <= TOP + rank:
-                assert found["shift_error"] == pytest.approx(0, abs=1e-12), (
+                assert change["shift_error"] == pytest.approx(0, abs=1e-12), (
                     "all values are leading ones"
                 )
 
@@ -77,25 +84,23 @@ def test_the_shift_by_small_and_by_large_updates_is_known_to_two_percent(norm):
     weight = np.random.default_rng(0).standard_normal((150, 120))
     for rank in (4, 16):
         factors = random_factors(weight.shape, rank, norm * np.linalg.norm(weight))
-        found, (_, shift) = (
-            spectra.change_of_spectrum(factors, decomposition_of(weight)),
-            dense_change(weight, factors),
-        )
-        assert found["spectral_shift"] == pytest.approx(shift, rel=0.02), (
+        change = spectra.change_of_spectrum(factors, decomposition_of(weight))
+        _, shift = dense_change(weight, factors)
+        assert change["spectral_shift"] == pytest.approx(shift, rel=0.02), (
             f"rank {rank}; between these sizes only the bound holds"
         )
 
 
-def test_a_decomposition_kept_in_float32_is_good_to_six_digits():
+def test_a_decomposition_stored_in_float32_is_good_to_six_digits():
     weight = base_weights((90, 40))
     for norm in (0.01, 0.3, 3):
         factors = random_factors(weight.shape, 4, norm)
-        found, exact = (
+        rounded, exact = (
             spectra.change_of_spectrum(factors, decomposition_of(weight, dtype))
             for dtype in (torch.float32, torch.float64)
         )
-        assert found["intruders"] == exact["intruders"]
-        assert found["spectral_shift"] == pytest.approx(exact["spectral_shift"], abs=1e-6)
+        assert rounded["intruders"] == exact["intruders"]
+        assert rounded["spectral_shift"] == pytest.approx(exact["spectral_shift"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +111,11 @@ def test_each_planted_new_direction_is_an_intruder(planted, shape):
     weight, rng = base_weights(shape, 4), np.random.default_rng(5)
     new, _ = np.linalg.qr(rng.standard_normal((shape[0], 4)))
     inputs, _ = np.linalg.qr(rng.standard_normal((shape[1], 4)))
-    sizes = np.where(
-        np.arange(4) < planted, 9.0, 1e-4
-    )  # three times the largest singular value, or next to nothing
-    found = spectra.change_of_spectrum(factors_of(new * sizes, inputs.T), decomposition_of(weight))
-    assert found["intruders"] == planted, (
+    # three times the largest singular value, or next to nothing
+    sizes = np.where(np.arange(4) < planted, 9.0, 1e-4)
+    factors = factors_of(new * sizes, inputs.T)
+    change = spectra.change_of_spectrum(factors, decomposition_of(weight))
+    assert change["intruders"] == planted, (
         "a random direction has an overlap of about 1/4 with the nearest of the old ones"
     )
 
@@ -119,12 +124,11 @@ def test_stretching_a_direction_of_the_base_makes_no_intruder_and_shifts_one_val
     weight = base_weights((80, 50))
     U, sigma, Vh = np.linalg.svd(weight, full_matrices=False)
     for index, stretch in ((0, 2.0), (3, 50.0), (45, 7.0)):
-        found = spectra.change_of_spectrum(
-            factors_of(stretch * U[:, [index]], Vh[[index]]), decomposition_of(weight)
-        )
-        assert found["intruders"] == 0, f"u_{index + 1} is a direction of W0"
+        factors = factors_of(stretch * U[:, [index]], Vh[[index]])
+        change = spectra.change_of_spectrum(factors, decomposition_of(weight))
+        assert change["intruders"] == 0, f"u_{index + 1} is a direction of W0"
         moved = np.sort(np.r_[np.delete(sigma, index), sigma[index] + stretch])[::-1]
-        assert found["spectral_shift"] == pytest.approx(
+        assert change["spectral_shift"] == pytest.approx(
             np.linalg.norm(moved - sigma) / np.linalg.norm(sigma), rel=1e-8
         )
 
@@ -132,50 +136,50 @@ def test_stretching_a_direction_of_the_base_makes_no_intruder_and_shifts_one_val
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_zero_update_changes_nothing(shape):
     factors = factors_of(np.zeros((shape[0], 2)), np.ones((2, shape[1])))
-    found = spectra.change_of_spectrum(factors, decomposition_of(base_weights(shape)))
-    assert found["intruders"] == 0
-    assert found["spectral_shift"] == pytest.approx(0, abs=1e-12)
-    assert found["shift_error"] == pytest.approx(0, abs=1e-12)
+    change = spectra.change_of_spectrum(factors, decomposition_of(base_weights(shape)))
+    assert change["intruders"] == 0
+    assert change["spectral_shift"] == pytest.approx(0, abs=1e-12)
+    assert change["shift_error"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_weight_stored_transposed_gives_the_same_numbers():
     weight, factors = base_weights((60, 35)), random_factors((60, 35), 3, 2.0)
     plain = spectra.change_of_spectrum(factors, decomposition_of(weight))
-    turned = spectra.change_of_spectrum(
+    transposed = spectra.change_of_spectrum(
         Factors(factors.B, factors.A, factors.scale, True), decomposition_of(weight.T)
     )
-    assert turned == pytest.approx(plain, rel=1e-8), "GPT-2's Conv1D keeps W0' where others keep W0"
+    assert transposed == pytest.approx(plain, rel=1e-8), (
+        "GPT-2's Conv1D stores W0' where others store W0"
+    )
 
 
 def test_the_gauge_of_the_factors_does_not_matter():
     weight, factors = base_weights((60, 35)), random_factors((60, 35), 3, 2.0)
-    change = torch.tensor([[2.0, 1, 0], [0, 1, 3], [1, 0, 1]], dtype=torch.float64)
-    other = Factors(factors.B @ change, torch.linalg.inv(change) @ factors.A, factors.scale)
-    plain, turned = (
+    M = torch.tensor([[2.0, 1, 0], [0, 1, 3], [1, 0, 1]], dtype=torch.float64)
+    other = Factors(factors.B @ M, torch.linalg.inv(M) @ factors.A, factors.scale)
+    plain, in_another_gauge = (
         spectra.change_of_spectrum(one, decomposition_of(weight)) for one in (factors, other)
     )
-    assert turned == pytest.approx(plain, rel=1e-8), "(B M, M^-1 A) is the same update"
+    assert in_another_gauge == pytest.approx(plain, rel=1e-8), "(B M, M^-1 A) is the same update"
 
 
 def test_bases_without_gaps_or_without_weights_have_a_defined_answer():
     factors = random_factors((50, 50), 2, 1.0)
-    found, (_, shift) = (
-        spectra.change_of_spectrum(factors, decomposition_of(np.eye(50))),
-        dense_change(np.eye(50), factors),
-    )
-    assert abs(found["spectral_shift"] - shift) <= found["shift_error"] + 1e-12, (
+    change = spectra.change_of_spectrum(factors, decomposition_of(np.eye(50)))
+    _, shift = dense_change(np.eye(50), factors)
+    assert abs(change["spectral_shift"] - shift) <= change["shift_error"] + 1e-12, (
         "fifty equal singular values"
     )
-    found = spectra.change_of_spectrum(factors, decomposition_of(np.zeros((50, 50))))
-    assert np.isnan(found["spectral_shift"]), "no share of nothing"
+    change = spectra.change_of_spectrum(factors, decomposition_of(np.zeros((50, 50))))
+    assert np.isnan(change["spectral_shift"]), "no share of nothing"
 
 
-# --- the base model's folder ---------------------------------------------------------------------------------------
+# --- the base model's folder ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def base(tmp_path, workplace):
-    """A folder with a base model of two modules, in two files with an index, and decompositions kept under `workplace`."""
+    """A folder with a base model of two modules, in two files with an index."""
     folder = tmp_path / "base"
     folder.mkdir()
     weights = {
@@ -195,10 +199,10 @@ def base(tmp_path, workplace):
 
 
 def test_weights_are_read_from_the_file_that_the_index_names(base):
-    found = BaseWeights(base)
+    weights = BaseWeights(base)
     for layer in (0, 1):
         expected = torch.tensor(base_weights((24, 20), layer)).float()
-        assert torch.equal(found.weight(f"model.layers.{layer}.self_attn.q_proj"), expected), (
+        assert torch.equal(weights.weight(f"model.layers.{layer}.self_attn.q_proj"), expected), (
             f"W0 of layer {layer}"
         )
 
@@ -225,15 +229,15 @@ def test_a_decomposition_is_computed_once_and_never_taken_for_other_weights(
         base / "part-1.safetensors",
     )
     other = BaseWeights(base).decomposition(Q_PROJ)
-    assert len(solved) == 2, "other weights in the same place are decomposed again"
+    assert len(solved) == 2, "other weights in the same file are decomposed again"
     assert not torch.equal(other[0], U)
     transposed = torch.tensor(base_weights((24, 20), 9)).float().reshape(20, 24)
     save_file({f"{Q_PROJ}.weight": transposed}, base / "part-1.safetensors")
     assert BaseWeights(base).decomposition(Q_PROJ)[0].shape[0] == 20, (
         "the same bytes in another shape are another matrix"
     )
-    kept = [path.name for path in (cache / "adapter-geometry").iterdir()]
-    assert len(kept) == 3, f"one file a matrix, and nothing half-written: {kept}"
+    files = [path.name for path in (cache / "adapter-geometry").iterdir()]
+    assert len(files) == 3, f"one file per matrix, and nothing half-written: {files}"
 
 
 def test_the_table_has_a_row_for_each_run_and_module(base):
@@ -266,15 +270,14 @@ def test_an_update_of_another_shape_is_refused_before_anything_is_decomposed(bas
         spectra.intruders_table(adapters, BaseWeights(base))
     assert not (workplace / "results").exists(), "nothing was computed"
     one = random_factors((20, 24), 2, 1.0)
-    BaseWeights(base).require(
-        {Q_PROJ: Factors(one.B, one.A, one.scale, True)}
-    )  # a transposed one fits
+    transposed = Factors(one.B, one.A, one.scale, True)
+    BaseWeights(base).check_shapes({Q_PROJ: transposed})  # which fits
 
 
 def test_half_precision_weights_are_decomposed_in_float32(base):
     stored = torch.tensor(base_weights((24, 20), 1)).bfloat16()
     save_file({f"{Q_PROJ}.weight": stored}, base / "part-1.safetensors")
-    found = BaseWeights(base)
-    U, sigma, V = found.decomposition(Q_PROJ)
-    assert found.weight(Q_PROJ).dtype == torch.bfloat16, "as stored"
+    weights = BaseWeights(base)
+    U, sigma, V = weights.decomposition(Q_PROJ)
+    assert weights.weight(Q_PROJ).dtype == torch.bfloat16, "as stored"
     torch.testing.assert_close(U * sigma @ V.T, stored.float(), rtol=1e-5, atol=1e-6)

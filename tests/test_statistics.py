@@ -1,4 +1,5 @@
-"""Statistics against statsmodels, published values, symmetry, and simulation of what they promise."""
+"""Statistics against statsmodels, published values, symmetry, and simulation of what they
+promise."""
 
 from itertools import product
 
@@ -88,8 +89,8 @@ def test_newcombe_is_antisymmetric_and_contains_the_difference(both, b, c, neith
 
 
 def test_newcombe_reproduces_a_published_example():
-    found = statistics.newcombe_paired(36, 12, 2, 0)
-    assert found == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4), (
+    interval = statistics.newcombe_paired(36, 12, 2, 0)
+    assert interval == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4), (
         "Newcombe 1998b (17:2635), table IV, method 10"
     )
 
@@ -98,8 +99,8 @@ def test_newcombe_corrects_a_positive_correlation_for_continuity():
     z, n = 1.959964, 100
     phi = (40 * 40 - 10 * 10 - n / 2) / 50**2
     margin = z / (2 * np.sqrt(n + z**2)) * np.sqrt(2 * (1 - phi))
-    found = statistics.newcombe_paired(40, 10, 10, 40)
-    assert found == pytest.approx((0, -margin, margin), abs=1e-6), (
+    interval = statistics.newcombe_paired(40, 10, 10, 40)
+    assert interval == pytest.approx((0, -margin, margin), abs=1e-6), (
         "both shares 1/2: Wilson's half width z / (2 sqrt(n + z^2)) times sqrt(2 (1 - phi))"
     )
 
@@ -130,7 +131,7 @@ def test_newcombe_covers_the_truth_in_95_percent_of_studies(n, cells):
         statistics.newcombe_paired(*counts.tolist()) for counts in simulate(n, cells, 1500, 3)
     ]
     coverage = np.mean([low <= truth <= high for _, low, high in intervals])
-    assert 0.935 < coverage < 0.975, f"coverage {coverage:.3f}, wanted .95 (standard error .006)"
+    assert 0.935 < coverage < 0.975, f"coverage {coverage:.3f}, expected .95 (standard error .006)"
 
 
 @pytest.mark.parametrize(("n", "discordant"), [(1319, 0.1), (1319, 0.3), (300, 0.4)])
@@ -141,7 +142,7 @@ def test_detectable_difference_is_found_in_four_of_five_studies(n, discordant):
     statistic = (counts[:, 1] - counts[:, 2]) / np.sqrt(counts[:, 1] + counts[:, 2])
     power = np.mean(np.abs(statistic) > 1.959964)
     assert power == pytest.approx(0.8, abs=0.025), (
-        f"McNemar's test should find a difference of {difference:.4f} with power .8, found {power:.3f}"
+        f"McNemar's test should find {difference:.4f} of difference with power .8, not {power:.3f}"
     )
 
 
@@ -184,7 +185,7 @@ def test_bootstrap_keeps_numerator_and_denominator_of_a_problem_together():
 
 @pytest.fixture
 def records():
-    """Three runs on the same ten problems of one split and four of another, in orders of their own."""
+    """Three runs on the same ten problems of one split and four of another, in other orders."""
     right = {"base": "1111100000", "sft": "1111111000", "dpo": "1111111111"}
     test = [
         (run, "test", f"p{i}", mark == "1", "no box" if i == 9 else "boxed", i == 8, i)
@@ -208,19 +209,8 @@ def records():
 
 def test_accuracy_table_counts_each_run_and_split(records):
     table = statistics.accuracy_table(records)
-    wanted = {
-        "run",
-        "split",
-        "n",
-        "correct",
-        "accuracy",
-        "low",
-        "high",
-        "unparsed",
-        "truncated",
-        "mean_tokens",
-    }
-    assert set(table.columns) == wanted, "columns told in design.md"
+    columns = {"split", "run", "n", "correct", "accuracy", "low", "high", "unparsed", "truncated"}
+    assert set(table.columns) == columns | {"mean_tokens"}, "the columns of the docstring"
     row = table[(table.run == "sft") & (table.split == "test")].iloc[0]
     assert (row.n, row.correct, row.accuracy) == (10, 7, 0.7), "seven of ten"
     assert (row.unparsed, row.truncated, row.mean_tokens) == (0.1, 0.1, 4.5), (
@@ -238,15 +228,15 @@ def test_accuracy_table_holds_whole_numbers_as_integers(records):
 
 def test_mcnemar_table_pairs_problems_by_their_name(records):
     table = statistics.mcnemar_table(records)
-    wanted = {"split", "run_a", "run_b", "b", "c", "p", "p_holm", "difference", "low", "high"}
-    assert wanted <= set(table.columns), "columns told in design.md"
+    columns = {"split", "run_a", "run_b", "b", "c", "p", "p_holm", "difference", "low", "high"}
+    assert columns <= set(table.columns), "the columns of the docstring"
     assert list(
         table[table.split == "test"][["run_a", "run_b"]].itertuples(index=False, name=None)
     ) == [("base", "sft"), ("base", "dpo"), ("sft", "dpo")]
     row = table[(table.split == "test") & (table.run_a == "base") & (table.run_b == "dpo")].iloc[0]
     assert (row.b, row.c, row.difference) == (0, 5, -0.5), "DPO alone solved five of ten problems"
     assert row.p == pytest.approx(2 / 2**5), "two-sided: 2 x 2^-5"
-    assert row.p_holm == pytest.approx(3 * row.p), "Holm over the three pairs of its own split"
+    assert row.p_holm == pytest.approx(3 * row.p), "Holm over the three pairs of its split"
 
 
 def test_mcnemar_table_of_given_pairs_tests_each_on_what_both_answered_and_corrects_for_those_pairs(
@@ -278,7 +268,7 @@ def test_mcnemar_table_refuses_runs_on_different_problems(records):
         statistics.mcnemar_table(records[~((records.run == "sft") & (records.problem_id == "p0"))])
 
 
-# --- crossed designs -----------------------------------------------------------------------------------------------
+# --- crossed designs -----------------------------------------------------------------------------
 
 
 def crossed(**sizes):
@@ -288,13 +278,14 @@ def crossed(**sizes):
 
 
 def vectors(levels, d, components, rng):
-    """Random-effects vectors (n, d): an independent Gaussian of mean squared norm `components[part]` for each level of each part."""
-    found = np.zeros((len(levels), d))
+    """Random-effects vectors (n, d): an independent Gaussian of mean squared norm
+    `components[part]` for each level of each part."""
+    total = np.zeros((len(levels), d))
     for part, size in components.items():
         keys = levels[list(part)].apply(tuple, axis=1) if part else pd.Series([()] * len(levels))
         drawn = {key: rng.standard_normal(d) * np.sqrt(size / d) for key in keys.unique()}
-        found += np.stack([drawn[key] for key in keys])
-    return found
+        total += np.stack([drawn[key] for key in keys])
+    return total
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")  # statsmodels has no residual to divide by
@@ -302,26 +293,22 @@ def test_observed_parts_are_the_sums_of_squares_of_an_analysis_of_variance():
     levels = crossed(loss=3, init=2, order=4)
     rng = np.random.default_rng(0)
     columns = rng.standard_normal((len(levels), 5)) + 3
-    found = statistics.crossed_parts(columns @ columns.T, levels).set_index("part")
+    parts = statistics.crossed_parts(columns @ columns.T, levels).set_index("part")
     sums = 0
     for y in columns.T:
-        sums = (
-            sums
-            + anova_lm(
-                ols("y ~ C(loss) * C(init) * C(order)", levels.assign(y=y)).fit()
-            ).sum_sq.iloc[:-1]
-        )
+        fitted = ols("y ~ C(loss) * C(init) * C(order)", levels.assign(y=y)).fit()
+        sums = sums + anova_lm(fitted).sum_sq.iloc[:-1]  # the last one is the residual's
     expected = {
         name.replace("C(", "").replace(")", "").replace(":", " x "): value
         for name, value in sums.items()
     }
     expected["mean"] = len(levels) * (columns.mean(0) ** 2).sum()
     for part, value in expected.items():
-        assert found.observed[part] == pytest.approx(value / (columns**2).sum()), (
+        assert parts.observed[part] == pytest.approx(value / (columns**2).sum()), (
             f"{part}: sum of squares by statsmodels, over all columns"
         )
-    assert found.observed.sum() == pytest.approx(1), "the parts are orthogonal"
-    assert (found.by_chance * len(levels)).round(9).tolist() == [1, 2, 1, 3, 2, 6, 3, 6], (
+    assert parts.observed.sum() == pytest.approx(1), "the parts are orthogonal"
+    assert (parts.by_chance * len(levels)).round(9).tolist() == [1, 2, 1, 3, 2, 6, 3, 6], (
         "degrees of freedom"
     )
 
@@ -329,8 +316,8 @@ def test_observed_parts_are_the_sums_of_squares_of_an_analysis_of_variance():
 def test_shares_solve_the_expected_mean_squares_of_the_random_effects_model():
     levels = crossed(init=3, order=4)
     X = np.random.default_rng(1).standard_normal((12, 7))
-    found = statistics.crossed_parts(X @ X.T, levels).set_index("part")
-    total, squares = (X**2).sum(), found.observed / found.by_chance / 12
+    parts = statistics.crossed_parts(X @ X.T, levels).set_index("part")
+    total, squares = (X**2).sum(), parts.observed / parts.by_chance / 12
     rest = squares["init x order"]
     expected = {
         "init x order": rest,
@@ -339,29 +326,29 @@ def test_shares_solve_the_expected_mean_squares_of_the_random_effects_model():
         "mean": (squares["mean"] - squares["init"] - squares["order"] + rest) / 12,
     }
     for part, value in expected.items():
-        assert found.share[part] == pytest.approx(12 * value, abs=1e-9), (
+        assert parts.share[part] == pytest.approx(12 * value, abs=1e-9), (
             f"{part}: from E MS(init) = 4 s_init + s_rest and so on, over {total / 12:.2f}"
         )
-    assert found.share.sum() == pytest.approx(1), "shares of the mean squared norm"
+    assert parts.share.sum() == pytest.approx(1), "shares of the mean squared norm"
 
 
 def test_shares_find_planted_components_and_observed_ones_do_not():
     levels, rng = crossed(init=3, order=3), np.random.default_rng(2)
     planted = {(): 0.2, ("init",): 0.5, ("order",): 0.0, ("init", "order"): 0.3}
     X = vectors(levels, 4000, planted, rng)
-    found = statistics.crossed_parts(X @ X.T, levels)
-    assert found.share.to_numpy() == pytest.approx(list(planted.values()), abs=0.03), (
+    parts = statistics.crossed_parts(X @ X.T, levels)
+    assert parts.share.to_numpy() == pytest.approx(list(planted.values()), abs=0.03), (
         "four thousand dimensions average for themselves"
     )
-    assert found.observed[2] > 0.05, (
+    assert parts.observed[2] > 0.05, (
         "the noise of nine vectors alone puts two ninths of its square into the order"
     )
 
 
 def test_vectors_at_right_angles_have_only_the_last_share():
-    found = statistics.crossed_parts(np.eye(8), crossed(loss=2, init=2, order=2))
-    assert found.share.tolist() == pytest.approx([0] * 7 + [1]), "nothing is shared"
-    assert found.observed.tolist() == pytest.approx(found.by_chance.tolist()), (
+    parts = statistics.crossed_parts(np.eye(8), crossed(loss=2, init=2, order=2))
+    assert parts.share.tolist() == pytest.approx([0] * 7 + [1]), "nothing is shared"
+    assert parts.observed.tolist() == pytest.approx(parts.by_chance.tolist()), (
         "what unrelated vectors give"
     )
     same = statistics.crossed_parts(np.ones((8, 8)), crossed(loss=2, init=2, order=2))
@@ -383,9 +370,9 @@ def test_a_design_with_a_gap_is_refused():
 
 
 def test_one_level_leaves_undefined_what_it_would_tell():
-    found = statistics.crossed_parts(np.eye(3), crossed(init=1, order=3)).set_index("part")
-    assert np.isnan(found.share["mean"]), "no pair has another initialisation"
-    assert found.alike["init x order"] == 1
+    parts = statistics.crossed_parts(np.eye(3), crossed(init=1, order=3)).set_index("part")
+    assert np.isnan(parts.share["mean"]), "no pair has another initialisation"
+    assert parts.alike["init x order"] == 1
 
 
 def test_jackknife_over_levels_of_one_factor_is_the_t_interval_of_the_mean():
@@ -483,13 +470,11 @@ def test_mantel_has_the_rank_correlation_and_the_band_of_exchanged_objects():
     assert low < 0 < high, "unrelated matrices lie on both sides of zero"
 
 
-def test_mantel_s_band_is_wider_than_that_of_independent_pairs_where_one_object_stands_apart():
+def test_mantel_s_band_is_wider_than_that_of_independent_pairs_where_one_object_is_apart():
     apart = np.ones((6, 6))
-    apart[5], apart[:, 5] = (
-        0,
-        0,
-    )  # one object unlike all others: the pairs fall together or not at all
+    # One object unlike all others: the pairs fall together or not at all.
+    apart[5], apart[:, 5] = 0, 0
     value, _, high = statistics.mantel(apart, apart)
     assert (value, high) == pytest.approx((1, 1)), (
-        "one exchange in six leaves the odd one in place, so that 1 is no surprise"
+        "one exchange in six leaves the odd one where it is, so that 1 is no surprise"
     )

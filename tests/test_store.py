@@ -1,5 +1,7 @@
-"""The store: whole files, fingerprints of code, entries that step aside and return; profiles and their messages."""
+"""The store: whole files, fingerprints of code, entries that step aside and return; profiles and
+their messages."""
 
+import functools
 import json
 import os
 import subprocess
@@ -20,8 +22,8 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
     path.write_text(store.as_json(1))
 
     def fail():
-        with storage.whole(path) as beside:
-            beside.write_text("half")
+        with storage.whole(path) as temporary_path:
+            temporary_path.write_text("half")
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
@@ -32,9 +34,9 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
 
 def test_a_failed_folder_leaves_nothing_and_keeps_the_old_folder(tmp_path):
     def write(content, fails):
-        with storage.whole(tmp_path / "run") as beside:
-            (beside / "deep").mkdir(parents=True)
-            (beside / "deep" / content).write_text(content)
+        with storage.whole(tmp_path / "run") as temporary_path:
+            (temporary_path / "deep").mkdir(parents=True)
+            (temporary_path / "deep" / content).write_text(content)
             if fails:
                 raise RuntimeError("killed")
 
@@ -51,8 +53,8 @@ def test_a_failed_folder_leaves_nothing_and_keeps_the_old_folder(tmp_path):
 
 
 def test_a_file_is_not_visible_before_it_is_complete(tmp_path):
-    with storage.whole(tmp_path / "deep" / "file") as beside:
-        beside.write_text("all")
+    with storage.whole(tmp_path / "deep" / "file") as temporary_path:
+        temporary_path.write_text("all")
         assert not (tmp_path / "deep" / "file").exists(), (
             "the name appears only when the content is complete"
         )
@@ -60,9 +62,9 @@ def test_a_file_is_not_visible_before_it_is_complete(tmp_path):
 
 
 def finish(path, fingerprint):
-    with storage.whole(path) as beside:
-        beside.mkdir()
-        (beside / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    with storage.whole(path) as temporary_path:
+        temporary_path.mkdir()
+        (temporary_path / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
 
 
 def test_an_entry_of_other_settings_steps_aside_and_comes_back(tmp_path):
@@ -84,14 +86,14 @@ def test_an_entry_of_other_settings_steps_aside_and_comes_back(tmp_path):
 
 def test_a_spec_that_no_profile_names_leaves_the_book_alone(tmp_path):
     finish(store.entry(tmp_path, "sft", "a" * 16), "a" * 16)
-    mine = store.entry(tmp_path, "sft", "c" * 16, is_ours=False)
+    mine = store.entry(tmp_path, "sft", "c" * 16, in_profile=False)
     assert mine == tmp_path / "sft-cccccccc"
     assert store.is_finished(tmp_path / "sft", "a" * 16), "asking for an edited spec moves nothing"
 
 
 def test_an_entry_steps_aside_even_where_its_place_is_taken(tmp_path):
     finish(store.entry(tmp_path, "sft", "a" * 16), "a" * 16)
-    finish(store.entry(tmp_path, "sft", "a" * 16, is_ours=False), "a" * 16)
+    finish(store.entry(tmp_path, "sft", "a" * 16, in_profile=False), "a" * 16)
     assert not store.entry(tmp_path, "sft", "b" * 16).exists(), (
         "the same run made once as the book's and once as a reader's is no obstacle"
     )
@@ -105,25 +107,26 @@ def test_an_unreadable_entry_is_never_served_however_often(tmp_path):
 
 
 def test_frames_are_computed_once_for_each_fingerprint(tmp_path):
-    made = []
+    computed = []
 
     def compute(value):
-        made.append(value)
+        computed.append(value)
         return pd.DataFrame({"value": [value]})
 
-    served = [
-        store.frame(tmp_path, "base", mark * 16, lambda value=value: compute(value)).value[0]
+    frames = [
+        store.load_or_compute(tmp_path, "base", mark * 16, functools.partial(compute, value))
         for mark, value in (("a", 1), ("a", 2), ("b", 3), ("a", 4))
     ]
-    assert served == [1, 1, 3, 1], (
+    assert [frame.value[0] for frame in frames] == [1, 1, 3, 1], (
         "a frame is served for its own fingerprint only, and returns with it"
     )
-    assert made == [1, 3], "nothing is computed twice"
+    assert computed == [1, 3], "nothing is computed twice"
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of four modules, where first imports second, second imports the package third, third imports fourth."""
+    """A package of four modules, where first imports second, second imports the package third,
+    third imports fourth."""
     monkeypatch.setattr(store, "SOURCE", tmp_path)
     tmp_path = tmp_path / "helpers"
     tmp_path.mkdir()
@@ -153,8 +156,8 @@ def digest_of_first():
 
 
 def test_imports_are_followed_directly_through_others_and_into_packages(package):
-    found = store.imported_modules(package / "first.py")
-    assert set(found) == {
+    modules = store.imported_modules(package / "first.py")
+    assert set(modules) == {
         package / "second.py",
         package / "third" / "__init__.py",
         package / "fourth.py",
@@ -164,8 +167,11 @@ def test_imports_are_followed_directly_through_others_and_into_packages(package)
 
 def test_the_code_fingerprint_ignores_comments_layout_and_docstrings(package):
     before = digest_of_first()
-    told = '"""About this module."""\nimport math  # unused\n\n\ndef k(x):\n    """Add one."""\n    # one\n    return (x\n            + 1)\n'
-    (package / "fourth.py").write_text(told)
+    described = (
+        '"""About this module."""\nimport math  # unused\n\n\n'
+        'def k(x):\n    """Add one."""\n    # one\n    return (x\n            + 1)\n'
+    )
+    (package / "fourth.py").write_text(described)
     assert digest_of_first() == before, "what changes no number must not make results stale"
 
 
@@ -194,7 +200,8 @@ def test_the_code_fingerprint_leaves_out_what_determines_no_value_but_not_what_t
     before = digest_of_first()
     (package / valueless).write_text("from helpers import fifth\n\nCONSTANT = 2\n")
     assert digest_of_first() == before, (
-        f"{valueless} says where results lie and how settings are read; the settings are hashed themselves"
+        f"{valueless} says where results lie and how settings are read; "
+        "the settings are hashed themselves"
     )
     (package / "fifth.py").write_text("CONSTANT = 2\n")
     assert digest_of_first() != before, "any other module counts, whoever imports it"
@@ -245,7 +252,7 @@ def test_a_missing_table_says_how_to_make_it(workplace):
     pd.testing.assert_frame_equal(store.read_table("smoke", "accuracy"), frame)
 
 
-# --- profiles ------------------------------------------------------------------------------------------------------
+# --- profiles ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -256,10 +263,10 @@ def edit(tmp_path, monkeypatch):
 
     def load(path, value):
         *parents, last = path.split(".")
-        place = fields
+        section = fields
         for parent in parents:
-            place = place[parent]
-        place[last] = value
+            section = section[parent]
+        section[last] = value
         (tmp_path / "edited.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
         return profiles.load("edited")
 
@@ -316,6 +323,16 @@ def test_settings_that_contradict_each_other_are_refused(edit, path, value):
         edit(path, value)
 
 
+def test_a_run_with_the_name_of_a_model_is_refused(smoke, edit):
+    sft = smoke.runs["sft"].model_dump(exclude={"name"})
+    with pytest.raises(
+        ValueError,
+        match=r"edited\.yaml: .*run 'teacher' has the name of one of the models base, .*",
+    ):
+        edit("runs.teacher", sft)
+    assert "teacher" in smoke.models, "which is a model of this profile"
+
+
 def test_unknown_profile_and_run_are_refused_naming_those_that_exist(smoke):
     with pytest.raises(
         ValueError, match=r"unknown profile 'huge': choose one of .*smoke.*, or add huge.yaml"
@@ -335,19 +352,20 @@ def test_an_empty_folder_is_no_entry(tmp_path):
     )
 
 
-def test_the_command_for_fault_reports_names_versions_and_no_place_of_the_machine(capsys):
+def test_the_command_for_fault_reports_names_versions_and_no_path_of_the_machine(capsys):
     main(["env"])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name, version in store.versions().items():
-        assert f"{name}: {version}" in told, f"the version of {name}"
-    assert "cores" in told
-    assert str(store.ROOT) not in told, "a report can be pasted anywhere"
+        assert f"{name}: {version}" in output, f"the version of {name}"
+    assert "cores" in output
+    assert str(store.ROOT) not in output, "a report can be pasted anywhere"
 
 
 def test_one_process_at_a_time_writes_an_entry_and_the_lock_of_a_killed_one_is_free(workplace):
     code = (
-        "import sys, time; from pathlib import Path; from helpers import store; store.ROOT = Path(sys.argv[1])\n"
-        "with store.alone('a run'): print('mine', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from helpers import store\n"
+        "store.ROOT = Path(sys.argv[1])\n"
+        "with store.lock('a run'): print('mine', flush=True); time.sleep(60)"
     )
     held = subprocess.Popen(
         [sys.executable, "-c", code, str(workplace)], stdout=subprocess.PIPE, text=True
@@ -356,7 +374,7 @@ def test_one_process_at_a_time_writes_an_entry_and_the_lock_of_a_killed_one_is_f
     got = threading.Event()
 
     def wait():
-        with store.alone("a run"):
+        with store.lock("a run"):
             got.set()
 
     threading.Thread(target=wait, daemon=True).start()

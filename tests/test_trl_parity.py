@@ -1,4 +1,5 @@
-"""Our losses on our forward pass against TRL's trainers on one batch: the same loss and the same gradients of the adapter."""
+"""Our losses on our forward pass against TRL's trainers on one batch: the same loss and the same
+gradients of the adapter."""
 
 from types import SimpleNamespace
 
@@ -159,9 +160,9 @@ def test_losses_of_pairs_with_a_reference_are_those_of_trl(
     assert abs((loss / weight - start / start_weight).item()) > 1e-3, (
         "the adapter must have left the base, or the comparison says nothing"
     )
-    if (
-        objective == "ipo"
-    ):  # TRL divides both scores by their lengths, here both 4: its beta of .4 is the .1 of sums, its loss a sixteenth
+    # TRL divides both scores by their lengths, here both 4: its beta of .4 is the .1 of sums, its
+    # loss a sixteenth.
+    if objective == "ipo":
         their_loss = 16 * their_loss
     assert_same(model, loss / weight, their_loss)
 
@@ -176,9 +177,8 @@ def test_kto_is_that_of_trl_where_the_baseline_is_zero(pieces, common):
         args=KTOConfig(**common, beta=0.1, max_length=None),
         train_dataset=Dataset.from_list(words),
     )
-    trainer.calculate_KL = (
-        False  # their baseline comes from completions of other prompts, ours from the batch
-    )
+    # Their baseline comes from completions of other prompts, ours from the batch.
+    trainer.calculate_KL = False
     model = fill_adapter(trainer.model)
     input_ids, completion_mask = language_models.pad(PROMPTS, COMPLETIONS, 0)
     reward = torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -193,11 +193,8 @@ def test_kto_is_that_of_trl_where_the_baseline_is_zero(pieces, common):
 
     with model.disable_adapter(), torch.no_grad():
         reference = logprobs.token_logprobs(model, input_ids, completion_mask)
-    logp, mask, none = (
-        logprobs.token_logprobs(model, input_ids, completion_mask),
-        completion_mask[:, 1:].float(),
-        torch.zeros(4),
-    )
+    logp = logprobs.token_logprobs(model, input_ids, completion_mask)
+    mask, none = completion_mask[:, 1:].float(), torch.zeros(4)
     assert ((logp - reference) * mask).sum() < 0, (
         "on average the adapter lowers these completions, so that our baseline is 0 too"
     )
@@ -212,10 +209,8 @@ def test_kto_is_that_of_trl_where_the_baseline_is_zero(pieces, common):
 
 def test_simpo_is_that_of_trl():
     torch.manual_seed(1)
-    logp, mask = (
-        -2 * torch.rand(6, 5),
-        (torch.arange(5) < torch.tensor([5, 2, 3, 4, 1, 5])[:, None]).float(),
-    )
+    logp = -2 * torch.rand(6, 5)
+    mask = (torch.arange(5) < torch.tensor([5, 2, 3, 4, 1, 5])[:, None]).float()
     logp, none = (logp * mask).requires_grad_(True), torch.zeros(6)
     settings = SimpleNamespace(
         loss_type="simpo",

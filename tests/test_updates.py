@@ -1,4 +1,5 @@
-"""Updates read from PEFT folders, combined and put into a model, against PEFT's own merged weights and the dense computation."""
+"""Updates read from PEFT folders, combined and put into a model, against PEFT's own merged weights
+and the dense computation."""
 
 import json
 
@@ -20,7 +21,7 @@ def saved(model, folder):
 
 
 def merged_minus_base(tiny_model, folder):
-    """{weight name: dense update}, made by PEFT itself."""
+    """{weight name: dense update}, computed by PEFT itself."""
     base = tiny_model().state_dict()
     merged = PeftModel.from_pretrained(tiny_model(), folder).merge_and_unload().state_dict()
     return {name: (merged[name].double() - base[name].double()) for name in base}
@@ -46,12 +47,12 @@ OPTIONS = {
 @pytest.mark.parametrize("case", OPTIONS)
 def test_factors_multiply_to_what_peft_merges(case, tiny_model, with_adapter, tmp_path):
     folder = saved(with_adapter(tiny_model(), **OPTIONS[case]), tmp_path / "adapter")
-    found, dense = load_update(folder), merged_minus_base(tiny_model, folder)
+    update, dense = load_update(folder), merged_minus_base(tiny_model, folder)
     changed = {
-        name.removesuffix(".weight") for name, update in dense.items() if update.abs().max() > 0
+        name.removesuffix(".weight") for name, change in dense.items() if change.abs().max() > 0
     }
-    assert set(found) == changed, "modules are named as in the base model, and none is missing"
-    for module, factors in found.items():
+    assert set(update) == changed, "modules are named as in the base model, and none is missing"
+    for module, factors in update.items():
         product = factors.scale * factors.B.double() @ factors.A.double()
         torch.testing.assert_close(
             product,
@@ -67,13 +68,13 @@ def test_factors_keep_the_precision_in_which_they_are_stored(
     dtype, tiny_model, with_adapter, tmp_path
 ):
     model = with_adapter(tiny_model()).to(dtype)
-    found = load_update(saved(model, tmp_path / "adapter"))
-    for module, factors in found.items():
+    update = load_update(saved(model, tmp_path / "adapter"))
+    for module, factors in update.items():
         assert (factors.A.dtype, factors.B.dtype) == (dtype, dtype), (
             "144 modules in float64 would take twice the memory and say no more"
         )
-        own = model.base_model.model.get_submodule(module)
-        assert torch.equal(factors.B, own.lora_B["default"].weight), (
+        layer = model.base_model.model.get_submodule(module)
+        assert torch.equal(factors.B, layer.lora_B["default"].weight), (
             f"B of {module} is read as it is"
         )
 
@@ -170,15 +171,14 @@ def as_matrices(update):
     }
 
 
-def turned(update, seed=5):
-    """The same update in another gauge: (B M, M^-1 A)."""
-    generator, found = torch.Generator().manual_seed(seed), {}
+def in_another_gauge(update, seed=5):
+    """The same update as (B M, M^-1 A)."""
+    generator, changed = torch.Generator().manual_seed(seed), {}
     for module, factors in update.items():
-        change = torch.randn(3, 3, generator=generator).double() + 2 * torch.eye(3).double()
-        found[module] = Factors(
-            factors.B @ change, torch.linalg.inv(change) @ factors.A, factors.scale
-        )
-    return found
+        M = torch.randn(3, 3, generator=generator).double() + 2 * torch.eye(3).double()
+        B, A = factors.B @ M, torch.linalg.inv(M) @ factors.A
+        changed[module] = Factors(B, A, factors.scale)
+    return changed
 
 
 def test_inner_product_and_norm_are_those_of_the_dense_updates():
@@ -204,11 +204,11 @@ def test_inner_product_of_half_precision_factors_is_taken_in_float64():
 
 def test_norm_and_cosines_do_not_depend_on_the_gauge():
     first, second = random_update(0), random_update(1)
-    assert updates.norm(turned(first)) == pytest.approx(updates.norm(first), rel=1e-10), (
+    assert updates.norm(in_another_gauge(first)) == pytest.approx(updates.norm(first), rel=1e-10), (
         "(B M, M^-1 A) is the same update"
     )
     cosines, _ = geometry.stacked_cosine(
-        geometry.compare({"a": first, "t": turned(first), "b": second})
+        geometry.compare({"a": first, "t": in_another_gauge(first), "b": second})
     )
     assert cosines[1, 2] == pytest.approx(cosines[0, 2], rel=1e-9), (
         "its cosine with another is the same"
@@ -241,19 +241,19 @@ def test_a_zero_update_has_no_norm_and_no_direction():
     assert cosines[0, 0] == pytest.approx(1), "the others keep theirs"
 
 
-# --- combining and putting -----------------------------------------------------------------------------------------
+# --- combining and putting ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (1, 0), (-1, 2), (0.3, 0.0)], ids=str)
 def test_combining_is_the_weighted_sum_of_the_dense_updates(weights):
     first, second = random_update(0), random_update(1, rank=2)
-    found = as_matrices(updates.combine([first, second], weights))
+    total = as_matrices(updates.combine([first, second], weights))
     for module in SHAPES:
         expected = (
             weights[0] * as_matrices(first)[module] + weights[1] * as_matrices(second)[module]
         )
         np.testing.assert_allclose(
-            found[module], expected, rtol=1e-12, atol=1e-12, err_msg=f"w1 dW1 + w2 dW2 of {module}"
+            total[module], expected, rtol=1e-12, atol=1e-12, err_msg=f"w1 dW1 + w2 dW2 of {module}"
         )
     three = updates.combine([first, second, first], [1, 1, -1])
     np.testing.assert_allclose(
@@ -267,7 +267,7 @@ def test_combining_is_the_weighted_sum_of_the_dense_updates(weights):
 def test_combining_does_not_depend_on_the_gauge():
     first, second = random_update(0), random_update(1)
     plain, other = (
-        updates.combine([update, second], [0.5, 0.5]) for update in (first, turned(first))
+        updates.combine([update, second], [0.5, 0.5]) for update in (first, in_another_gauge(first))
     )
     np.testing.assert_allclose(
         dense(other),
@@ -293,10 +293,10 @@ def test_combining_is_what_peft_calls_cat_and_not_what_it_calls_linear(
     tiny_model, with_adapter, tmp_path
 ):
     model, first, second = two_adapters(tiny_model, with_adapter, tmp_path)
-    found = updates.combine([first, second], [0.5, 0.5])
+    half_the_sum = updates.combine([first, second], [0.5, 0.5])
     for kind in ("cat", "linear"):
         model.add_weighted_adapter(["default", "second"], [0.5, 0.5], kind, combination_type=kind)
-    for module, factors in found.items():
+    for module, factors in half_the_sum.items():
         layer = model.base_model.model.get_submodule(module)
         exact, linear = (
             layer.get_delta_weight("cat").double(),
@@ -343,8 +343,8 @@ def test_a_model_with_an_update_put_in_is_the_one_peft_merges(tiny_model, with_a
 
 def test_norms_of_weights_are_frobenius_norms(tiny_model):
     model, modules = tiny_model(), ["model.layers.0.self_attn.q_proj", "lm_head"]
-    found = updates.norms_of(updates.weights_of(model, modules))
-    assert found == {
+    norms = updates.norms_of(updates.weights_of(model, modules))
+    assert norms == {
         module: pytest.approx(np.linalg.norm(model.get_submodule(module).weight.numpy()), rel=1e-6)
         for module in modules
     }
@@ -355,38 +355,34 @@ def test_norms_of_weights_are_frobenius_norms(tiny_model):
     [
         ("model.layers.3.self_attn.q_proj", (3, "q_proj")),
         ("transformer.h.11.attn.c_attn", (11, "c_attn")),
-        ("lm_head", (-1, "lm_head")),
+        ("lm_head", (None, "lm_head")),
     ],
 )
 def test_layer_and_projection_are_read_from_the_name(module, expected):
     assert updates.layer_and_projection(module) == expected
 
 
-# --- real adapters: half precision, GPT-2, other modules -----------------------------------------------------------
+# --- real adapters: half precision, GPT-2, other modules ------------------------------------------
 
 
 @pytest.fixture
 def tiny_gpt():
-    """Make a random GPT-2, whose Conv1D modules keep their weights as (d_in, d_out); c_proj is square."""
+    """Make a random GPT-2, whose Conv1D modules store their weights as (d_in, d_out); c_proj is
+    square."""
 
     def make():
         torch.manual_seed(0)
-        return (
-            GPT2LMHeadModel(
-                GPT2Config(
-                    vocab_size=40,
-                    n_embd=16,
-                    n_layer=2,
-                    n_head=2,
-                    n_positions=32,
-                    initializer_range=0.3,
-                    bos_token_id=None,
-                    eos_token_id=None,
-                )
-            )
-            .eval()
-            .requires_grad_(False)
+        config = GPT2Config(
+            vocab_size=40,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=32,
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=None,
         )
+        return GPT2LMHeadModel(config).eval().requires_grad_(False)
 
     return make
 
@@ -456,8 +452,8 @@ def test_half_precision_factors_multiply_to_what_peft_merges(
         if "lora_" in name:
             weight.data = weight.data.to(dtype)
     folder = saved(model, tmp_path / "adapter")
-    found, merged = load_update(folder), merged_minus_base(tiny_model, folder)
-    for module, factors in found.items():
+    update, merged = load_update(folder), merged_minus_base(tiny_model, folder)
+    for module, factors in update.items():
         assert factors.A.dtype == factors.B.dtype == dtype, "as stored"
         product = factors.scale * factors.B.double() @ factors.A.double()
         torch.testing.assert_close(
@@ -478,40 +474,42 @@ def test_adapters_of_different_modules_have_those_of_both_in_common(
             saved(with_adapter(tiny_model(), target_modules=["q_proj", "up_proj"]), tmp_path / "b")
         ),
     }
-    kept, left_out = common_modules(loaded)
+    common, left_out = common_modules(loaded)
     queries = {f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)}
-    assert set(kept["attention"]) == set(kept["more"]) == queries
+    assert set(common["attention"]) == set(common["more"]) == queries
     assert left_out == {
         "attention": [f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1)],
         "more": [f"model.layers.{layer}.mlp.up_proj" for layer in (0, 1)],
     }
-    assert kept["more"][min(queries)] is loaded["more"][min(queries)], (
+    assert common["more"][min(queries)] is loaded["more"][min(queries)], (
         "their factors are as they were"
     )
+    random_head = {"lm_head": random_update(0)["q_proj"]}
     with pytest.raises(
         AdapterError, match=r"no module is common .* attention has .*q_proj, none has lm_head"
     ):
-        common_modules({"attention": loaded["attention"], "none": {"lm_head": None}})
+        common_modules({"attention": loaded["attention"], "none": random_head})
 
 
-# --- compressing ---------------------------------------------------------------------------------------------------
+# --- compressing ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_compressing_gives_the_best_approximation_and_says_what_is_lost(rank):
+    """The theorem of Eckart & Young (1936)."""
     update = updates.combine([random_update(0), random_update(1, rank=2)], [1.0, -0.5])
-    found, lost = updates.compress(update, rank)
+    compressed, lost = updates.compress(update, rank)
     dropped, total = 0.0, 0.0
     for module, matrix in as_matrices(update).items():
         U, sigma, Vh = np.linalg.svd(matrix, full_matrices=False)
         np.testing.assert_allclose(
-            as_matrices(found)[module],
+            as_matrices(compressed)[module],
             U[:, :rank] * sigma[:rank] @ Vh[:rank],
             rtol=1e-9,
             atol=1e-10,
-            err_msg=f"{module}: the truncated SVD, which no matrix of rank {rank} is nearer than (Eckart & Young 1936)",
+            err_msg=f"{module}: the truncated SVD, which no matrix of rank {rank} is nearer than",
         )
-        assert found[module].B.shape[1] == found[module].A.shape[0] == rank
+        assert compressed[module].B.shape[1] == compressed[module].A.shape[0] == rank
         dropped, total = dropped + (sigma[rank:] ** 2).sum(), total + (sigma**2).sum()
     assert lost == pytest.approx(dropped / total, rel=1e-9), (
         "share of the squared norm, all modules stacked"
@@ -521,10 +519,10 @@ def test_compressing_gives_the_best_approximation_and_says_what_is_lost(rank):
 def test_compressing_to_the_full_rank_loses_nothing():
     update = updates.combine([random_update(0), random_update(1, rank=2)], [1.0, -0.5])
     for rank in (5, 30):
-        found, lost = updates.compress(update, rank)
+        compressed, lost = updates.compress(update, rank)
         assert lost == 0, "not a rounding error above or below"
-        np.testing.assert_allclose(dense(found), dense(update), rtol=1e-9, atol=1e-10)
-        assert max(factors.A.shape[0] for factors in found.values()) == 5, (
+        np.testing.assert_allclose(dense(compressed), dense(update), rtol=1e-9, atol=1e-10)
+        assert max(factors.A.shape[0] for factors in compressed.values()) == 5, (
             "nor is the rank more than there was"
         )
     twice, lost = updates.compress(
@@ -548,7 +546,7 @@ def test_a_small_loss_keeps_its_digits_and_a_zero_update_loses_nothing():
     assert (nothing["q_proj"].B @ nothing["q_proj"].A == 0).all()
 
 
-# --- writing -------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -59,21 +59,14 @@ def planted(cosine_of, chance=0.05):
         for method, (a, b) in product(METHODS, combinations(SEEDS, 2))
     ]
     bands = [
-        {
-            "scope": "global",
-            "run_a": a,
-            "run_b": b,
-            "cosine": cosine_of(a, b, SEEDS[0]),
-            "chance_low": -chance,
-            "chance_high": chance,
-        }
+        ("global", a, b, cosine_of(a, b, SEEDS[0]), -chance, chance)
         for a, b in combinations(METHODS, 2)
     ]
+    of_seeds = ["statistic", "run_a", "run_b", "seed_a", "seed_b", "value"]
+    of_bands = ["scope", "run_a", "run_b", "cosine", "chance_low", "chance_high"]
     return {
-        "replicas": pd.DataFrame(
-            rows, columns=["statistic", "run_a", "run_b", "seed_a", "seed_b", "value"]
-        ),
-        "cosine": pd.DataFrame(bands),
+        "replicas": pd.DataFrame(rows, columns=of_seeds),
+        "cosine": pd.DataFrame(bands, columns=of_bands),
     }
 
 
@@ -86,9 +79,9 @@ def as_in_the_paper(a, b, seed):
 
 
 def verdicts(tables):
-    found = claim_statistics.Tables("tiny")
-    found.update(tables)
-    return {row["claim"]: row for row in rows_of("direction", found)}
+    of_study = claim_statistics.Tables("tiny")
+    of_study.update(tables)
+    return {row["claim"]: row for row in rows_of("direction", of_study)}
 
 
 def rows_of(part, tables):
@@ -97,20 +90,17 @@ def rows_of(part, tables):
 
 
 def test_the_paper_s_own_cosines_would_confirm_its_claims():
-    found = verdicts(planted(as_in_the_paper))
+    rows = verdicts(planted(as_in_the_paper))
     for claim in (
         "SFT and RFT are nearly one direction",
         "Offline GRPO is near the cluster, but not in it",
         "DFT is further from SFT than Offline GRPO is",
     ):
-        assert found[claim]["verdict"] == verdict.HOLDS, f"{claim}: the ordering is planted"
-    assert (
-        found["Two thirds of Offline GRPO are orthogonal to SFT"]["verdict"] == verdict.CONSTRUCTION
-    ), "it is the cosine again"
-    assert found["Two thirds of Offline GRPO are orthogonal to SFT"]["value"] == pytest.approx(
-        np.sqrt(1 - 0.74**2)
-    )
-    assert found["It is most orthogonal in the last layers"]["verdict"] == verdict.FAILS, (
+        assert rows[claim]["verdict"] == verdict.HOLDS, f"{claim}: the ordering is planted"
+    orthogonal = rows["Two thirds of Offline GRPO are orthogonal to SFT"]
+    assert orthogonal["verdict"] == verdict.CONSTRUCTION, "it is the cosine again"
+    assert orthogonal["value"] == pytest.approx(np.sqrt(1 - 0.74**2))
+    assert rows["It is most orthogonal in the last layers"]["verdict"] == verdict.FAILS, (
         "planted as equal"
     )
 
@@ -127,48 +117,33 @@ def test_parts_without_their_controls_are_left_out(monkeypatch):
     not_planted = ("vectors", "size", "angles", "seeds")
     claims = [claim for claim in verdict.load_claims() if claim.part not in not_planted]
     monkeypatch.setattr(verdict, "load_claims", lambda: claims)
-    assert list(verdict.verdict_table("tiny").part.unique()) == [
-        "direction",
-        "a second model",
-        "untested",
-    ], "tables of directions alone were written"
+    parts = list(verdict.verdict_table("tiny").part.unique())
+    assert parts == ["direction", "a second model", "untested"], (
+        "tables of directions alone were written"
+    )
 
 
 def test_a_claim_that_fails_at_one_seed_does_not_hold():
     def broken(a, b, seed):
         return 0.5 if {a, b} == {"sft", "rft"} and seed == 44 else as_in_the_paper(a, b, seed)
 
-    assert (
-        verdicts(planted(broken))["SFT and RFT are nearly one direction"]["verdict"]
-        == verdict.FAILS
-    ), "true in every seed is what the rule says"
+    row = verdicts(planted(broken))["SFT and RFT are nearly one direction"]
+    assert row["verdict"] == verdict.FAILS, "true in every seed is what the rule says"
 
 
 def test_a_true_ordering_inside_the_band_is_at_chance():
-    found = verdicts(planted(as_in_the_paper, chance=0.2))["DPO is nearly orthogonal to all others"]
-    assert found["verdict"] == verdict.CHANCE, "a cosine that unrelated updates reach as well"
+    row = verdicts(planted(as_in_the_paper, chance=0.2))["DPO is nearly orthogonal to all others"]
+    assert row["verdict"] == verdict.CHANCE, "a cosine that unrelated updates reach as well"
 
 
 def test_differences_of_accuracy_do_not_depend_on_the_order_of_the_pair():
-    table = pd.DataFrame(
-        [
-            {
-                "run_a": "sft",
-                "run_b": "dpo",
-                "difference": -0.2,
-                "low": -0.3,
-                "high": -0.1,
-                "least": -0.25,
-                "most": -0.15,
-            }
-        ]
-    )
-    assert claim_statistics.paired_difference(
-        {"accuracy_seeds": table}, "sft", "dpo"
-    ) == pytest.approx([-20, -30, -10, -25, -15])
-    assert claim_statistics.paired_difference(
-        {"accuracy_seeds": table}, "dpo", "sft"
-    ) == pytest.approx([20, 10, 30, 15, 25]), "a reversed pair reverses its interval"
+    row = {"run_a": "sft", "run_b": "dpo", "difference": -0.2, "low": -0.3, "high": -0.1}
+    tables = claim_statistics.Tables("tiny")
+    tables["accuracy_seeds"] = pd.DataFrame([row | {"least": -0.25, "most": -0.15}])
+    difference = claim_statistics.paired_difference(tables, "sft", "dpo")
+    assert difference == pytest.approx([-20, -30, -10, -25, -15])
+    difference = claim_statistics.paired_difference(tables, "dpo", "sft")
+    assert difference == pytest.approx([20, 10, 30, 15, 25]), "a reversed pair, reversed interval"
 
 
 def test_the_difference_of_independent_shares_adds_their_errors_as_squares():
@@ -182,16 +157,11 @@ def test_the_difference_of_independent_shares_adds_their_errors_as_squares():
 
 def test_profiles_are_set_side_by_side_by_claim(workplace):
     for name, text in (("tiny", "first"), ("smoke", "second")):
-        store.write_table(
-            name,
-            "verdict",
-            pd.DataFrame(
-                {"claim": ["one"], "paper": [".9"], "ours": [text], "verdict": [verdict.HOLDS]}
-            ),
-        )
-    found = verdict.side_by_side(["tiny", "smoke"]).loc["one"]
-    assert [found[("tiny", "ours")], found[("smoke", "ours")]] == ["first", "second"], (
-        "one pair of columns a profile"
+        row = {"claim": "one", "paper": ".9", "ours": text, "verdict": verdict.HOLDS}
+        store.write_table(name, "verdict", pd.DataFrame([row]))
+    row = verdict.side_by_side(["tiny", "smoke"]).loc["one"]
+    assert [row[("tiny", "ours")], row[("smoke", "ours")]] == ["first", "second"], (
+        "one pair of columns per profile"
     )
 
 

@@ -16,6 +16,7 @@ RECORD = {
     "control": "none",
     "statistic": {"name": "no_barrier", "runs": ["a", "b"]},
 }
+OVER_SEEDS = {"name": "over_seeds", "of": "cosine", "runs": ["a", "b"]}
 
 
 @pytest.fixture
@@ -23,21 +24,17 @@ def tables(monkeypatch):
     """The tables of the pretrained study, as those of another one, and planted ones of its gaps."""
     read = store.read_table
     monkeypatch.setattr(store, "read_table", lambda _, name: read(verdict.PRETRAINED, name))
-    found = claim_statistics.Tables("tiny")
+    planted = claim_statistics.Tables("tiny")
     rates = [("sft-low", "sft-low-second"), ("sft", "sft-43-43"), ("sft-high", "sft-high-second")]
-    found["seeds"] = pd.DataFrame(rates, columns=["run_a", "run_b"]).assign(cosine=[0.1, 0.2, 0.3])
-    online = {
-        "run": "grpo",
-        "norm": 0.3,
-        "cosine_sft": 0.02,
-        "chance_low": -0.01,
-        "chance_high": 0.01,
-    }
-    replicas = found["replicas"]
+    seeds = pd.DataFrame(rates, columns=["run_a", "run_b"])
+    planted["seeds"] = seeds.assign(cosine=[0.1, 0.2, 0.3])
+    replicas = planted["replicas"]
     third = replicas[replicas.seed_a != replicas.seed_b].assign(seed_b=44)
-    found["replicas"] = pd.concat([replicas, third.assign(value=0.9 * third.value)])
-    found["on_policy"] = pd.DataFrame([online | {"accuracy": 0.5, "low": 0.4, "high": 0.6}])
-    return found
+    planted["replicas"] = pd.concat([replicas, third.assign(value=0.9 * third.value)])
+    online = {"run": "grpo", "norm": 0.3, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+    online |= {"cosine_sft": 0.02, "chance_low": -0.01, "chance_high": 0.01}
+    planted["on_policy"] = pd.DataFrame([online])
+    return planted
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.claim)
@@ -69,7 +66,7 @@ def test_the_paper_s_cosines_are_one_in_both_files():
     ]
     for claim in pairs:
         assert claim.paper_value == paper.COSINES[tuple(claim.statistic.runs)], claim.claim
-    assert len(pairs) == 5, "three of the cluster, two beside it"
+    assert len(pairs) == 5, "three of the cluster, two next to it"
 
 
 def test_the_second_model_is_the_pretrained_study():
@@ -78,7 +75,7 @@ def test_the_second_model_is_the_pretrained_study():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "words"),
     [
         ({"papr": ".8"}, ["papr", "'.8'"]),
         ({"paper": None}, ["paper", "None"]),
@@ -92,14 +89,18 @@ def test_the_second_model_is_the_pretrained_study():
             {"statistic": {"name": "no_barrier", "runs": [], "of": "cka"}},
             ["no_barrier", "unexpected", "'cka'"],
         ),
+        (
+            {"statistic": OVER_SEEDS | {"ordering": {"abov": [0.5]}}},
+            ["statistic", "ordering of over_seeds", "unknown key 'abov'", "above, below", "[0.5]"],
+        ),
     ],
 )
-def test_a_record_that_cannot_be_read_names_file_claim_and_value(tmp_path, change, told):
+def test_a_record_that_cannot_be_read_names_file_claim_and_value(tmp_path, change, words):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump([RECORD | change]))
     with pytest.raises(ValueError, match=r"^mine\.yaml: claim 'one': ") as error:
         verdict.load_claims(path)
-    assert all(word in str(error.value) for word in told), str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
 
 
 @pytest.mark.parametrize("change", [{"control": "up to {nois:.3f}"}, {"band": "control"}])

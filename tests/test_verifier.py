@@ -1,4 +1,5 @@
-"""The process that reads answers: the same judgement as math-verify's, and no answer that hangs, fills the memory or ends the study."""
+"""The process that reads answers: the same judgement as math-verify's, and no answer that hangs,
+fills the memory or ends the study."""
 
 import subprocess
 import sys
@@ -25,27 +26,27 @@ HOSTILE = [
 ]
 
 
-def spins(found, answer):
+def spins(written, answer):
     return sum(range(10**12))
 
 
-def fills_the_memory(found, answer):
+def fills_the_memory(written, answer):
     return len(bytearray(2 * verifier.MEMORY))
 
 
 @pytest.mark.parametrize(
-    ("found", "answer"),
+    ("written", "answer"),
     [("12", "12"), ("12", "21"), ("-3", "3"), ("-3", "-3"), ("0", "-0"), ("1" * 15, "1" * 15)],
 )
-def test_integers_are_compared_as_math_verify_would(found, answer):
-    elsewhere = verifier._pool().schedule(verifier._by_math_verify, args=[found, answer]).result()
-    assert verifier.compare(found, answer) == elsewhere, (
+def test_integers_are_compared_as_math_verify_would(written, answer):
+    elsewhere = verifier._pool().schedule(verifier._by_math_verify, args=[written, answer]).result()
+    assert verifier.compare(written, answer) == elsewhere, (
         "the short way round is a short cut, not another rule"
     )
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("written", "expected"),
     [
         ("12.0", (True, True)),
         ("\\frac{24}{2}", (True, True)),
@@ -54,8 +55,8 @@ def test_integers_are_compared_as_math_verify_would(found, answer):
         ("", (False, False)),
     ],
 )
-def test_what_is_no_integer_is_read_as_mathematics(found, expected):
-    assert verifier.compare(found, "12") == expected
+def test_what_is_no_integer_is_read_as_mathematics(written, expected):
+    assert verifier.compare(written, "12") == expected
 
 
 @pytest.mark.parametrize("work", [spins, fills_the_memory])
@@ -75,12 +76,13 @@ def test_an_answer_that_would_hang_or_fill_the_memory_is_unreadable_and_the_next
 
 def test_a_process_that_nobody_waits_for_ends_by_itself():
     code = (
-        "import math_verify; from helpers.data import verifier; math_verify.parse = lambda *_: sum(range(10**12)); "
+        "import math_verify; from helpers.data import verifier; "
+        "math_verify.parse = lambda *_: sum(range(10**12)); "
         "verifier.SECONDS = 1; verifier._by_math_verify('a', 'b')"
     )
     started = time.monotonic()
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
-    assert told.returncode < 0, "the kernel ends it when its second of computing is over"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert process.returncode < 0, "the kernel ends it when its second of computing is over"
     assert time.monotonic() - started < 30
 
 

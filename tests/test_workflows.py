@@ -27,9 +27,9 @@ def steps(request):
 def test_commands_are_targets_and_files_of_the_repository(steps):
     targets = set(re.findall(r"^([a-z-]+):", (store.ROOT / "Makefile").read_text(), re.MULTILINE))
     commands = "\n".join(step["run"] for step in steps if "run" in step)
-    asked = re.findall(r"\bmake ([a-z-]+)", commands)
-    assert asked or ".ci/run" in commands, "a workflow that runs nothing of ours checks nothing"
-    assert set(asked) <= targets, f"no such target: {set(asked) - targets}"
+    named = re.findall(r"\bmake ([a-z-]+)", commands)
+    assert named or ".ci/run" in commands, "a workflow that runs nothing of ours checks nothing"
+    assert set(named) <= targets, f"no such target: {set(named) - targets}"
     assert ".ci/run" not in commands or (store.ROOT / ".ci" / "run").stat().st_mode & 0o100, (
         ".ci/run can be executed"
     )
@@ -39,12 +39,10 @@ def test_actions_are_pinned_and_the_python_is_one_that_the_book_supports(steps):
     used = [step["uses"] for step in steps if "uses" in step]
     assert used, "at least the checkout"
     assert all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in used), used
-    wanted = re.search(
-        r'requires-python = ">=(\d+\.\d+)', (store.ROOT / "pyproject.toml").read_text()
-    ).group(1)
-    assert {
-        step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")
-    } == {wanted}
+    project = (store.ROOT / "pyproject.toml").read_text()
+    oldest = re.search(r'requires-python = ">=(\d+\.\d+)', project).group(1)
+    set_up = [step for step in steps if "setup-python" in step.get("uses", "")]
+    assert {step["with"]["python-version"] for step in set_up} == {oldest}
 
 
 def test_dropping_the_pins_keeps_every_name(tmp_path):
@@ -94,21 +92,19 @@ def test_a_notebook_opened_in_colab_fetches_the_book_and_elsewhere_runs_as_it_is
     colab.main("https://github.com/owner/name", tmp_path)
     first, *rest = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
     assert [cell.source for cell in rest] == ["# Page", "print(6 * 7)"]
-    said = []
+    commands = []
     shell = SimpleNamespace(
-        system=said.append, run_line_magic=lambda *words: said.append(" ".join(words))
+        system=commands.append, run_line_magic=lambda *words: commands.append(" ".join(words))
     )
     exec(first.source, {"get_ipython": lambda: shell})
-    assert said == [], "nothing happens where the book lies around the notebook"
+    assert commands == [], "nothing happens where the book lies around the notebook"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "google.colab", None)
         patch.setattr(sys, "path", [*sys.path])
         exec(first.source, {"get_ipython": lambda: shell})
-    assert (
-        said[0]
-        == f"git clone --quiet --depth 1 --branch {colab.BRANCH} https://github.com/owner/name book"
-    )
-    assert said[-1] == "cd book"
+    clone = f"git clone --quiet --depth 1 --branch {colab.BRANCH}"
+    assert commands[0] == f"{clone} https://github.com/owner/name book"
+    assert commands[-1] == "cd book"
     assert (
         f"/blob/{colab.BRANCH}/{{pagename}}.ipynb"
         in (store.ROOT / "book" / "_ext" / "page_buttons.py").read_text()

@@ -1,4 +1,4 @@
-"""Geometry of LoRA updates: directions, angles, norms, ranks and paths, each beside what chance gives.
+"""Geometry of LoRA updates: directions, angles, norms, ranks, paths, each beside its chance level.
 
     import adapter_geometry
 
@@ -6,8 +6,8 @@
     print(report.summary())
     report.tables["cosine"]
 
-The names below are stable. They are imported when they are first asked for: torch takes seconds that
-`adapter-geometry --help` need not wait for.
+The names below are stable. They are imported when they are first asked for: torch takes seconds
+that `adapter-geometry --help` need not wait for.
 """
 
 import importlib

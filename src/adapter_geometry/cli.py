@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command with the given arguments, those of the process by default; exits with 2 and one
-    line on standard error for what cannot be compared."""
+    """Run the command with the given arguments, by default those of the process; exits with 2 and
+    one line on standard error for what cannot be compared."""
     chosen = _parser().parse_args(arguments)
-    from adapter_geometry.report.comparison import (
-        compare_adapters,  # after --help: torch takes long
-    )
+    # after --help, which need not wait for torch
+    from adapter_geometry.report.comparison import compare_adapters
 
     try:
         report = compare_adapters(
@@ -49,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--base",
-        help="folder or hub id of the base model: relative norms, intruder dimensions, spectral shift",
+        help="folder or hub id of the base model: "
+        "relative norms, intruder dimensions, spectral shift",
     )
     compare.add_argument(
         "--reference",

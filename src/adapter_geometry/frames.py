@@ -1,131 +1,179 @@
-"""TODO docstring."""
+"""Orthonormal frames of thin matrices, all runs and several modules at a time, and the angles
+between the subspaces that they span.
+
+Comes before `geometry`, which writes every update in the frames of its factors, and `chance`, which
+draws random ones. Works in memory alone, in float64, on the GPU where there is one.
+"""
 
 import copy
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
 
-_CONDITION = 1e2  # largest condition number of a factor whose Gram matrix, which squares it, is still good to ten digits
+# Largest condition number of a factor whose Gram matrix, which squares it, is still good to ten
+# digits.
+_CONDITION = 1e2
 SMALL = 1e-3  # radians; below it arccos has lost half its digits
 
 
 class Frames:
-    """Orthonormal frames of each run's thin matrices (d, r) on a few modules: matrix = L T R, where L T is orthonormal.
+    """Orthonormal frames of each run's thin matrices (d, r) on a few modules: matrix = L T R, where
+    L T is orthonormal.
 
-    L is a slice of `joined`, either the matrix itself, with T R = 1 from the Cholesky factor of its Gram matrix, or, where the condition
-    number that would square is too large, the orthonormal factor of Householder's QR, with T = 1. T and R are padded with zeros.
+    L is a slice of `joined`: either the matrix itself, with T R = 1 from the Cholesky factor of its
+    Gram matrix, or, where the condition number that this squares is too large, the orthonormal
+    factor of Householder's QR, with T = 1. `widest` is the largest rank of the runs; T, R and
+    `blocks` are padded with zeros beyond a run's own.
     """
 
-    def __init__(self, matrices):
-        m, widths, self.d = (
-            len(matrices[0]),
-            [parts[0].shape[1] for parts in matrices],
-            matrices[0][0].shape[0],
-        )
-        device, widest = "cuda" if torch.cuda.is_available() else matrices[0][0].device, max(widths)
+    d: int
+    starts: Int[np.ndarray, " runs_and_one"]  # of each run's columns in `joined`, and their end
+    # L of all runs side by side, max(d, widest) rows; None where `by_chance` drew `blocks` alone
+    joined: Float64[Tensor, "module rows total"] | None
+    T: Float64[Tensor, "module run widest widest"]
+    R: Float64[Tensor, "module run widest widest"]
+    blocks: Float64[Tensor, "module run run widest widest"]  # L_i' L_j of every two runs
+
+    def __init__(self, matrices: list[list[Float[Tensor, "d _"]]]) -> None:
+        """matrices: by run, then by module; one d for all, and one rank for each run."""
+        modules, widths = len(matrices[0]), [parts[0].shape[1] for parts in matrices]
+        widest = max(widths)
+        self.d = matrices[0][0].shape[0]
         self.starts = np.cumsum([0, *widths])
-        self.joined = torch.empty(
-            m, max(self.d, widest), self.starts[-1], dtype=torch.float64, device=device
+        device = "cuda" if torch.cuda.is_available() else matrices[0][0].device
+        joined = torch.empty(
+            modules, max(self.d, widest), self.starts[-1], dtype=torch.float64, device=device
         )
-        self.joined[:, self.d :] = 0  # a rank above d: rows of zeros change no product
-        self.T, self.R = torch.zeros(
-            2, m, len(widths), widest, widest, dtype=torch.float64, device=device
-        )
-        poor = torch.zeros(m, dtype=torch.bool, device=device)
+        joined[:, self.d :] = 0  # a rank above d: rows of zeros change no product
         for run, parts in enumerate(matrices):
-            for place, part in enumerate(parts):
-                self.joined[place, : self.d, self.slice(run)] = part
-        gram = _gram(self.joined)
+            for module, part in enumerate(parts):
+                joined[module, : self.d, self._columns(run)] = part
+        gram = _gram(joined)  # (module, total, total): one product for all pairs of runs
+        self.T = joined.new_zeros(modules, len(widths), widest, widest)
+        self.R = self.T.clone()
+        is_replaced = torch.zeros(modules, dtype=torch.bool, device=device)
         for run, width in enumerate(widths):
-            inside, eye = (
-                self.slice(run),
-                torch.eye(width, dtype=torch.float64, device=device).expand(m, -1, -1),
-            )
-            lower, failed = torch.linalg.cholesky_ex(gram[:, inside, inside])
+            columns = self._columns(run)
+            eye = torch.eye(width, dtype=torch.float64, device=device).expand(modules, -1, -1)
+            # X'X = R'R with upper triangular R, so that X R^-1 is orthonormal: Q of X = Q R at the
+            # price of a product. Where X'X is not positive definite, R is replaced below.
+            lower, failed = torch.linalg.cholesky_ex(gram[:, columns, columns])
             R = lower.mT.where((failed == 0)[:, None, None], eye)
             T = torch.linalg.solve_triangular(R, eye, upper=True)
-            bad = (failed != 0) | ~(
-                torch.linalg.matrix_norm(R) * torch.linalg.matrix_norm(T) < _CONDITION * width
-            )
-            if bad.any():
-                Q, R_bad = torch.linalg.qr(self.joined[bad][:, :, inside])
-                self.joined[bad, :, inside], R, T = (
-                    Q,
-                    R.index_put((bad,), R_bad),
-                    T.index_put((bad,), eye[bad]),
-                )
+            # |R|_F |R^-1|_F, which is at least the condition number and at most r times it; "not <"
+            # and not ">=", since it may be NaN
+            condition = torch.linalg.matrix_norm(R) * torch.linalg.matrix_norm(T)  # (module,)
+            is_poor = (failed != 0) | ~(condition < _CONDITION * width)
+            if is_poor.any():
+                # Householder's QR is stable for any condition number; L is then Q itself
+                Q, R_of_poor = torch.linalg.qr(joined[is_poor][:, :, columns])
+                joined[is_poor, :, columns] = Q
+                R = R.index_put((is_poor,), R_of_poor)
+                T = T.index_put((is_poor,), eye[is_poor])
             self.T[:, run, :width, :width], self.R[:, run, :width, :width] = T, R
-            poor |= bad
-        if poor.any():
-            gram[poor] = _gram(self.joined[poor])
-        self.blocks = self._split(gram)
+            is_replaced |= is_poor
+        if is_replaced.any():  # L is no longer the matrix that the Gram matrix was taken of
+            gram[is_replaced] = _gram(joined[is_replaced])
+        self.joined, self.blocks = joined, self._split(gram)
 
-    def by_chance(self, rng):
-        """Frames of O Sigma W for each run: O a random orthonormal frame of R^d, Sigma the matrix's singular values, W a Haar rotation."""
-        drawn, device, m = copy.copy(self), self.R.device, len(self.R)
+    def by_chance(self, rng: np.random.Generator) -> "Frames":
+        """Frames of O Sigma W for each run: O a random orthonormal frame of R^d, Sigma the matrix's
+        singular values, W a Haar-random rotation.
+
+        All that the frames O of the runs have to do with each other is the Gram matrix of the
+        standard normal (d, total) matrix whose orthonormal factors they are.
+        """
+        drawn, device = copy.copy(self), self.R.device
+        modules, widest = len(self.R), self.R.shape[-1]
         total = int(self.starts[-1])
+        # Below d = total the Gram matrix is singular and has no Bartlett factor: the vectors
+        # themselves are drawn. Elsewhere their length does not matter.
         gaussian = (
-            rng.standard_normal((m, self.joined.shape[1], total))
+            rng.standard_normal((modules, max(self.d, widest), total))
             if self.d < total
-            else bartlett(rng, m, total, self.d)
+            else bartlett(rng, modules, total, self.d)
         )
-        drawn.joined, drawn.blocks = (
-            None,
-            self._split(torch.as_tensor(gaussian.mT @ gaussian, device=device)),
-        )
+        drawn.joined = None
+        drawn.blocks = self._split(torch.as_tensor(gaussian.mT @ gaussian, device=device))
         drawn.T, drawn.R = torch.zeros_like(self.T), torch.zeros_like(self.R)
-        sigma = torch.linalg.svdvals(self.R)
+        sigma = torch.linalg.svdvals(self.R)  # (module, run, widest): the matrices' own
         for run, width in enumerate(np.diff(self.starts)):
+            # the Gaussian's orthonormal factor is L T with T the inverse of its Cholesky factor
             upper = torch.linalg.cholesky(drawn.blocks[:, run, run, :width, :width]).mT
             drawn.T[:, run, :width, :width] = torch.linalg.inv(upper)
-            Q, R = np.linalg.qr(rng.standard_normal((m, width, width)))
-            rotation = torch.as_tensor(
-                Q * np.sign(np.diagonal(R, axis1=1, axis2=2))[:, None], device=device
-            )
-            drawn.R[:, run, :width, :width] = sigma[:, run, :width, None] * rotation
+            # QR of a Gaussian matrix with the signs of R's diagonal moved into Q is Haar-random
+            Q, R = np.linalg.qr(rng.standard_normal((modules, width, width)))
+            rotation = Q * np.sign(np.diagonal(R, axis1=1, axis2=2))[:, None]
+            scaled = sigma[:, run, :width, None] * torch.as_tensor(rotation, device=device)
+            drawn.R[:, run, :width, :width] = scaled
         return drawn
 
-    def _split(self, gram):
-        """(module, run, run, r, r) from Gram matrices (module, sum of r, sum of r), padded with zeros."""
+    def shared(
+        self, i: Int[Tensor, " pair"], j: Int[Tensor, " pair"]
+    ) -> Float64[Tensor, "module pair widest widest"]:
+        """Overlaps (L_i T_i)' (L_j T_j) of the frames of the pairs of runs (i, j)."""
+        return self.T[:, i].mT @ self.blocks[:, i, j] @ self.T[:, j]
+
+    def vectors(
+        self,
+        module: int,
+        run: int | Int[Tensor, ""],
+        coordinates: Float64[Tensor, "widest count"],
+    ) -> Float64[Tensor, "rows count"]:
+        """Orthonormal vectors of R^d, given in the frame of a run, good to the last digit.
+
+        Not for frames drawn `by_chance`, which have no vectors.
+        """
+        assert self.joined is not None, "frames drawn by chance have no vectors"
+        L = self.joined[module, :, self._columns(run)]
+        # coordinates beyond the run's own rank are zero
+        Q: Tensor = torch.linalg.qr(L @ (self.T[module, run] @ coordinates)[: L.shape[1]]).Q
+        return Q
+
+    def _columns(self, run: int | Int[Tensor, ""]) -> slice:
+        """The columns of a run in `joined`."""
+        return slice(self.starts[run], self.starts[run + 1])
+
+    def _split(
+        self, gram: Float64[Tensor, "module total total"]
+    ) -> Float64[Tensor, "module run run widest widest"]:
+        """Gram matrices of all runs side by side as a block for every two runs, padded with zeros,
+        so that all pairs are one batch whatever their ranks."""
         widths, widest = np.diff(self.starts), self.T.shape[-1]
         blocks = gram.new_zeros(len(gram), len(widths), len(widths), widest, widest)
         for i, j in np.ndindex(len(widths), len(widths)):
-            blocks[:, i, j, : widths[i], : widths[j]] = gram[:, self.slice(i), self.slice(j)]
+            block = gram[:, self._columns(i), self._columns(j)]
+            blocks[:, i, j, : widths[i], : widths[j]] = block
         return blocks
 
-    def slice(self, run):
-        return slice(self.starts[run], self.starts[run + 1])
 
-    def shared(self, i, j):
-        """Overlaps (module, pair, r, r) of the frames of the pairs of runs (i, j)."""
-        return self.T[:, i].mT @ self.blocks[:, i, j] @ self.T[:, j]
-
-    def vectors(self, place, run, coordinates):
-        """Orthonormal (d, count): vectors given in the frame of a run, good to the last digit."""
-        L = self.joined[place, :, self.slice(run)]
-        return torch.linalg.qr(L @ (self.T[place, run] @ coordinates)[: L.shape[1]]).Q
-
-
-def _gram(joined):
+def _gram(joined: Float64[Tensor, "module rows total"]) -> Float64[Tensor, "module total total"]:
     """X'X of each module; numpy's own product uses that it is symmetric and takes half the time."""
     if joined.is_cuda:
         return joined.mT @ joined
     return torch.from_numpy(np.stack([matrix.T @ matrix for matrix in joined.numpy()]))
 
 
-def angles_of(U, V):
-    """Principal angles, ascending, of the column spaces of orthonormal U and V, the small ones by their sines (Bjorck & Golub 1973)."""
+def angles_of(U: Float[Tensor, "d _"], V: Float[Tensor, "d _"]) -> Float[Tensor, " smaller"]:
+    """Principal angles in radians, ascending, of the column spaces of orthonormal U and V: the
+    large ones by their cosines, the small ones by their sines (Bjorck & Golub 1973)."""
     if U.shape[1] < V.shape[1]:
         U, V = V, U
-    cosines = torch.linalg.svdvals(U.T @ V).clamp(max=1)
+    cosines: Tensor = torch.linalg.svdvals(U.T @ V).clamp(max=1)  # descending: angles ascend
+    # V less its projection on U has the sines, which descend too and are reversed
     sines = torch.linalg.svdvals(V - U @ (U.T @ V)).clamp(max=1).flip(0)
     return torch.where(cosines**2 > 0.5, torch.arcsin(sines), torch.arccos(cosines))
 
 
-def bartlett(rng, draws, k, freedom):
-    """Upper triangular (draws, k, k) whose Gram matrices are Wishart with this many degrees of freedom."""
-    found = np.triu(rng.standard_normal((draws, k, k)), 1)
-    found[:, np.arange(k), np.arange(k)] = np.sqrt(
-        rng.chisquare(freedom - np.arange(k), size=(draws, k))
-    )
-    return found
+def bartlett(
+    rng: np.random.Generator, draws: int, k: int, freedom: int
+) -> Float64[np.ndarray, "draws k k"]:
+    """Upper triangular factors whose Gram matrices are Wishart with `freedom` degrees of freedom,
+    those of a standard normal (freedom, k) matrix (Bartlett 1933); freedom >= k."""
+    upper = np.triu(rng.standard_normal((draws, k, k)), 1)
+    # on the diagonal the length of what each column has outside the span of those before it
+    squares = rng.chisquare(freedom - np.arange(k), size=(draws, k))
+    upper[:, np.arange(k), np.arange(k)] = np.sqrt(squares)
+    return upper

@@ -51,7 +51,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; nothing happens where nothing lies."""
+    """Remove a file or a folder with all that is in it; nothing happens where there is neither."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

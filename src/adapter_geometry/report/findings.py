@@ -1,4 +1,7 @@
-"""What a comparison of adapters found, as data: what the summary and the page are made from."""
+"""What a comparison of adapters measured, as data.
+
+Comes after `comparison` has measured, before `summary` and `page`, which are made from it.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,13 +25,13 @@ class Findings:
     left_out: dict[str, list[str]]  # name -> modules that not all adapters have
     warnings: list[str]
     base: str | None = None
-    settings: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # name -> PEFT's configuration
+    # name -> PEFT's configuration
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def with_reference(findings: Findings, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table of pairs that hold the reference, with the other adapter as `run`."""
+    """The rows of a table of pairs (run_a, run_b) that hold the reference, with the other adapter
+    as column `run`."""
     reference = findings.reference
     table = table[(table.run_a == reference) != (table.run_b == reference)]
     return table.assign(run=table.run_a.where(table.run_a != reference, table.run_b))

@@ -5,19 +5,19 @@ of a profile and the arguments of a record, and returns a `Finding`. What severa
 
 of: a statistic of the table `replicas`, or the debiased CKA of a layer (`_CKA_LAYERS`).
 runs: one run or a pair of them; pairs: several pairs.
-place: a table and the run whose row in it is meant; the test problems, if it has several sets.
-ordering: what the claim states of the values at every seed: `above` and `below`, limits that are
-    numbers or runs (whose value of the same statistic is the limit), and `above_size`, pairs of
-    runs whose values are to be smaller in size.
+row: a table and the run whose row in it is meant, on the test problems if it has several sets;
+    rows: two of them.
+ordering: what the claim states of the values at every seed (`Ordering`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Num
 
 from helpers import profiles, store
 from helpers.analysis import replication
@@ -25,7 +25,7 @@ from helpers.evaluation import statistics
 
 _STYLE = "manner"  # table of accuracies of the base made to open like the teacher
 _TOLERANCE = 0.01  # nats by which a curve that lies between its ends may leave their range
-_CKA_LAYERS = {"CKA, two thirds": 0, "CKA, last layer": -1}  # places among those of `replicas_cka`
+_CKA_LAYERS = {"CKA, two thirds": 0, "CKA, last layer": -1}  # which of those of `replicas_cka`
 _CHANCE = {  # a statistic's name in the table `chance` by its name in `replicas`
     "first vector left": "first left vectors",
     "first vector right": "first right vectors",
@@ -35,10 +35,23 @@ _CHANCE = {  # a statistic's name in the table `chance` by its name in `replicas
 
 Runs = Sequence[str]
 Pairs = Sequence[Runs]
-Place = Sequence[str]
-Places = Sequence[Place]
-Limits = Sequence[float | Runs]
-Ordering = dict[str, Limits]
+Row = Sequence[str]
+Rows = Sequence[Row]
+Number = int | float
+Limits = Sequence[Number | Runs]
+Values = Float[np.ndarray, " seeds"]
+
+
+class Ordering(TypedDict, total=False):
+    """What a claim states of the values of a statistic at every seed.
+
+    above, below: limits, each a number or one or two runs, whose value of the same statistic is the
+    limit. above_size: pairs of runs whose values are to be smaller in size.
+    """
+
+    above: Limits
+    below: Limits
+    above_size: Pairs
 
 
 class Tables(dict[str, pd.DataFrame]):
@@ -67,17 +80,18 @@ class Finding:
     by_construction: whether the initial adapter that the runs share explains it.
     """
 
-    interval: Sequence[float]
-    is_true: bool
+    interval: Sequence[Number]
+    is_true: bool | np.bool
     values: dict[str, Any] = field(default_factory=dict)
     by_construction: bool = False
 
 
 Statistic = Callable[..., Finding | None]  # None where the claim is not about the profile
 STATISTICS: dict[str, Statistic] = {}
+_Function = TypeVar("_Function", bound=Statistic)
 
 
-def statistic(function: Statistic) -> Statistic:
+def statistic(function: _Function) -> _Function:
     """Enter a function among the statistics that claims can name."""
     STATISTICS[function.__name__] = function
     return function
@@ -122,7 +136,7 @@ def oriented(row: pd.Series, run: str) -> Difference:
     at_seeds = ("least", "most") if "least" in row else ("difference", "difference")
     values = [100 * row[column] for column in ("difference", "low", "high", *at_seeds)]
     if row.run_a != run:
-        values = [-values[place] for place in (0, 2, 1, 4, 3)]
+        values = [-values[number] for number in (0, 2, 1, 4, 3)]
     return Difference(*values)
 
 
@@ -147,11 +161,13 @@ def largest_accuracy_difference(tables: Tables, runs: Runs) -> Finding:
     Values, of the pairs at the main seed: p_holm, the smallest adjusted p; detectable, the points
     that would have been seen in any of them.
     """
-    found = {pair: paired_difference(tables, *pair) for pair in combinations(runs, 2)}
-    a, b = max(found, key=lambda pair: abs(found[pair].value))
-    largest = found[a, b] if found[a, b].value >= 0 else paired_difference(tables, b, a)
+    differences = {pair: paired_difference(tables, *pair) for pair in combinations(runs, 2)}
+    a, b = max(differences, key=lambda pair: abs(differences[pair].value))
+    largest = differences[a, b]
+    if largest.value < 0:
+        largest = paired_difference(tables, b, a)
     tests = tables["mcnemar"].query("split == 'test' and run_a in @runs and run_b in @runs")
-    is_unseen = all(difference.low <= 0 <= difference.high for difference in found.values())
+    is_unseen = all(each.low <= 0 <= each.high for each in differences.values())
     values = {"p_holm": tests.p_holm.min(), "detectable": 100 * tests.detectable.max()}
     return Finding(largest[:3], is_unseen and (tests.p_holm >= 0.05).all(), values)
 
@@ -165,33 +181,34 @@ def accuracy_difference(
     first_is: "more" (at every seed), "less" or "not less" accurate than the second in all pairs.
     Values: labels of the pair; style, the base made to open like the teacher minus the base.
     """
-    found = {tuple(pair): paired_difference(tables, *pair, split) for pair in pairs}
+    differences = {(a, b): paired_difference(tables, a, b, split) for a, b in pairs}
     sign = -1 if first_is == "less" else 1
-    least = min(found, key=lambda pair: sign * found[pair].value)
-    is_true = all(_FIRST_IS[first_is](difference) for difference in found.values())
+    least = min(differences, key=lambda pair: sign * differences[pair].value)
+    is_true = all(_FIRST_IS[first_is](difference) for difference in differences.values())
     forced, base = (_run(tables, _STYLE, run).accuracy for run in ("forced base", "base"))
     values = {"labels": [tables.labels[run] for run in least], "style": 100 * (forced - base)}
-    return Finding(found[least][:3], is_true, values)
+    return Finding(differences[least][:3], is_true, values)
 
 
 @statistic
-def independent_accuracy_difference(tables: Tables, places: Places, first_is: str) -> Finding:
+def independent_accuracy_difference(tables: Tables, rows: Rows, first_is: str) -> Finding:
     """First minus second of two runs at one seed; `first_is` as in `accuracy_difference`."""
-    difference = independent_difference(*(_run(tables, *place) for place in places))
+    difference = independent_difference(*(_run(tables, *row) for row in rows))
     return Finding(difference[:3], _FIRST_IS[first_is](difference))
 
 
 # --- statistics over seeds ------------------------------------------------------------------------
 
 
-def _at_seeds(tables: Tables, of: str, runs: Runs) -> np.ndarray:
-    """Values (seeds,) of a statistic of one or two runs at each seed."""
+def _at_seeds(tables: Tables, of: str, runs: Runs) -> Values:
+    """Values of a statistic of one or two runs at each seed."""
     if of not in _CKA_LAYERS:
         return replication.at_seeds(tables["replicas"], of, *runs)
     table = tables["replicas_cka"]
     layer = sorted(table.layer.unique())[_CKA_LAYERS[of]]
     rows = _pair(table[(table.layer == layer) & (table.seed_a == table.seed_b)], *runs)
-    return rows.debiased.to_numpy()
+    values: Values = rows.debiased.to_numpy()
+    return values
 
 
 def _band(tables: Tables, of: str, runs: Runs) -> tuple[float, float]:
@@ -207,20 +224,23 @@ def _band(tables: Tables, of: str, runs: Runs) -> tuple[float, float]:
 def _is_ordered(
     tables: Tables,
     of: str,
-    values: float | np.ndarray,
+    values: Number | Values,
     above: Limits = (),
     below: Limits = (),
     above_size: Pairs = (),
 ) -> bool:
-    """Whether values (seeds,), or a single one, have an ordering (see the head of this module)."""
+    """Whether values, or a single one, have an `Ordering`."""
 
-    def value_of(limit: float | Runs) -> float | np.ndarray:
-        return limit if isinstance(limit, int | float) else _at_seeds(tables, of, limit)
+    def value_of(limit: Number | Runs) -> Num[np.ndarray, "..."]:
+        if isinstance(limit, int | float):
+            return np.asarray(limit)
+        return _at_seeds(tables, of, limit)
 
+    at_seeds = np.asarray(values)
     return (
-        all(np.all(values > value_of(limit)) for limit in above)
-        and all(np.all(values < value_of(limit)) for limit in below)
-        and all(np.all(values > abs(value_of(pair))) for pair in above_size)
+        all(np.all(at_seeds > value_of(limit)) for limit in above)
+        and all(np.all(at_seeds < value_of(limit)) for limit in below)
+        and all(np.all(at_seeds > abs(value_of(pair))) for pair in above_size)
     )
 
 
@@ -240,10 +260,9 @@ def over_seeds(tables: Tables, of: str, runs: Runs, ordering: Ordering) -> Findi
 @statistic
 def shared_at_one_seed(tables: Tables, of: str, runs: Runs, ordering: Ordering) -> Finding:
     """`over_seeds`, by construction if SFT of another seed has less than half of it."""
-    found = over_seeds(tables, of, runs, ordering)
-    return replace(
-        found, by_construction=found.values["other_seed"]["mean"] < 0.5 * found.interval[0]
-    )
+    finding = over_seeds(tables, of, runs, ordering)
+    other_seed = finding.values["other_seed"]["mean"]
+    return replace(finding, by_construction=bool(other_seed < 0.5 * finding.interval[0]))
 
 
 @statistic
@@ -252,11 +271,11 @@ def largest_over_seeds(tables: Tables, of: str, pairs: Pairs, ordering: Ordering
 
     Values: band; labels of the pair.
     """
-    found = {tuple(pair): _at_seeds(tables, of, pair) for pair in pairs}
-    largest = max(found, key=lambda pair: abs(found[pair]).mean())
-    sizes = np.max([abs(values) for values in found.values()], axis=0)
+    values_of = {tuple(pair): _at_seeds(tables, of, pair) for pair in pairs}
+    largest = max(values_of, key=lambda pair: abs(values_of[pair]).mean())
+    sizes = np.max([abs(values) for values in values_of.values()], axis=0)
     named = {"band": _band(tables, of, largest), "labels": [tables.labels[run] for run in largest]}
-    interval = replication.interval(found[largest])
+    interval = replication.interval(values_of[largest])
     return Finding(interval, _is_ordered(tables, of, sizes, **ordering), named)
 
 
@@ -266,9 +285,10 @@ def increasing_over_seeds(tables: Tables, of: str, pairs: Pairs) -> Finding:
 
     Values: band; means of all pairs.
     """
-    found = [_at_seeds(tables, of, pair) for pair in pairs]
-    named = {"band": _band(tables, of, pairs[-1]), "means": [values.mean() for values in found]}
-    return Finding(replication.interval(found[-1]), (np.diff(found, axis=0) > 0).all(), named)
+    values = [_at_seeds(tables, of, pair) for pair in pairs]
+    means = [at_seeds.mean() for at_seeds in values]
+    named = {"band": _band(tables, of, pairs[-1]), "means": means}
+    return Finding(replication.interval(values[-1]), (np.diff(values, axis=0) > 0).all(), named)
 
 
 @statistic
@@ -288,12 +308,15 @@ def difference_over_seeds(
 
 @statistic
 def ratio_over_seeds(
-    tables: Tables, of: str, runs: Runs, over: Runs, ordering: Ordering, beside: Places = ()
+    tables: Tables, of: str, runs: Runs, over: Runs, ordering: Ordering, other_rows: Rows = ()
 ) -> Finding:
-    """The highest of some runs over the lowest of others. Values: beside, a ratio of norms."""
+    """The highest of some runs over the lowest of others.
+
+    Values: other_ratio, of the norms of `other_rows`.
+    """
     highest = np.max([_at_seeds(tables, of, [run]) for run in runs], axis=0)
     ratio = highest / np.min([_at_seeds(tables, of, [run]) for run in over], axis=0)
-    named = {"beside": _ratio_of_norms(tables, beside)} if beside else {}
+    named = {"other_ratio": _ratio_of_norms(tables, other_rows)} if other_rows else {}
     return Finding(replication.interval(ratio), _is_ordered(tables, of, ratio, **ordering), named)
 
 
@@ -312,55 +335,54 @@ def between_seeds(tables: Tables, of: str, runs: Runs, ordering: Ordering) -> Fi
 def between_seeds_by_rate(tables: Tables, of: str, runs: Runs, by_rate: Pairs) -> Finding:
     """`between_seeds`, true if the cosines of the pairs `by_rate` are in ascending order."""
     cosines = [_pair(tables["seeds"], *pair).cosine.iloc[0] for pair in by_rate]
-    found = between_seeds(tables, of, runs, ordering={})
-    named = found.values | {"by_rate": cosines}
-    return replace(found, is_true=cosines == sorted(cosines), values=named)
+    finding = between_seeds(tables, of, runs, ordering={})
+    named = finding.values | {"by_rate": cosines}
+    return replace(finding, is_true=cosines == sorted(cosines), values=named)
 
 
 # --- single runs ----------------------------------------------------------------------------------
 
 
-def _ratio_of_norms(tables: Tables, places: Places) -> float:
+def _ratio_of_norms(tables: Tables, rows: Rows) -> float:
     """The norm of the first over that of the second; NaN if that is 0."""
 
     def norm(table: str, run: str) -> float:
-        is_main = table == "replicas"
-        return _at_seeds(tables, "norm", [run])[0] if is_main else _run(tables, table, run).norm
+        if table == "replicas":
+            return float(_at_seeds(tables, "norm", [run])[0])
+        return float(_run(tables, table, run).norm)
 
-    first, second = (norm(*place) for place in places)
+    first, second = (norm(*row) for row in rows)
     return first / second if second else np.nan
 
 
 @statistic
 def ratio_of_norms(
-    tables: Tables, places: Places, ordering: Ordering, beside: Places = ()
+    tables: Tables, rows: Rows, ordering: Ordering, other_rows: Rows = ()
 ) -> Finding:
-    """The norm of one run over that of another. Values: beside, the same of two others."""
-    ratio = _ratio_of_norms(tables, places)
-    named = {"beside": _ratio_of_norms(tables, beside)} if beside else {}
+    """The norm of one run over that of another. Values: other_ratio, the same of `other_rows`."""
+    ratio = _ratio_of_norms(tables, rows)
+    named = {"other_ratio": _ratio_of_norms(tables, other_rows)} if other_rows else {}
     return Finding([ratio] * 3, _is_ordered(tables, "norm", ratio, **ordering), named)
 
 
 @statistic
-def cosine_with_sft(
-    tables: Tables, place: Place, size_below: float, of: Place | None = None
-) -> Finding:
+def cosine_with_sft(tables: Tables, row: Row, size_below: Number, of: Row | None = None) -> Finding:
     """Cosine of a run with SFT, ± its chance band; its size is to lie below a number.
 
     of: the run whose cosine with SFT is that number's unit. Values: half_width of the band;
     reference, the cosine of `of`.
     """
-    row = _run(tables, *place)
-    unit = _run(tables, *of).cosine_sft if of else 1
-    half_width = (row.chance_high - row.chance_low) / 2
-    interval = (row.cosine_sft, row.cosine_sft - half_width, row.cosine_sft + half_width)
+    measured = _run(tables, *row)
+    cosine, unit = measured.cosine_sft, _run(tables, *of).cosine_sft if of else 1
+    half_width = (measured.chance_high - measured.chance_low) / 2
     named = {"half_width": half_width, "reference": unit}
-    return Finding(interval, abs(row.cosine_sft) < size_below * unit, named)
+    is_small = abs(cosine) < size_below * unit
+    return Finding((cosine, cosine - half_width, cosine + half_width), is_small, named)
 
 
-def _orthogonal(cosine: float) -> float:
+def _orthogonal(cosine: Number) -> float:
     """Norm of the part of an update that is orthogonal to another, as a share of its own norm."""
-    return np.sqrt(max(0, 1 - cosine**2))
+    return float(np.sqrt(max(0, 1 - cosine**2)))
 
 
 @statistic
@@ -376,9 +398,9 @@ def orthogonal_part(tables: Tables, runs: Runs) -> Finding:
 
 
 @statistic
-def orthogonal_part_of_run(tables: Tables, place: Place, above: float) -> Finding:
+def orthogonal_part_of_run(tables: Tables, row: Row, above: Number) -> Finding:
     """Share of a run's norm that is orthogonal to SFT, at its cosine and over the chance band."""
-    interval = cosine_with_sft(tables, place, size_below=1).interval
+    interval = cosine_with_sft(tables, row, size_below=1).interval
     shares = [_orthogonal(value) for value in (interval[0], max(map(abs, interval)), 0)]
     return Finding(shares, shares[0] > above)
 

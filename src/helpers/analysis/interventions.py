@@ -1,34 +1,36 @@
-"""Interventions: updates that no run trained, built from those that some did, and how the base behaves with them.
+"""Interventions: edited updates put into the base, and how the base behaves with them.
 
-Comes after `geometry` and `statistics`. A part, a swap, a merge or a change of length is a function from updates to an update; `planned` names
-those of the book. What is measured with one is stored under `results/<profile>/interventions/`, or shipped, as for a trained run.
+After `edits`, which builds an update from others, and `evaluation`; before the notebooks on matched
+DPO, on-policy training and interventions. `planned` names the interventions of the book. What is
+measured with one is stored under `results/<profile>/interventions/`, or shipped, as for a trained
+run.
 """
 
 import re
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftModel
 from scipy.stats import norm
 
 from adapter_geometry import storage, updates
-from adapter_geometry.adapters import export_adapter, load_update
-from adapter_geometry.chance import matched_null
-from adapter_geometry.updates import Factors
+from adapter_geometry.adapters import load_update
+from adapter_geometry.language_models import CausalModel
+from adapter_geometry.updates import Adapters, Update
 from helpers import store
+from helpers.analysis import base_weights, edits
 from helpers.data import problems
 from helpers.evaluation import answering, likelihood, statistics
 from helpers.models import loading
+from helpers.profiles import Profile
 from helpers.training import trainer
 
 TOLERANCE = 0.02  # relative, of a KL that was asked for
-RECIPE = 1  # raised whenever an intervention's numbers change, as `training.RECIPE`
-SCALES = {
+RECIPE = 1  # raised whenever an intervention's numbers change, as `trainer.RECIPE`
+SCALES: dict[str, tuple[float, ...]] = {  # of a run's update
     "sft": (0.1, 0.2, 0.35, 0.5, 0.75, 1.25, 1.5, 2),
     "offline-grpo": (0.1, 0.2, 0.35, 0.5, 0.75, 1.25, 1.5, 2),
     "dpo": (2, 5, 10),
@@ -44,173 +46,51 @@ _WORDS = {
 }
 
 
-# --- updates from updates ------------------------------------------------------------------------------------------
-
-
-def scaled(update, t):
-    """t dW."""
-    return updates.combine([update], [t])
-
-
-def at_norm(update, other):
-    """The update stretched or shrunk to the Frobenius norm of another, all modules stacked."""
-    return scaled(update, updates.norm(other) / updates.norm(update))
-
-
-def along(update, reference):
-    """c R, the part of an update along a reference, with one coefficient c = <dW, R> / <R, R> for all modules together."""
-    return scaled(reference, _coefficient(update, reference))
-
-
-def without(update, reference):
-    """dW - c R, what is left when the part `along` the reference is taken away: orthogonal to R as a whole, not in each module."""
-    return updates.combine([update, reference], [1.0, -_coefficient(update, reference)])
-
-
-def _coefficient(update, reference):
-    return (
-        sum(updates.inner(update[module], reference[module]) for module in update)
-        / updates.norm(reference) ** 2
-    )
-
-
-def of_layers(update, half):
-    """The update in the `half` "early" or "late" of the layers, zero in the other; the middle one of an odd number is late."""
-    layers = sorted({updates.layer_and_projection(module)[0] for module in update})
-    kept = layers[: len(layers) // 2] if half == "early" else layers[len(layers) // 2 :]
-    return {
-        module: Factors(
-            factors.B,
-            factors.A,
-            factors.scale * (updates.layer_and_projection(module)[0] in kept),
-            factors.is_transposed,
-        )
-        for module, factors in update.items()
-    }
-
-
-def swapped(left, right, lengths):
-    """sum_i sigma_i u_i v_i' in each module: left singular vectors of one update, right ones of another, singular values of a third.
-
-    The i-th vectors are paired by the order of the singular values. A pair (u_i, v_i) is defined up to a common sign only, and so the
-    two updates' pairs are first turned to agree: <u_i, u_i'> + <v_i, v_i'> >= 0. There are as many as the smallest of the ranks.
-    """
-    rank = min(
-        factors.A.shape[0] for update in (left, right, lengths) for factors in update.values()
-    )
-    parts = [updates.compress(update, rank)[0] for update in (left, right, lengths)]
-    found = {}
-    for module, first in parts[0].items():
-        (U, V), (U_other, V_other) = (
-            (
-                torch.nn.functional.normalize(part[module].B, dim=0),
-                torch.nn.functional.normalize(part[module].A, dim=1),
-            )
-            for part in parts[:2]
-        )
-        agree = (U * U_other).sum(0) + (V * V_other).sum(1)
-        sigma = parts[2][module].B.square().sum(0)
-        found[module] = Factors(
-            U * sigma * torch.where(agree < 0, -1.0, 1.0), V_other, 1.0, first.is_transposed
-        )
-    return found
-
-
-def rotated(update, side, seed=0):
-    """The update with its "left" (output) or "right" (input) singular vectors turned by a Haar rotation of each module's own; all else is kept."""
-    generator = torch.Generator().manual_seed(seed)
-    found = {}
-    for module, factors in update.items():
-        d = factors.B.shape[0] if side == "left" else factors.A.shape[1]
-        Q, R = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
-        Q = Q * R.diagonal().sign()
-        B, A = (
-            (Q @ factors.B.double(), factors.A)
-            if side == "left"
-            else (factors.B, factors.A.double() @ Q)
-        )
-        found[module] = Factors(B, A, factors.scale, factors.is_transposed)
-    return found
-
-
-def random_like(update, seed=0):
-    """A draw of `geometry.matched_null`, which keeps A and the singular values of B, stretched to the update's norm module by module."""
-    drawn = matched_null({"drawn": update}, seed)["drawn"]
-    return {
-        module: at_norm({module: factors}, {module: update[module]})[module]
-        for module, factors in drawn.items()
-    }
-
-
-def mean_of(*parts):
-    """(dW_1 + ... + dW_n) / n, exactly."""
-    return scaled(sum_of(*parts), 1 / len(parts))
-
-
-def sum_of(*parts):
-    """dW_1 + ... + dW_n, exactly."""
-    return updates.combine(parts, [1.0] * len(parts))
-
-
-def merged_by_peft(*parts, base, combination, weight=1.0, density=None, seed=0):
-    """What PEFT's `add_weighted_adapter` makes of adapters on the model `base`, each with the same weight; `base` is not fit for other use afterwards.
-
-    combination: its `combination_type`. Those that end in `_svd` work on the products dW and are given as many ranks as the smallest
-    side of any module has, so that nothing is cut off at the end; the others work on the factors B and A separately.
-    """
-    names = [f"part-{number}" for number in range(len(parts))]
-    rank = min(min(factors.B.shape[0], factors.A.shape[1]) for factors in parts[0].values())
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        for name, part in zip(names, parts, strict=True):
-            export_adapter(part, Path(folder) / name)
-        model = PeftModel.from_pretrained(base, Path(folder) / names[0], adapter_name=names[0])
-        for name in names[1:]:
-            model.load_adapter(Path(folder) / name, adapter_name=name)
-        torch.manual_seed(seed)
-        model.add_weighted_adapter(
-            names, [weight] * len(parts), "merged", combination, svd_rank=rank, density=density
-        )
-    layers = {module: model.base_model.model.get_submodule(module) for module in parts[0]}
-    return {
-        module: Factors(
-            layer.lora_B["merged"].weight.detach().cpu(),
-            layer.lora_A["merged"].weight.detach().cpu(),
-            layer.scaling["merged"],
-            parts[0][module].is_transposed,
-        )
-        for module, layer in layers.items()
-    }
-
-
-# --- the interventions of the book ---------------------------------------------------------------------------------
+# --- the interventions of the book ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """An update to be built: `build` makes it of {run: update} for the `runs`, all of which start from the model `base`."""
+    """An update to be built: `build` makes it of {run: update} for the `runs`.
+
+    All of these start from the model `base`.
+    """
 
     label: str
     base: str
-    runs: tuple
-    build: Callable
+    runs: tuple[str, ...]
+    build: Callable[[Adapters], Update]
 
 
-def planned(profile):
-    """{name: Intervention}, all those of the book whose runs the profile has."""
-    found = {}
+def planned(profile: Profile) -> dict[str, Intervention]:
+    """All interventions of the book whose runs the profile has, by name."""
+    interventions: dict[str, Intervention] = {}
 
-    def plan(name, runs, function, **options):
+    def plan(
+        name: str, runs: Sequence[str], function: Callable[..., Update], **options: Any
+    ) -> None:
         if set(runs) <= set(profile.runs):
-            found[name] = Intervention(
+            interventions[name] = Intervention(
                 _label(name),
                 profile.runs[runs[0]].base,
                 tuple(dict.fromkeys(runs)),
                 lambda adapters: function(*(adapters[run] for run in runs), **options),
             )
 
+    def at_kl_of(name: str, target: str) -> Callable[..., Update]:
+        """Scales its first update to the KL of the run `target`; the scale is stored by name."""
+        return lambda update, *_: _at_kl(profile, name, update, target)
+
+    def as_long_as(part: Callable[[Update, Update], Update]) -> Callable[[Update, Update], Update]:
+        """Scales an update to the norm of its part along a reference, or without it."""
+        return lambda update, reference: edits.at_norm(update, part(update, reference))
+
+    def merged(*parts: Update, **options: Any) -> Update:
+        return edits.merged_by_peft(*parts, base=loading.load_model(profile), **options)
+
     for run, factors in SCALES.items():
         for t in factors:
-            plan(f"{run} times {t:g}", [run], scaled, t=t)
+            plan(f"{run} times {t:g}", [run], edits.scaled, t=t)
     for run, other in (
         ("dpo", "sft"),
         ("dpo", "rft"),
@@ -218,127 +98,111 @@ def planned(profile):
         ("sft", "dpo"),
         ("rft", "dpo"),
     ):
-        plan(f"{run} at {other}'s norm", [run, other], at_norm)
+        plan(f"{run} at {other}'s norm", [run, other], edits.at_norm)
     for run, other in (("sft", "dpo"), ("rft", "dpo"), ("sft", "dpo-matched")):
-        plan(
-            f"{run} at {other}'s kl",
-            [run, other],
-            lambda update, _, run=run, other=other: _at_kl(
-                profile, f"{run} at {other}'s kl", update, other
-            ),
-        )
+        name = f"{run} at {other}'s kl"
+        plan(name, [run, other], at_kl_of(name, other))
     for run in ("offline-grpo", "dft", "dpo"):
-        plan(f"{run} along sft", [run, "sft"], along)
-        plan(f"{run} without sft", [run, "sft"], without)
+        plan(f"{run} along sft", [run, "sft"], edits.along)
+        plan(f"{run} without sft", [run, "sft"], edits.without)
     for run in ("offline-grpo", "dft"):
-        plan(
-            f"{run} as short as its part along sft",
-            [run, "sft"],
-            lambda update, reference: at_norm(update, along(update, reference)),
-        )
-        plan(
-            f"{run} as short as its part without sft",
-            [run, "sft"],
-            lambda update, reference: at_norm(update, without(update, reference)),
-        )
+        plan(f"{run} as short as its part along sft", [run, "sft"], as_long_as(edits.along))
+        plan(f"{run} as short as its part without sft", [run, "sft"], as_long_as(edits.without))
     for run in ("sft", "offline-grpo"):
         for half in ("early", "late"):
-            plan(f"{run} {half} layers", [run], of_layers, half=half)
+            plan(f"{run} {half} layers", [run], edits.of_layers, half=half)
     for other in ("offline-grpo", "dpo"):
-        plan(f"left of sft, right of {other}", ["sft", other, "sft"], swapped)
-        plan(f"left of {other}, right of sft", [other, "sft", "sft"], swapped)
-    plan("sft turned left", ["sft"], rotated, side="left")
-    plan("sft turned right", ["sft"], rotated, side="right")
-    plan("random like sft", ["sft"], random_like)
-    plan("random like sft, second draw", ["sft"], random_like, seed=1)
-    plan(
-        "random like sft at sft's kl",
-        ["sft"],
-        lambda update: _at_kl(profile, "random like sft at sft's kl", random_like(update), "sft"),
-    )
-    for whom, runs, exact, weight in (
-        ("sft and dpo", ["sft", "dpo"], ("sum", sum_of), 1.0),
-        ("the six", list(profile.main_runs), ("mean", mean_of), 1 / len(profile.main_runs)),
+        plan(f"left of sft, right of {other}", ["sft", other, "sft"], edits.swapped)
+        plan(f"left of {other}, right of sft", [other, "sft", "sft"], edits.swapped)
+    plan("sft turned left", ["sft"], edits.rotated, side="left")
+    plan("sft turned right", ["sft"], edits.rotated, side="right")
+    plan("random like sft", ["sft"], edits.random_like)
+    plan("random like sft, second draw", ["sft"], edits.random_like, seed=1)
+    name = "random like sft at sft's kl"
+    at_kl_of_sft = at_kl_of(name, "sft")
+    plan(name, ["sft"], lambda update: at_kl_of_sft(edits.random_like(update)))
+    main_runs = list(profile.main_runs)
+    for whom, runs, exact, merge, weight in (
+        ("sft and dpo", ["sft", "dpo"], "sum", edits.sum_of, 1.0),
+        ("the six", main_runs, "mean", edits.mean_of, 1 / len(main_runs)),
     ):
-        plan(f"{exact[0]} of {whom}", runs, exact[1])
-        for kind, options in (
-            ("linear mix", {"combination": "linear", "weight": weight}),
-            ("ties", {"combination": "ties_svd", "density": DENSITY}),
-            ("dare", {"combination": "dare_linear_svd", "density": DENSITY, "weight": weight}),
-        ):
-            plan(
-                f"{kind} of {whom}",
-                runs,
-                lambda *parts, **how: merged_by_peft(
-                    *parts, base=loading.load_model(profile), **how
-                ),
-                **options,
-            )
-    return found
+        plan(f"{exact} of {whom}", runs, merge)
+        mix = {"combination": "linear", "weight": weight}
+        ties = {"combination": "ties_svd", "density": DENSITY}
+        dare = {"combination": "dare_linear_svd", "density": DENSITY, "weight": weight}
+        plan(f"linear mix of {whom}", runs, merged, **mix)
+        plan(f"ties of {whom}", runs, merged, **ties)
+        plan(f"dare of {whom}", runs, merged, **dare)
+    return interventions
 
 
-def _label(name):
+def _label(name: str) -> str:
+    """An intervention's name with the names of methods as they are written in text."""
     return re.sub(
         "|".join(rf"\b{word}\b" for word in _WORDS), lambda word: _WORDS[word.group()], name
     )
 
 
-def update_of(profile, name):
-    """{module: Factors} of an intervention or a run by its name. Raises ValueError naming where to look for a name that is neither."""
+def update_of(profile: Profile, name: str) -> Update:
+    """The update of an intervention or a run by its name; a run without an adapter is trained.
+
+    Raises ValueError naming where to look for a name that is neither.
+    """
     if name in profile.runs:
         return load_update(trainer.train(profile, profile.runs[name]) / "adapter")
-    chosen = _intervention(profile, name)
-    return chosen.build({run: update_of(profile, run) for run in chosen.runs})
+    intervention = _intervention(profile, name)
+    return intervention.build({run: update_of(profile, run) for run in intervention.runs})
 
 
-def _intervention(profile, name):
+def _intervention(profile: Profile, name: str) -> Intervention:
+    """The intervention called `name`; ValueError as for `update_of`."""
     plan = planned(profile)
     if name not in plan:
         raise ValueError(
-            f"{name!r} is neither a run of profile {profile.name!r} nor one of its interventions: `interventions.planned` lists those, "
-            f"such as {min(plan)!r}"
+            f"{name!r} is neither a run of profile {profile.name!r} nor one of its interventions: "
+            f"`interventions.planned` lists those, such as {min(plan)!r}"
         )
     return plan[name]
 
 
-# --- what is measured ----------------------------------------------------------------------------------------------
+# --- what is measured -----------------------------------------------------------------------------
 
 
-def records(profile, name):
-    """Greedy answers to the first `evaluation.CONTROL_PROBLEMS` test problems, one row each; of a run or model, the same rows of its own evaluation.
+def records(profile: Profile, name: str) -> pd.DataFrame:
+    """Greedy answers to the first `answering.CONTROL_PROBLEMS` test problems, one row each.
 
-    Columns: problem_id, split, correct, status, truncated, tokens. Stored as interventions/<name>.parquet.
+    Of a run or model, the same rows of its own evaluation. Columns: problem_id, split, correct,
+    status, truncated, tokens. Stored as interventions/<name>.parquet. Raises ValueError as
+    `update_of`.
     """
     columns = ["problem_id", "split", "correct", "status", "truncated", "tokens"]
     if name in profile.runs or name in profile.models:
-        answered = answering.evaluate(profile, profile.runs.get(name, name))
-        return (
-            answered[answered.split == "test"]
-            .head(answering.CONTROL_PROBLEMS)[columns]
-            .reset_index(drop=True)
-        )
+        evaluated = answering.evaluate(profile, profile.runs.get(name, name))
+        tested = evaluated[evaluated.split == "test"].head(answering.CONTROL_PROBLEMS)
+        return tested[columns].reset_index(drop=True)
 
-    def compute():
-        chosen = problems.problem_sets(profile.problems)["test"][: answering.CONTROL_PROBLEMS]
-        return answering.answer(profile, _model_with(profile, name), chosen, name=name)[columns]
+    def compute() -> pd.DataFrame:
+        test = problems.problem_sets(profile.problems)["test"][: answering.CONTROL_PROBLEMS]
+        return answering.answer(profile, _model_with(profile, name), test, name=name)[columns]
 
     return _stored(profile, name, "", compute)
 
 
-def divergences(profile, name):
-    """KL(base || policy), summed nats along the base's stored samples, one row a validation problem: problem_id, nats, tokens; zero for the base itself.
+def divergences(profile: Profile, name: str) -> pd.DataFrame:
+    """KL(base || policy) along the base's stored samples, one row per validation problem.
 
-    The "forward" direction of `evaluation.divergence`, from which the rows of a run come.
+    Columns: problem_id, nats (summed over the sample), tokens; zero for the base itself. The
+    "forward" direction of `likelihood.divergence`, from which the rows of a run come. Raises
+    ValueError as `update_of`.
     """
     if name in profile.runs:
         measured = likelihood.divergence(profile, profile.runs[name])
-        return measured[measured.direction == "forward"][
-            ["problem_id", "nats", "tokens"]
-        ].reset_index(drop=True)
+        forward = measured[measured.direction == "forward"]
+        return forward[["problem_id", "nats", "tokens"]].reset_index(drop=True)
     if name in profile.models:
         return likelihood.samples(profile, name)[["problem_id", "tokens"]].assign(nats=0.0)
 
-    def compute():
+    def compute() -> pd.DataFrame:
         base = _intervention(profile, name).base
         return _forward(
             profile, base, loading.load_model(profile, base), _model_with(profile, name)
@@ -347,89 +211,90 @@ def divergences(profile, name):
     return _stored(profile, name, "-divergence", compute)
 
 
-def table(profile, names):
-    """One row an intervention, run or model by name: what it is, its length, and what it does, with 95 % intervals.
+def table(profile: Profile, names: Sequence[str]) -> pd.DataFrame:
+    """One row per intervention, run or model by name: what it is, its length, and what it does.
 
-    Columns: run (the first that it is built of), part (the name), label, norm, n, accuracy, low, high, kl, kl_low, kl_high (nats a token), tokens
-    (mean length of an answer).
+    Intervals are those of 95 %. Columns: run (the first that it is built of), part (the name),
+    label, norm, n, accuracy, low, high, kl, kl_low, kl_high (nats per token), tokens (mean length
+    of an answer).
     """
     plan, rows = planned(profile), []
-    needed = {run for name in names for run in (plan[name].runs if name in plan else [name])} - set(
-        profile.models
-    )
-    adapters = {run: update_of(profile, run) for run in sorted(needed)}
+    needed = {run for name in names for run in (plan[name].runs if name in plan else [name])}
+    adapters = {run: update_of(profile, run) for run in sorted(needed - set(profile.models))}
     for name in names:
         update = plan[name].build(adapters) if name in plan else adapters.get(name, {})
-        answered, apart = records(profile, name), divergences(profile, name)
-        low, high = statistics.wilson(answered.correct.sum(), len(answered))
-        kl, kl_low, kl_high = statistics.bootstrap_ratio(apart.nats, apart.tokens)
+        answers, divergence = records(profile, name), divergences(profile, name)
+        low, high = statistics.wilson(answers.correct.sum(), len(answers))
+        kl, kl_low, kl_high = statistics.bootstrap_ratio(divergence.nats, divergence.tokens)
         rows.append(
             {
                 "run": plan[name].runs[0] if name in plan else name,
                 "part": name,
                 "label": _label(name),
                 "norm": float(updates.norm(update)),
-                "n": len(answered),
-                "accuracy": answered.correct.mean(),
+                "n": len(answers),
+                "accuracy": answers.correct.mean(),
                 "low": low,
                 "high": high,
                 "kl": kl,
                 "kl_low": kl_low,
                 "kl_high": kl_high,
-                "tokens": answered.tokens.mean(),
+                "tokens": answers.tokens.mean(),
             }
         )
     return pd.DataFrame(rows)
 
 
-def compared(profile, pairs):
-    """Paired tests on the same problems, Holm-corrected over the given pairs (part, against) of names.
+def compared(profile: Profile, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Paired tests on the same problems, Holm-corrected over the given pairs (part, against).
 
-    Columns: part, against, difference (of accuracies, the first minus the second), low, high, p (exact McNemar), detectable (with 80 % power), p_holm.
+    Columns: part, against, difference (of accuracies, the first minus the second), low, high, p
+    (exact McNemar), detectable (with 80 % power), p_holm.
     """
-    answered = pd.concat(
+    answers = pd.concat(
         [
             records(profile, name).assign(run=name)
             for name in dict.fromkeys(name for pair in pairs for name in pair)
         ]
     )
-    found = statistics.mcnemar_table(answered, pairs).rename(
-        columns={"run_a": "part", "run_b": "against"}
-    )
-    return found[["part", "against", "difference", "low", "high", "p", "detectable", "p_holm"]]
+    tests = statistics.mcnemar_table(answers, pairs)
+    return tests.rename(columns={"run_a": "part", "run_b": "against"})[
+        ["part", "against", "difference", "low", "high", "p", "detectable", "p_holm"]
+    ]
 
 
-def above_scaling(profile, names, run):
-    """How much more the given interventions solve than plain scaling of a run does at the same forward KL, problem by problem.
+def above_scaling(profile: Profile, names: Sequence[str], run: str) -> pd.DataFrame:
+    """How much more the given interventions solve than plain scaling of a run at the same KL does.
 
-    The curve goes from the base through t dW for the `SCALES` of the run and through the run itself, straight in sqrt(KL) between neighbours,
-    since KL grows with the square of a short update. Its own uncertainty in KL is not part of the interval. Columns: part, kl, on_curve (share
-    solved there), difference, low, high, p (paired normal), p_holm (over the names); NaN for what lies beyond the curve's end.
+    Compared problem by problem, at the same forward KL. The curve goes from the base through t dW
+    for the `SCALES` of the run and through the run itself, straight in sqrt(KL) between neighbours,
+    since KL grows with the square of a short update. Its own uncertainty in KL is not part of the
+    interval. Columns: part, kl, on_curve (share solved
+    there), difference, low, high, p (paired normal), p_holm (over the names); NaN for what lies
+    beyond the curve's end.
     """
-    points = ["base", *(f"{run} times {t:g}" for t in SCALES[run]), run]
-    places = {
-        name: max(0.0, apart.nats.sum() / apart.tokens.sum()) ** 0.5
-        for name in (*points, *names)
-        for apart in [divergences(profile, name)]
-    }
-    points = sorted(points, key=places.get)
+    curve = ["base", *(f"{run} times {t:g}" for t in SCALES[run]), run]
+    root_kl = {name: max(0.0, _kl(divergences(profile, name))) ** 0.5 for name in (*curve, *names)}
+    curve = sorted(curve, key=lambda point: root_kl[point])
+    at_curve = [root_kl[point] for point in curve]
     solved = pd.DataFrame(
-        {name: records(profile, name).set_index("problem_id").correct for name in (*points, *names)}
+        {name: records(profile, name).set_index("problem_id").correct for name in (*curve, *names)}
     ).astype(float)
     rows = []
     for name in names:
+        # The points of the curve, as weights that interpolate between the two next to the name:
+        # problem by problem, so that the difference below is paired.
         weights = [
-            np.interp(places[name], [places[point] for point in points], one, right=np.nan)
-            for one in np.eye(len(points))
+            np.interp(root_kl[name], at_curve, unit, right=np.nan) for unit in np.eye(len(curve))
         ]
-        on_curve = solved[points].to_numpy() @ weights
+        on_curve = solved[curve].to_numpy() @ weights
         excess = solved[name].to_numpy() - on_curve
         error = excess.std(ddof=1) / len(excess) ** 0.5
         p = 2 * norm.sf(abs(excess.mean()) / error) if error else float(excess.mean() == 0)
         rows.append(
             {
                 "part": name,
-                "kl": places[name] ** 2,
+                "kl": root_kl[name] ** 2,
                 "on_curve": on_curve.mean(),
                 "difference": excess.mean(),
                 "low": excess.mean() - _Z * error,
@@ -437,84 +302,99 @@ def above_scaling(profile, names, run):
                 "p": p,
             }
         )
-    found = pd.DataFrame(rows)
-    is_on = found.p.notna()
-    found.loc[is_on, "p_holm"] = statistics.holm(found.p[is_on]) if is_on.any() else np.nan
-    return found
+    comparison = pd.DataFrame(rows)
+    is_on = comparison.p.notna()
+    p_holm = statistics.holm(comparison.p[is_on]) if is_on.any() else np.nan
+    comparison.loc[is_on, "p_holm"] = p_holm
+    return comparison
 
 
-def _at_kl(profile, name, update, target):
-    """The update scaled to be as far from the base, by forward KL a token, as the run `target`, within `TOLERANCE`; the scale is stored."""
+def _kl(divergence: pd.DataFrame) -> float:
+    """Nats per token of a table of `divergences`."""
+    return float(divergence.nats.sum() / divergence.tokens.sum())
 
-    def compute():
-        aim = divergences(profile, target)
+
+# --- an update at a given divergence --------------------------------------------------------------
+
+
+def _at_kl(profile: Profile, name: str, update: Update, target: str) -> Update:
+    """The update scaled to be as far from the base as the run `target`; the scale is stored.
+
+    By forward KL per token, within `TOLERANCE`.
+    """
+
+    def compute() -> pd.DataFrame:
+        aim = _kl(divergences(profile, target))
         base_name = profile.runs[target].base
-        base, policy = (loading.load_model(profile, base_name).float() for _ in range(2))
+        base, policy = (base_weights.float32_model(profile, base_name) for _ in range(2))
         weights = updates.weights_of(policy, update)
 
-        def reached(t):
-            updates.put(policy, weights, scaled(update, t))
-            apart = _forward(profile, base_name, base, policy)
-            return apart.nats.sum() / apart.tokens.sum()
+        def kl_at(t: float) -> float:
+            updates.put(policy, weights, edits.scaled(update, t))
+            return _kl(_forward(profile, base_name, base, policy))
 
-        return pd.DataFrame([bisected(reached, aim.nats.sum() / aim.tokens.sum())])
+        return pd.DataFrame([bisected(kl_at, aim)])
 
-    return scaled(update, float(_stored(profile, name, "-scale", compute).scale[0]))
+    return edits.scaled(update, float(_stored(profile, name, "-scale", compute).scale[0]))
 
 
-def bisected(reached, aim):
-    """{"scale", "reached", "aim"}: the scale t > 0 where an increasing function `reached(t)`, zero at 0, comes within `TOLERANCE` of `aim`.
+def bisected(function: Callable[[float], float], aim: float) -> dict[str, float]:
+    """The scale t > 0 where an increasing function of t, zero at 0, is within `TOLERANCE` of `aim`.
 
-    Raises ValueError if it stays below the aim up to t = 64.
+    Returns {"scale", "reached", "aim"}, `reached` being the function's value at the scale. Raises
+    ValueError if it stays below the aim up to t = 64.
 
     >>> round(bisected(lambda t: t ** 2, 9.0)["scale"], 1)
     3.0
     """
+    # First double the upper end until the aim lies between the ends, then halve what is between.
     low, high = 0.0, 1.0
-    while reached(high) < aim:
+    while function(high) < aim:
         low, high = high, 2 * high
         if high > _LARGEST:
             raise ValueError(
-                f"even {_LARGEST:g} times the update stays below {aim:.3g} nats a token: choose a nearer target"
+                f"even {_LARGEST:g} times the update stays below {aim:.3g} nats per token: choose "
+                "a nearer target"
             )
     for _ in range(_HALVINGS):
         scale = (low + high) / 2
-        found = reached(scale)
-        if abs(found - aim) <= TOLERANCE * aim:
+        reached = function(scale)
+        if abs(reached - aim) <= TOLERANCE * aim:
             break
-        low, high = (scale, high) if found < aim else (low, scale)
-    return {"scale": scale, "reached": found, "aim": aim}
+        low, high = (scale, high) if reached < aim else (low, scale)
+    return {"scale": scale, "reached": reached, "aim": aim}
 
 
-def _forward(profile, base_name, base, policy):
-    written = likelihood.samples(profile, base_name)
-    return pd.DataFrame(
-        {
-            "problem_id": written.problem_id,
-            "nats": likelihood.summed_divergence(base, policy, written),
-            "tokens": written.tokens,
-        }
-    )
+def _forward(
+    profile: Profile, base_name: str, base: CausalModel, policy: CausalModel
+) -> pd.DataFrame:
+    """KL(base || policy) along the base's samples: problem_id, nats, tokens."""
+    samples = likelihood.samples(profile, base_name)
+    nats = likelihood.summed_divergence(base, policy, samples)
+    return pd.DataFrame({"problem_id": samples.problem_id, "nats": nats, "tokens": samples.tokens})
 
 
-def _model_with(profile, name):
+def _model_with(profile: Profile, name: str) -> CausalModel:
     """The base with an intervention's update written into its weights."""
     update = update_of(profile, name)
-    model = loading.load_model(profile, _intervention(profile, name).base).float()
+    model = base_weights.float32_model(profile, _intervention(profile, name).base)
     updates.put(model, updates.weights_of(model, update), update)
     return model
 
 
-def _stored(profile, name, part, compute):
+def _stored(
+    profile: Profile, name: str, part: str, compute: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    """The stored table of an intervention, or `compute()` if what determines it has changed."""
     torch.set_num_threads(profile.evaluation.threads)
-    made = {
+    runs = {
         run: trainer.identity(profile, profile.runs[run])
         for run in _intervention(profile, name).runs
     }
     identity = storage.digest(
         {
             "name": name,
-            "runs": made,
+            "runs": runs,
             "part": part,
             "evaluation": profile.evaluation.model_dump(),
             "problems": profile.problems.model_dump(mode="json"),
@@ -523,11 +403,7 @@ def _stored(profile, name, part, compute):
         }
     )
     file_name = re.sub(r"[^a-z0-9]+", "-", name) + part
-    return store.record(
-        profile.name,
-        "interventions",
-        file_name,
-        identity,
-        store.code_digest("helpers.analysis.interventions"),
-        compute,
+    code = store.code_digest("helpers.analysis.interventions")
+    return store.load_or_compute_record(
+        profile.name, "interventions", file_name, identity, code, compute
     )

@@ -1,46 +1,57 @@
-"""Predictions and their outcomes: what was expected of each control before it was run, and what came out.
+"""Predictions and outcomes: what was expected of each control before it was run, and what came out.
 
-After `statistics`; reads `book/predictions.md`, which is never edited, and tables of outcomes that the notebooks on controls write.
+Reads `book/predictions.md`, which is never edited, and the tables of outcomes that the notebooks on
+controls write through this module; before the notebook on the verdict, which shows all of them.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from helpers import store
 
-_COLUMNS = ("number", "expected", "changes")
+_COLUMNS = ("number", "expected", "changes")  # of a table in book/predictions.md
 _OUTCOME = ("outcome", "value", "low", "high", "is_expected", "changes_mind")
 
 
-def lines():
-    """The predictions in their order: columns section, number (what was to be measured), expected, changes (what would change our mind)."""
+def load() -> pd.DataFrame:
+    """The predictions in their order.
+
+    Columns section, number (what was to be measured), expected, changes (what would change our
+    mind).
+    """
     section, rows = None, []
     for line in (store.ROOT / "book" / "predictions.md").read_text().splitlines():
         if line.startswith("## "):
             section = line.removeprefix("## ")
         elif line.startswith("|") and not line.startswith(("| number", "|---")):
-            rows.append(
-                {
-                    "section": section,
-                    **dict(
-                        zip(
-                            _COLUMNS,
-                            (cell.strip() for cell in line.strip("|").split("|")),
-                            strict=True,
-                        )
-                    ),
-                }
-            )
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            rows.append({"section": section, **dict(zip(_COLUMNS, cells, strict=True))})
     return pd.DataFrame(rows)
 
 
-def outcome(number, value, is_expected, changes_mind, low=None, high=None, form="{:.3f}", about=""):
-    """One outcome, for `write`: `number` as it stands in the predictions, our value with its interval, whether it lies in the expected
-    range, and whether it is what would have changed our mind. `about` is a short remark, such as which of several values is shown."""
-    text = (
-        form.format(value)
-        + (f" ({form.format(low)} to {form.format(high)})" if low is not None else "")
-        + (f"; {about}" if about else "")
-    )
+def outcome(
+    number: str,
+    value: float,
+    is_expected: bool,
+    changes_mind: bool,
+    low: float | None = None,
+    high: float | None = None,
+    form: str = "{:.3f}",
+    about: str = "",
+) -> dict[str, Any]:
+    """One outcome, for `write`.
+
+    number: what was measured, as the predictions word it. value, low, high: ours with its interval.
+    is_expected: whether it lies in the expected range. changes_mind: whether it is what would have
+    changed our mind. about: a short remark, such as which of several values is shown.
+    """
+    text = form.format(value)
+    if low is not None:
+        text += f" ({form.format(low)} to {form.format(high)})"
+    if about:
+        text += f"; {about}"
     return {
         "number": number,
         "outcome": text,
@@ -52,26 +63,31 @@ def outcome(number, value, is_expected, changes_mind, low=None, high=None, form=
     }
 
 
-def write(profile_name, page, outcomes):
-    """Store the outcomes that a page found as the table `outcomes_<page>`; returns them beside what was expected, for the page.
+def write(profile_name: str, page: str, outcomes: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Store the outcomes that a page found as the table `outcomes_<page>`.
 
-    Raises ValueError for an outcome that nobody predicted.
+    Returns them next to what was expected, for the page. Raises ValueError for an outcome that
+    nobody predicted.
     """
-    found, predicted = pd.DataFrame(outcomes), lines()
-    if unknown := set(found.number) - set(predicted.number):
+    table, predicted = pd.DataFrame(outcomes), load()
+    if unknown := set(table.number) - set(predicted.number):
         raise ValueError(
-            f"no line of book/predictions.md reads {sorted(unknown)[0]!r}: copy the first column as it stands there"
+            f"no line of book/predictions.md reads {sorted(unknown)[0]!r}: copy the first column "
+            "as it is there"
         )
-    store.write_table(profile_name, f"outcomes_{page}", found)
-    return found.merge(predicted, on="number")[
+    store.write_table(profile_name, f"outcomes_{page}", table)
+    return table.merge(predicted, on="number")[
         ["number", "expected", "outcome", "is_expected", "changes", "changes_mind"]
     ]
 
 
-def outcomes(profile_name):
-    """All predictions in their order beside the outcomes that the pages stored; a prediction without outcome has none (NaN)."""
-    tables = sorted((store.results(profile_name) / "tables").glob("outcomes_*.parquet"))
-    found = [store.read_frame(path) for path in tables] or [
-        pd.DataFrame(columns=["number", *_OUTCOME])
-    ]
-    return lines().merge(pd.concat(found), on="number", how="left")
+def outcomes(profile_name: str) -> pd.DataFrame:
+    """All predictions in their order with the outcomes that the pages stored.
+
+    A prediction without an outcome has NaN. Columns as `load`, and outcome (text), value, low,
+    high, is_expected, changes_mind.
+    """
+    paths = sorted((store.results(profile_name) / "tables").glob("outcomes_*.parquet"))
+    tables = [store.read_frame(path) for path in paths]
+    none = pd.DataFrame(columns=["number", *_OUTCOME])
+    return load().merge(pd.concat(tables or [none]), on="number", how="left")

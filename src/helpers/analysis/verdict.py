@@ -19,13 +19,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from helpers import store
-from helpers.analysis.claim_statistics import STATISTICS, Finding, Tables
+from helpers.analysis.claim_statistics import STATISTICS, Finding, Number, Ordering, Tables
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
 HOLDS, FAILS = "holds", "does not hold here"
 CHANCE, CONSTRUCTION = "holds, but at chance", "holds, by construction"
 UNTESTED = "can't be tested at this size"
-PRETRAINED = "smollm2-135m"  # the study that others are set beside as a second model
+PRETRAINED = "smollm2-135m"  # the study whose geometry others are compared with
 
 Band = tuple[float, float]
 
@@ -42,14 +42,25 @@ class Measurement(BaseModel):
         if self.name not in STATISTICS:
             raise ValueError(f"unknown statistic: choose one of {', '.join(STATISTICS)}")
         try:
-            inspect.signature(STATISTICS[self.name]).bind(None, **self.model_extra)
+            inspect.signature(STATISTICS[self.name]).bind(None, **self.arguments)
         except TypeError as error:
             raise ValueError(f"arguments of {self.name}: {error}") from error
+        known = Ordering.__annotations__
+        if unknown := set(self.arguments.get("ordering", {})) - set(known):
+            raise ValueError(
+                f"ordering of {self.name}: unknown key {sorted(unknown)[0]!r}: choose among "
+                f"{', '.join(known)}"
+            )
         return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the statistic besides the tables."""
+        return self.model_extra or {}
 
     def of(self, tables: Tables) -> Finding | None:
         """What the statistic finds in the tables."""
-        return STATISTICS[self.name](tables, **self.model_extra)
+        return STATISTICS[self.name](tables, **self.arguments)
 
 
 class Claim(BaseModel):
@@ -72,8 +83,9 @@ class Claim(BaseModel):
 def load_claims(path: Path = CLAIMS) -> list[Claim]:
     """The claims of a file, in its order.
 
-    Raises ValueError for an unknown or missing field, an unknown statistic or argument, or a value
-    of another type, naming the file, the claim, the field and the value.
+    Raises ValueError for an unknown or missing field, an unknown statistic or argument, an unknown
+    key of an ordering, or a value of another type, naming the file, the claim, the field and the
+    value.
     """
     claims = []
     for record in yaml.safe_load(path.read_text(encoding="utf-8")):
@@ -81,29 +93,30 @@ def load_claims(path: Path = CLAIMS) -> list[Claim]:
             claims.append(Claim(**record))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
+            field = ".".join(map(str, first["loc"]))
             raise ValueError(
-                f"{path.name}: claim {record.get('claim')!r}: {place}: {first['msg']} "
+                f"{path.name}: claim {record.get('claim')!r}: {field}: {first['msg']} "
                 f"(found {first['input']!r})"
             ) from error
     return claims
 
 
 def verdict_table(profile_name: str) -> pd.DataFrame:
-    """The `verdict` table: one row a claim.
+    """The `verdict` table: one row per claim.
 
     Columns part, claim, paper, value, low, high, control, verdict, ours, paper_value, chance_low,
     chance_high. `value` with its interval `low` to `high` is in the claim's own unit; `ours` is the
     same as text; `control` says what the value would be by chance or without what the claim is
     about, `chance_low` to `chance_high` is that band, and `paper_value` the paper's number where it
-    is one of the same quantity. Intervals are over seeds (`replication.interval`), for accuracies over
-    seeds and problems. A part that needs a table that no page of the profile wrote is left out.
+    is one of the same quantity. Intervals are over seeds (`replication.interval`), for accuracies
+    over seeds and problems. A part that needs a table which no page of the profile wrote is left
+    out.
     """
     tables, claims, rows = Tables(profile_name), load_claims(), []
     for part in dict.fromkeys(claim.part for claim in claims):
         with contextlib.suppress(FileNotFoundError):
-            found = [row_of(claim, tables) for claim in claims if claim.part == part]
-            rows += [row for row in found if row is not None]
+            judged = [row_of(claim, tables) for claim in claims if claim.part == part]
+            rows += [row for row in judged if row is not None]
     return pd.DataFrame(rows)
 
 
@@ -114,13 +127,13 @@ def row_of(claim: Claim, tables: Tables) -> dict[str, Any] | None:
     a value which its statistic does not have.
     """
     untested = Finding((np.nan, np.nan, np.nan), is_true=False)
-    found = claim.statistic.of(tables) if claim.statistic else untested
-    if found is None:
+    finding = claim.statistic.of(tables) if claim.statistic else untested
+    if finding is None:
         return None
-    value, low, high = (float(number) for number in found.interval)
-    band, control = _band_and_control(claim, found.values)
-    by_construction = claim.by_construction or found.by_construction
-    verdict = judge(found.is_true, low, high, band, by_construction, claim.margin)
+    value, low, high = (float(number) for number in finding.interval)
+    band, control = _band_and_control(claim, finding.values)
+    by_construction = claim.by_construction or finding.by_construction
+    verdict = judge(finding.is_true, low, high, band, by_construction, claim.margin)
     interval = f" ({low:{claim.form}} to {high:{claim.form}})" if low < high else ", one run"
     return {
         "part": claim.part,
@@ -151,12 +164,12 @@ def _band_and_control(claim: Claim, values: dict[str, Any]) -> tuple[Band | None
 
 
 def judge(
-    is_true: bool,
-    low: float,
-    high: float,
-    band: Band | None = None,
+    is_true: bool | np.bool,
+    low: Number,
+    high: Number,
+    band: tuple[Number, Number] | None = None,
     by_construction: bool = False,
-    margin: float | None = None,
+    margin: Number | None = None,
 ) -> str:
     """One of the verdicts, from the truth of the ordering, our interval, and the control's band.
 
@@ -196,12 +209,12 @@ def side_by_side(profile_names: Sequence[str]) -> pd.DataFrame:
 
     Columns paper, and for each profile (name, "ours") and (name, "verdict").
     """
-    found = {name: store.read_table(name, "verdict").set_index("claim") for name in profile_names}
-    papers = pd.concat([table.paper for table in found.values()])
+    tables = {name: store.read_table(name, "verdict").set_index("claim") for name in profile_names}
+    papers = pd.concat([table.paper for table in tables.values()])
     papers = papers[~papers.index.duplicated()]
     columns = {
         (name, column): table[column].reindex(papers.index)
-        for name, table in found.items()
+        for name, table in tables.items()
         for column in ("ours", "verdict")
     }
     return pd.concat([papers.to_frame(), pd.DataFrame(columns)], axis=1)

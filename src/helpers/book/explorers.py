@@ -2,9 +2,9 @@
 
 An explorer is one block of HTML with its data, its style and its script inside. The same block
 works on a page of the book, from disk and in a live notebook. This module says what an explorer
-shows. How it looks and what its controls do stands in `templates/`: for each kind its HTML and its
+shows; how it looks and what its controls do is in `templates/`: for each kind its HTML and its
 script, `<kind>.html` and `<kind>.js`, and for all of them `card.html`, `table.html`, `card.js` and
-`explorer.css`.
+`explorer.css`. Like figures, explorers come last in the flow of data and compute nothing.
 
 All text reaches the page escaped or through `textContent`, and each block is an opaque card, so
 that it reads in both themes.
@@ -36,11 +36,12 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.policies["json.dumps_kwargs"] = {"allow_nan": False}  # a browser reads no NaN
 
+# By metric of the table `connectivity`.
 _HEADINGS = {
-    "rollout": "loss of rollouts, nats a token",
-    "boxed answer": "loss of the bare answer, nats a token",
+    "rollout": "loss of rollouts, nats per token",
+    "boxed answer": "loss of the bare answer, nats per token",
     "accuracy": "share of problems solved",
-}  # by metric of the table `connectivity`
+}
 
 
 def frames(
@@ -67,7 +68,8 @@ def rollout_browser(problems: list[dict[str, Any]], methods: list[str], name: st
     """A card with rollouts token by token, coloured by the weight an objective gives each token.
 
     problems: {"question", "answer", "completions": [{"reward", "tokens": [text], "weights":
-        {method: [number a token]}}]} of each; a method that does not use a completion has no entry.
+        {method: [number per token]}}]} of each; a method that does not use a completion has no
+        entry.
     methods: names of the objectives, in the order of the list to choose from.
     name: id of the card, unique on the page.
     """
@@ -131,24 +133,23 @@ def _card(
     **settings: Any,
 ) -> HTML:
     """The card of one kind: `data` is for its script, `settings` for its template alone."""
-    style, shared, own = (
+    style, shared_script, script = (
         (_TEMPLATES / file).read_text(encoding="utf-8")
         for file in ("explorer.css", "card.js", f"{kind}.js")
     )
-    return HTML(
-        _ENVIRONMENT.get_template(f"{kind}.html").render(
-            kind=kind,
-            name=name,
-            data=data,
-            table=_texts(table),
-            style=style,
-            script=f"{shared}\n{own}",
-            **settings,
-        )
+    page = _ENVIRONMENT.get_template(f"{kind}.html").render(
+        kind=kind,
+        name=name,
+        data=data,
+        table=_cell_texts(table),
+        style=style,
+        script=f"{shared_script}\n{script}",
+        **settings,
     )
+    return HTML(page)  # type: ignore[no-untyped-call]
 
 
-def _texts(table: pd.DataFrame | list[dict[str, Any]]) -> dict[str, list[Any]]:
+def _cell_texts(table: pd.DataFrame | list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Headings of a table and the texts of its cells, row by row."""
     rows = table if isinstance(table, list) else table.to_dict("records")
     return {

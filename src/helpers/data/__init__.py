@@ -1,1 +1,2 @@
-"""Problems and their answers, templated and from public collections; grading; the tables of rollouts."""
+"""Problems and their answers, templated and from public collections; grading; the tables of
+rollouts."""

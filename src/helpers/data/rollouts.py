@@ -1,23 +1,38 @@
-"""Rollouts: sampling K completions a prompt, rewarding them, and the one table that every objective trains on.
+"""Rollouts: K completions per prompt, their rewards, and the one table that every objective trains
+on.
 
-Comes after `problems` and `models`, before `objectives`. The table is made once and shipped; training never samples.
+Comes after `problems` and the models, before the training. The table is made once and shipped;
+training by a table never samples.
 """
 
+import functools
 import json
 import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapter_geometry import storage
 from helpers import store
 from helpers.data import grading, problems, templates
+from helpers.data.problem import Problem
 from helpers.models import loading, logprobs, sampling
+from helpers.profiles import EndpointSettings, Profile
+
+# What a writer elsewhere wrote, by problem_id: K pairs of a text and whether it was cut.
+Texts = dict[str, list[tuple[str, bool]]]
 
 _BATCHES_A_PART = 4  # of sampling, between two checkpoints of a table
-# --- the table -----------------------------------------------------------------------------------------------------
+_STYLES = {"teacher": "wordy", "base": "terse"}  # of worked solutions in the place of rollouts
+_ERROR_RATE = 0.15  # of the equations in those
+
+# --- the table -----------------------------------------------------------------------------------
 
 _SCHEMA = pa.schema(
     {
@@ -39,387 +54,484 @@ _SCHEMA = pa.schema(
 )
 
 
-def table_path(profile, writer="teacher"):
-    """Where the table of the rollouts of a writer ("teacher", or "base" for its own) lies: shipped under data/, or made under results/."""
-    shipped, made = {
+def table_path(profile: Profile, writer: str = "teacher") -> Path:
+    """Path of the table of the rollouts of a writer ("teacher", or "base" for the self-generated
+    ones): shipped under data/, or made under results/."""
+    shipped, file_name = {
         "teacher": (profile.rollouts.table, "rollouts.parquet"),
         "base": (profile.rollouts.own_table, "own-rollouts.parquet"),
     }[writer]
-    return store.ROOT / shipped if shipped else store.results(profile.name) / made
+    return store.ROOT / shipped if shipped else store.results(profile.name) / file_name
 
 
-def settings(profile, writer="teacher"):
+def settings(profile: Profile, writer: str = "teacher") -> dict[str, Any]:
     """All that determines the table, as written into its metadata."""
-    kept = profile.rollouts.model_dump(exclude={"table", "own_table", "batch_size"})
     return {
         "profile": profile.name,
-        "rollouts": kept,
+        "rollouts": profile.rollouts.model_dump(exclude={"table", "own_table", "batch_size"}),
         "problems": profile.problems.model_dump(mode="json"),
         "models": {name: loading.model_digest(profile.name, name) for name in (writer, "base")},
     }
 
 
-def sample_rollouts(profile, chosen, batch_size=None, writer="teacher", model=None, told=None):
-    """The rows of the table for the given problems, as a DataFrame: K completions each, rewarded, without log-probabilities.
+def sample_rollouts(
+    profile: Profile,
+    chosen: Sequence[Problem],
+    batch_size: int | None = None,
+    writer: str = "teacher",
+    model: PreTrainedModel | None = None,
+    texts: Texts | None = None,
+) -> pd.DataFrame:
+    """The rows of the table for the chosen problems: K completions each, rewarded.
 
-    Problems that a server does not answer are left out. model: the writer, if it is loaded already; told: its `written_elsewhere`, if it was asked already.
+    The columns are those of the table without `logp_behaviour` and `logp_base`. Problems that a
+    server does not answer are left out.
+
+    batch_size: sequences sampled side by side, the profile's unless given. model: the writer, if it
+    is loaded already. texts: the writer's `written_elsewhere`, if it was asked already.
     """
-    tokenizer, how = (
-        loading.load_tokenizer(profile, "base" if profile.is_elsewhere(writer) else writer),
-        profile.rollouts,
-    )
-    end = [tokenizer.eos_token_id]
-    if profile.is_elsewhere(writer):
-        told = told or written_elsewhere(profile, chosen)
-        chosen = [problem for problem in chosen if problem.problem_id in told]
-    prompts = [
-        loading.prompt_ids(tokenizer, problem.question, profile.problems.instruction)
-        for problem in chosen
-        for _ in range(how.samples)
-    ]
-    if profile.is_elsewhere(writer):
-        texts = [answer for problem in chosen for answer in told[problem.problem_id]]
-        completions = [
-            tokenizer(text, add_special_tokens=False).input_ids + ([] if is_cut else end)
-            for text, is_cut in texts
-        ]
-    elif how.source == "solutions":
-        manner = {"teacher": "wordy", "base": "terse"}[writer]
-        draws = [
-            np.random.default_rng([how.seed, int(problem.problem_id, 16)]) for problem in chosen
-        ]
-        texts = [
-            templates.worked_solution(problem, manner, rng, slip_rate=0.15)
-            for problem, rng in zip(chosen, draws, strict=True)
-            for _ in range(how.samples)
-        ]
-        completions = [tokenizer(text, add_special_tokens=False).input_ids + end for text in texts]
+    is_elsewhere = profile.is_elsewhere(writer)
+    tokenizer = loading.load_tokenizer(profile, "base" if is_elsewhere else writer)
+    if is_elsewhere:
+        texts = texts or written_elsewhere(profile, chosen)
+        chosen = [problem for problem in chosen if problem.problem_id in texts]
+        completions = _tokens_of_texts(tokenizer, chosen, texts)
+    elif profile.rollouts.source == "solutions":
+        completions = _tokens_of_solutions(profile, tokenizer, chosen, writer)
     else:
-        position = {
-            problem.problem_id: number
-            for number, problem in enumerate(problems.problem_sets(profile.problems)["train"])
-        }
-        indices = [
-            position[problem.problem_id] * how.samples + sample_id
-            for problem in chosen
-            for sample_id in range(how.samples)
-        ]
-        with tqdm(total=len(prompts), desc="rollouts", unit="completion") as progress:
-            completions = sampling.sample(
-                model or loading.load_model(profile, writer),
-                prompts,
-                max_new_tokens=how.max_new_tokens,
-                end_id=tokenizer.eos_token_id,
-                batch_size=batch_size or how.batch_size,
-                temperature=how.temperature,
-                seed=how.seed,
-                indices=indices,
-                progress=progress,
-            )
+        completions = _sampled_tokens(
+            profile,
+            tokenizer,
+            chosen,
+            model or loading.load_model(profile, writer),
+            batch_size or profile.rollouts.batch_size,
+        )
+    return _graded_rows(profile, tokenizer, chosen, completions)
+
+
+def _tokens_of_texts(
+    tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Problem], texts: Texts
+) -> list[list[int]]:
+    """Token ids of texts written elsewhere; a text that was cut gets no end token."""
+    written = [answer for problem in chosen for answer in texts[problem.problem_id]]
+    return [
+        _token_ids(tokenizer, text) + ([] if is_cut else [tokenizer.eos_token_id])
+        for text, is_cut in written
+    ]
+
+
+def _tokens_of_solutions(
+    profile: Profile, tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Problem], writer: str
+) -> list[list[int]]:
+    """Token ids of worked solutions with errors, drawn by the problem so that they do not depend on
+    the others."""
+    completions = []
+    for problem in chosen:
+        rng = np.random.default_rng([profile.rollouts.seed, int(problem.problem_id, 16)])
+        for _ in range(profile.rollouts.samples):
+            text = templates.worked_solution(problem, _STYLES[writer], rng, _ERROR_RATE)
+            completions.append([*_token_ids(tokenizer, text), tokenizer.eos_token_id])
+    return completions
+
+
+def _sampled_tokens(
+    profile: Profile,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Sequence[Problem],
+    model: PreTrainedModel,
+    batch_size: int,
+) -> list[list[int]]:
+    """Token ids sampled from a model, each with a draw of its own by its row in the whole table, so
+    that a part of the table is sampled as within the whole."""
+    rollout_settings = profile.rollouts
+    samples = rollout_settings.samples
+    positions = {
+        problem.problem_id: position
+        for position, problem in enumerate(problems.problem_sets(profile.problems)["train"])
+    }
+    indices = [
+        positions[problem.problem_id] * samples + sample_id
+        for problem in chosen
+        for sample_id in range(samples)
+    ]
+    prompts = [prompt for prompt in _prompts(profile, tokenizer, chosen) for _ in range(samples)]
+    with tqdm(total=len(prompts), desc="rollouts", unit="completion") as progress:
+        return sampling.sample(
+            model,
+            prompts,
+            max_new_tokens=rollout_settings.max_new_tokens,
+            end_id=tokenizer.eos_token_id,
+            batch_size=batch_size,
+            temperature=rollout_settings.temperature,
+            seed=rollout_settings.seed,
+            indices=indices,
+            progress=progress,
+        )
+
+
+def _graded_rows(
+    profile: Profile,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Sequence[Problem],
+    completions: Sequence[list[int]],
+) -> pd.DataFrame:
+    """Rows of the table from K completions of each problem, one problem after the other."""
+    samples = profile.rollouts.samples
+    prompts = _prompts(profile, tokenizer, chosen)
     rows = []
-    for number, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
-        problem = chosen[number // how.samples]
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        graded = grading.grade(text, problem.answer)
+    for index, ids in enumerate(completions):
+        problem = chosen[index // samples]
+        text = cast(str, tokenizer.decode(ids, skip_special_tokens=True))
+        grade = grading.grade(text, problem.answer)
         rows.append(
             {
                 "problem_id": problem.problem_id,
-                "sample_id": number % how.samples,
+                "sample_id": index % samples,
                 "prompt": problem.question,
                 "completion": text,
-                "prompt_ids": prompt,
+                "prompt_ids": prompts[index // samples],
                 "completion_ids": ids,
                 "gold": problem.answer,
-                "answer": graded.answer,
-                "reward": float(graded.correct),
-                "status": graded.status,
-                "truncated": ids[-1:] != end,
+                "answer": grade.answer,
+                "reward": float(grade.correct),
+                "status": grade.status,
+                "truncated": ids[-1:] != [tokenizer.eos_token_id],
                 "tokens": len(ids),
             }
         )
     return pd.DataFrame(rows)
 
 
-def written_elsewhere(profile, chosen):
-    """{problem_id: K pairs of text and whether it was cut} from the profile's server or its file; without problems that the server refused to answer."""
-    how, where = profile.rollouts, loading.source(profile, "teacher")
-    questions = [f"{problem.question} {profile.problems.instruction}".strip() for problem in chosen]
-    if where == "endpoint":
-        from helpers.data import (
-            servers,  # the client takes a second to import, and only large studies have a server
-        )
+def _prompts(
+    profile: Profile, tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Problem]
+) -> list[list[int]]:
+    instruction = profile.problems.instruction
+    return [loading.prompt_ids(tokenizer, problem.question, instruction) for problem in chosen]
 
-        folder = (
-            store.ROOT / "results" / "answers"
-        )  # shared by all profiles that ask the same server the same questions
-        told = servers.complete(
-            profile.endpoint,
-            questions,
-            samples=how.samples,
-            temperature=how.temperature,
-            max_tokens=how.max_new_tokens,
-            seed=how.seed,
-            folder=folder,
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+# --- texts that are written elsewhere ------------------------------------------------------------
+
+
+def written_elsewhere(profile: Profile, chosen: Sequence[Problem]) -> Texts:
+    """K texts of each problem from the profile's server or its file; without the problems that the
+    server refused to answer.
+
+    Raises ValueError for a file that can't be read, lacks a column, or has too few rollouts, and
+    what `servers.complete` raises.
+    """
+    where = loading.source_of(profile, "teacher")
+    if where == "endpoint":
+        return _written_by_server(profile, chosen)
+    return _written_in_file(store.ROOT / where.removeprefix("file:"), profile, chosen)
+
+
+def _written_by_server(profile: Profile, chosen: Sequence[Problem]) -> Texts:
+    # Late, since the client takes a second to import and only large studies have a server.
+    from helpers.data import servers
+
+    endpoint = cast(EndpointSettings, profile.endpoint)
+    instruction = profile.problems.instruction
+    completions = servers.complete(
+        endpoint,
+        [f"{problem.question} {instruction}".strip() for problem in chosen],
+        samples=profile.rollouts.samples,
+        temperature=profile.rollouts.temperature,
+        max_tokens=profile.rollouts.max_new_tokens,
+        seed=profile.rollouts.seed,
+        # Shared by all profiles that ask the same server the same questions.
+        folder=store.ROOT / "results" / "answers",
+    )
+    texts = {
+        problem.problem_id: [(one.text, one.finish_reason == "length") for one in answers]
+        for problem, answers in zip(chosen, completions, strict=True)
+        if all(one.text for one in answers)
+    }
+    if len(texts) < len(chosen):
+        warnings.warn(
+            f"{len(chosen) - len(texts)} of {len(chosen)} problems are left out: "
+            f"{endpoint.model} refused them, or gave an empty answer",
+            stacklevel=3,
         )
-        whole = {
-            problem.problem_id: answers
-            for problem, answers in zip(chosen, told, strict=True)
-            if all(one.text for one in answers)
-        }
-        if len(whole) < len(chosen):
-            warnings.warn(
-                f"{len(chosen) - len(whole)} of {len(chosen)} problems are left out: {profile.endpoint.model} refused them, or gave an empty answer",
-                stacklevel=2,
-            )
-        return {
-            problem_id: [(one.text, one.finish_reason == "length") for one in answers]
-            for problem_id, answers in whole.items()
-        }
-    file = store.ROOT / where.removeprefix("file:")
+    return texts
+
+
+def _written_in_file(file: Path, profile: Profile, chosen: Sequence[Problem]) -> Texts:
+    is_parquet = file.suffix == ".parquet"
     try:
-        given = (
-            pd.read_parquet(file)
-            if file.suffix == ".parquet"
-            else pd.read_json(file, lines=True, dtype=False)
-        )
+        rows = pd.read_parquet(file) if is_parquet else pd.read_json(file, lines=True, dtype=False)
     except ValueError as error:
+        kind = "Parquet" if is_parquet else "JSON lines"
+        raise ValueError(f"{file} can't be read as {kind}: {error}") from error
+    if missing := {"question", "completion"} - set(rows.columns):
         raise ValueError(
-            f"{file} can't be read as {'Parquet' if file.suffix == '.parquet' else 'JSON lines'}: {error}"
-        ) from error
-    if missing := {"question", "completion"} - set(given.columns):
-        raise ValueError(
-            f"{file}: rollouts need a column {sorted(missing)[0]!r}; it has {', '.join(given.columns)}"
+            f"{file}: rollouts need a column {sorted(missing)[0]!r}; "
+            f"it has {', '.join(rows.columns)}"
         )
     by_question = {
         " ".join(question.split()): list(group.completion)
-        for question, group in given.groupby("question", sort=False)
+        for question, group in rows.groupby("question", sort=False)
     }
-    found = {}
+    samples = profile.rollouts.samples
+    texts = {}
     for problem in chosen:
-        texts = by_question.get(" ".join(problem.question.split()), [])
-        if len(texts) < how.samples:
+        completions = by_question.get(" ".join(problem.question.split()), [])
+        if len(completions) < samples:
             raise ValueError(
-                f"{file}: {len(texts)} rollouts of the problem {problem.question[:60]!r}, the profile asks for {how.samples}: "
-                "lower rollouts.samples, or take the problems that the file answers as the training ones"
+                f"{file}: {len(completions)} rollouts of the problem {problem.question[:60]!r}, "
+                f"the profile asks for {samples}: lower rollouts.samples, "
+                "or take the problems that the file answers as the training ones"
             )
-        found[problem.problem_id] = [(text, False) for text in texts[: how.samples]]
-    return found
+        texts[problem.problem_id] = [(text, False) for text in completions[:samples]]
+    return texts
 
 
-def make_table(profile, writer="teacher"):
-    """Sample, reward and score the rollouts of a writer and write them whole; returns the table's path.
+# --- making and reading --------------------------------------------------------------------------
 
-    Works through the prompts part by part; an interrupted call goes on after its last finished part, to the same table.
+
+def make_table(profile: Profile, writer: str = "teacher") -> Path:
+    """Sample, reward and score the rollouts of a writer and write them whole; returns the table's
+    path.
+
+    Works through the prompts part by part; an interrupted call goes on after its last finished
+    part, to the same table.
+
+    Raises ValueError if writer and base have different tokenizers.
     """
-    chosen, how = problems.problem_sets(profile.problems)["train"], profile.rollouts
-    made_with = settings(profile, writer)
-    mark = storage.digest(
-        {"settings": made_with, "code": store.code_digest("helpers.data.rollouts")}
-    )
-    work = store.results(profile.name) / "checkpoints" / f"rollouts-{mark}"
-    size = max(1, _BATCHES_A_PART * how.batch_size // how.samples)
-    is_elsewhere = profile.is_elsewhere(writer)
-    told = (
-        written_elsewhere(profile, chosen) if is_elsewhere else None
-    )  # for all problems at once, so that a server always has work
-    if is_elsewhere:
-        chosen = [problem for problem in chosen if problem.problem_id in told]
-    if (
-        not is_elsewhere
-        and len(
-            {
-                loading.load_tokenizer(profile, name).backend_tokenizer.to_str()
-                for name in (writer, "base")
-            }
-        )
-        > 1
-    ):
-        raise ValueError(
-            f"the {writer} and the base of profile {profile.name!r} have different tokenizers: tokens of one mean nothing to the other; "
-            "let the teacher write elsewhere (an endpoint, or a file), so that its texts are read with the base's tokenizer"
-        )
-    models_of = {
-        name: loading.load_model(profile, name)
-        for name in dict.fromkeys(("base",) if is_elsewhere else (writer, "base"))
-    }
+    chosen: Sequence[Problem] = problems.problem_sets(profile.problems)["train"]
+    table_settings = settings(profile, writer)
+    code = store.code_digest("helpers.data.rollouts")
+    fingerprint = storage.digest({"settings": table_settings, "code": code})
+    texts, models = None, {}
+    if profile.is_elsewhere(writer):
+        # For all problems at once, so that a server always has work.
+        texts = written_elsewhere(profile, chosen)
+        chosen = [problem for problem in chosen if problem.problem_id in texts]
+    else:
+        _check_tokenizers(profile, writer)
+        models[writer] = loading.load_model(profile, writer)
+    if "base" not in models:
+        models["base"] = loading.load_model(profile, "base")
 
-    def part(first):
-        rows = sample_rollouts(
-            profile,
-            chosen[first : first + size],
-            writer=writer,
-            model=models_of.get(writer),
-            told=told,
-        )
+    def make_part(part: Sequence[Problem]) -> pd.DataFrame:
+        rows = sample_rollouts(profile, part, writer=writer, model=models.get(writer), texts=texts)
         scores = {
             name: logprobs.score(model, list(rows.prompt_ids), list(rows.completion_ids))
-            for name, model in models_of.items()
+            for name, model in models.items()
         }
         unknown = [np.full(tokens, np.nan, np.float32) for tokens in rows.tokens]
         return rows.assign(logp_behaviour=scores.get(writer, unknown), logp_base=scores["base"])
 
+    work = store.results(profile.name) / "checkpoints" / f"rollouts-{fingerprint}"
+    size = max(1, _BATCHES_A_PART * profile.rollouts.batch_size // profile.rollouts.samples)
     starts = tqdm(range(0, len(chosen), size), desc="table of rollouts", unit="part")
-    table = pd.concat(
-        [
-            store.frame(work, f"{first:06d}", mark, lambda first=first: part(first))
-            for first in starts
-        ],
-        ignore_index=True,
-    )
-    metadata, path = (
-        {
-            "settings": json.dumps(made_with, sort_keys=True),
-            "versions": json.dumps(store.provenance()),
-        },
-        table_path(profile, writer),
-    )
-    storage.write_frame(path, table, metadata, _SCHEMA)
-    store.relist(path)
+    parts = [
+        store.load_or_compute(
+            work,
+            f"{start:06d}",
+            fingerprint,
+            functools.partial(make_part, chosen[start : start + size]),
+        )
+        for start in starts
+    ]
+    path = table_path(profile, writer)
+    metadata = {
+        "settings": json.dumps(table_settings, sort_keys=True),
+        "versions": json.dumps(store.provenance()),
+    }
+    storage.write_frame(path, pd.concat(parts, ignore_index=True), metadata, _SCHEMA)
+    store.update_checksums(path)
     storage.remove(work)
     return path
 
 
-def require_table(profile, writer="teacher"):
-    """Path of a writer's table; FileNotFoundError says how to make it, ValueError that it is not the one that came with the book."""
+def _check_tokenizers(profile: Profile, writer: str) -> None:
+    tokenizers = {
+        loading.load_tokenizer(profile, name).backend_tokenizer.to_str()
+        for name in (writer, "base")
+    }
+    if len(tokenizers) > 1:
+        raise ValueError(
+            f"the {writer} and the base of profile {profile.name!r} have different tokenizers: "
+            "tokens of one mean nothing to the other; let the teacher write elsewhere "
+            "(an endpoint, or a file), so that its texts are read with the base's tokenizer"
+        )
+
+
+def require_table(profile: Profile, writer: str = "teacher") -> Path:
+    """Path of a writer's table; FileNotFoundError says how to make it, ValueError that it is not
+    the one that came with the book."""
     path = table_path(profile, writer)
     if not path.exists():
         raise FileNotFoundError(
-            f"no table of rollouts at {path.relative_to(store.ROOT)}: make it with `python -m helpers rollouts {profile.name} {writer}`"
+            f"no table of rollouts at {path.relative_to(store.ROOT)}: "
+            f"make it with `python -m helpers rollouts {profile.name} {writer}`"
         )
-    return store.intact(path)
+    return store.verify_checksums(path)
 
 
-def load_table(profile, writer="teacher"):
-    """The table of a writer's rollouts as a DataFrame, one row a rollout.
+def load_table(profile: Profile, writer: str = "teacher") -> pd.DataFrame:
+    """The table of a writer's rollouts, one row per rollout, with the columns of `_SCHEMA`.
 
-    Raises FileNotFoundError when it was not made yet, ValueError when it was made with other settings or models, naming what differs.
+    Raises FileNotFoundError when it was not made yet, ValueError when it was made with other
+    settings or models, naming what differs.
     """
     path = require_table(profile, writer)
-    table, made_with, wanted = (
-        store.read_frame(path),
-        store.read_metadata(path, "settings"),
-        json.loads(json.dumps(settings(profile, writer))),
-    )
-    for part, value in wanted.items():
-        if made_with[part] != value:
+    table = store.read_frame(path)
+    stored_settings = store.read_metadata(path, "settings")
+    # Through JSON as the stored ones, so that tuples are lists.
+    wanted_settings = json.loads(json.dumps(settings(profile, writer)))
+    for part, value in wanted_settings.items():
+        if stored_settings[part] != value:
             raise ValueError(
-                f"{path.relative_to(store.ROOT)} was made with other {part}: {made_with[part]}, the profile says {value}; "
+                f"{path.relative_to(store.ROOT)} was made with other {part}: "
+                f"{stored_settings[part]}, the profile says {value}; "
                 f"make it again with `python -m helpers rollouts {profile.name} {writer}`"
             )
     return table
 
 
-def group_statistics(table):
-    """One row a prompt: n rollouts, correct ones, pass rate, and the number of distinct correct completions."""
+def group_statistics(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per prompt: problem_id, n (rollouts), correct (those that are), pass_rate, and
+    distinct_correct (different texts among the correct ones)."""
     groups = table.groupby("problem_id", sort=False)
     distinct = table[table.reward > 0].groupby("problem_id").completion.nunique()
-    found = groups.reward.agg(n="size", correct="sum", pass_rate="mean").assign(
-        distinct_correct=distinct
-    )
-    return (
-        found.fillna({"distinct_correct": 0})
-        .astype({"correct": int, "distinct_correct": int})
-        .reset_index()
-    )
+    statistics = groups.reward.agg(n="size", correct="sum", pass_rate="mean")
+    # A prompt without a correct completion is missing from `distinct`.
+    statistics = statistics.assign(distinct_correct=distinct).fillna({"distinct_correct": 0})
+    return statistics.astype({"correct": int, "distinct_correct": int}).reset_index()
 
 
-def with_group_columns(table):
-    """The table with each row's advantage (reward minus group mean) and spread (standard deviation, n in the denominator)."""
+def with_group_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with two more columns: each row's advantage (reward minus group mean) and spread
+    (standard deviation of the group's rewards, n in the denominator)."""
     rewards = table.groupby("problem_id").reward
     return table.assign(
         advantage=table.reward - rewards.transform("mean"), spread=rewards.transform("std", ddof=0)
     )
 
 
-# --- which rows an objective trains on -----------------------------------------------------------------------------
+# --- which rows an objective trains on -----------------------------------------------------------
 
 
-def select(table, rows):
-    """For each prompt, in the table's order, the table rows that training takes: {problem_id: list of row numbers}.
+def select(table: pd.DataFrame, rows: str) -> dict[str, list[int]]:
+    """For each prompt, in the table's order, the table rows that training takes: {problem_id: list
+    of row numbers}. Prompts of which it takes none are left out.
 
-    `rows`: "all"; "correct"; "correct-one" = the first correct one; "correct-distinct" = one a list of equations (2308.01825;
-    of those with equal equations the one with the largest summed edit distance to those kept); "pairs" = first correct and
-    first wrong one of each mixed group, as [chosen, rejected]; "chosen" = the correct ones of those; "random" = as many as there are
-    correct ones, drawn from all without looking at rewards ("random-2": another draw).
+    `rows` is one of
+
+    - "all";
+    - "correct";
+    - "correct-one": the first correct one;
+    - "correct-distinct": one per list of equations (2308.01825; of those with equal equations the
+      one with the largest summed edit distance to those selected so far);
+    - "pairs": first correct and first wrong one of each mixed group, as [chosen, rejected];
+    - "chosen": the correct ones of those;
+    - "random": as many as there are correct ones, drawn from all without looking at rewards;
+    - "random-2": another such draw.
+
+    Raises ValueError for any other choice, and where no prompt has a row of the kind.
     """
     if rows in ("random", "random-2"):
-        return _random(table, int(rows == "random-2"))
+        return _random(table, seed=int(rows == "random-2"))
     if rows not in _SELECTIONS:
         raise ValueError(
-            f"unknown choice of rows {rows!r}: choose one of {', '.join([*_SELECTIONS, 'random', 'random-2'])}"
+            f"unknown choice of rows {rows!r}: "
+            f"choose one of {', '.join([*_SELECTIONS, 'random', 'random-2'])}"
         )
-    taken = {}
+    selected = {}
+    # A column of row numbers, since a group forgets where in the table its rows are.
     numbered = table.assign(number=np.arange(len(table)))
     for problem_id, group in numbered.groupby("problem_id", sort=False):
-        if chosen := _SELECTIONS[rows](group):
-            taken[problem_id] = [int(number) for number in chosen]
-    if not taken:
+        if numbers := _SELECTIONS[rows](group):
+            selected[problem_id] = numbers
+    if not selected:
         raise ValueError(
-            f"the table of rollouts has no rows of the kind {rows!r}: sample more prompts or completions"
+            f"the table of rollouts has no rows of the kind {rows!r}: "
+            "sample more prompts or completions"
         )
-    return taken
+    return selected
 
 
-def _random(table, seed):
-    drawn = set(
-        np.random.default_rng(seed)
-        .permutation(len(table))[: int((table.reward > 0).sum())]
-        .tolist()
-    )
-    taken = {
+def _random(table: pd.DataFrame, seed: int) -> dict[str, list[int]]:
+    """As many rows of the whole table as are correct, back in the groups of their prompts."""
+    count = int((table.reward > 0).sum())
+    drawn = set(np.random.default_rng(seed).permutation(len(table))[:count].tolist())
+    selected = {
         problem_id: [number for number in numbers if number in drawn]
         for problem_id, numbers in select(table, "all").items()
     }
-    return {problem_id: numbers for problem_id, numbers in taken.items() if numbers}
+    return {problem_id: numbers for problem_id, numbers in selected.items() if numbers}
 
 
-def _correct(group):
+# Each selection takes the rows of one prompt, with their numbers in the table as a column `number`,
+# and returns the numbers of those to train on.
+
+
+def _all(group: pd.DataFrame) -> list[int]:
+    return list(group.number)
+
+
+def _correct(group: pd.DataFrame) -> list[int]:
     return list(group.number[group.reward > 0])
 
 
-def _pair(group):
-    right, wrong = group.number[group.reward > 0], group.number[group.reward == 0]
-    return [right.iloc[0], wrong.iloc[0]] if len(right) and len(wrong) else []
+def _first_correct(group: pd.DataFrame) -> list[int]:
+    return _correct(group)[:1]
 
 
-def _distinct(group):
-    kept = {}
-    for number, text in zip(
-        group.number[group.reward > 0], group.completion[group.reward > 0], strict=True
-    ):
-        kept.setdefault(grading.written_equations(text), []).append((number, text))
-    singles = [texts[0] for texts in kept.values() if len(texts) == 1]
-    for texts in kept.values():
-        if len(texts) > 1:
-            others = [text for _, text in singles]
-            singles.append(
-                max(
-                    texts,
-                    key=lambda candidate: sum(
-                        _edit_distance(candidate[1], other) for other in others
-                    ),
-                )
-            )
-    return sorted(number for number, _ in singles)
+def _pair(group: pd.DataFrame) -> list[int]:
+    correct, wrong = _correct(group), list(group.number[group.reward == 0])
+    return [correct[0], wrong[0]] if correct and wrong else []
 
 
-def _edit_distance(a, b):
-    """Levenshtein distance of two texts."""
-    row = np.arange(len(b) + 1)
-    letters = np.frombuffer(b.encode("utf-32-le"), dtype=np.uint32)
-    for i, letter in enumerate(a, start=1):
+def _chosen_of_pair(group: pd.DataFrame) -> list[int]:
+    return _pair(group)[:1]
+
+
+def _distinct(group: pd.DataFrame) -> list[int]:
+    """One correct row per list of equations, that is per reasoning path (2308.01825)."""
+    correct = group[group.reward > 0]
+    by_path: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+    for number, text in zip(correct.number, correct.completion, strict=True):
+        by_path.setdefault(grading.written_equations(text), []).append((number, text))
+    # Paths with a single row come first, so that the choice within the others is made by the
+    # distance to all of them.
+    selected = [rows[0] for rows in by_path.values() if len(rows) == 1]
+    for rows in by_path.values():
+        if len(rows) > 1:
+            others = [text for _, text in selected]
+            distances = [sum(_edit_distance(text, other) for other in others) for _, text in rows]
+            selected.append(rows[distances.index(max(distances))])  # the first of equally far ones
+    return sorted(number for number, _ in selected)
+
+
+def _edit_distance(first: str, second: str) -> int:
+    """Levenshtein distance of two texts.
+
+    Goes down the table of distances between beginnings of the two, one row for each letter of
+    `first`, with all columns at once.
+    """
+    columns = np.arange(len(second) + 1)
+    letters = np.frombuffer(second.encode("utf-32-le"), dtype=np.uint32)
+    row = columns  # from the empty text: one insertion per letter of `second`
+    for index, letter in enumerate(first, start=1):
+        # (len(second),) the cheaper of deleting `letter` and of putting each letter in its place
         best = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
-        row = np.minimum.accumulate(
-            np.concatenate([[i], best]) - np.arange(len(b) + 1)
-        ) + np.arange(len(b) + 1)
+        # Insertions go along the row: row[j] = min(best[j], row[j - 1] + 1). Less its column, each
+        # entry is the smallest of those up to it, a running minimum.
+        row = np.minimum.accumulate(np.concatenate([[index], best]) - columns) + columns
     return int(row[-1])
 
 
-_SELECTIONS = {
-    "all": lambda group: list(group.number),
+_SELECTIONS: dict[str, Callable[[pd.DataFrame], list[int]]] = {
+    "all": _all,
     "correct": _correct,
-    "correct-one": lambda group: _correct(group)[:1],
+    "correct-one": _first_correct,
     "correct-distinct": _distinct,
     "pairs": _pair,
-    "chosen": lambda group: _pair(group)[:1],
+    "chosen": _chosen_of_pair,
 }

@@ -1,99 +1,84 @@
-"""Word problems, their worked solutions, and the grading of answers.
+"""Word problems from templates, and their worked solutions.
 
-First module in the flow of data: it makes the prompts that the teacher answers (`rollouts`) and grades whatever a model
-writes. A templated problem is a *chain*: a starting count and a few operations on it, told as a story. One reasoning
-step is one equation of the worked solution.
+First in the flow of data: makes the problems that `problems` hands out and the solutions on which
+the study's own models are pretrained. A problem is a *chain*: a starting count and a few operations
+on it, told as a story. One reasoning step is one equation of the worked solution.
 """
 
 import functools
 import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from helpers.data.problem import SPLITS, Problem
+from helpers.data.problem import SPLITS, Chain, Problem, ProblemSets
+from helpers.profiles import ProblemSettings
 
-MANNERS = ("terse", "wordy")
+Equation = tuple[int, str, int, int]  # left, operator, right, result
+
+STYLES = ("terse", "wordy")
+# fmt: off
 _PEOPLE = (
-    "Tom",
-    "Anna",
-    "Ben",
-    "Clara",
-    "David",
-    "Ella",
-    "Felix",
-    "Grace",
-    "Hugo",
-    "Iris",
-    "Jonas",
-    "Lena",
-    "Max",
-    "Nina",
-    "Oscar",
-    "Paula",
+    "Tom", "Anna", "Ben", "Clara", "David", "Ella", "Felix", "Grace",
+    "Hugo", "Iris", "Jonas", "Lena", "Max", "Nina", "Oscar", "Paula",
 )
 _THINGS = (
-    "apples",
-    "books",
-    "coins",
-    "marbles",
-    "shells",
-    "stamps",
-    "pencils",
-    "cards",
-    "stones",
-    "beads",
-    "pears",
-    "nuts",
-    "tickets",
-    "buttons",
-    "flowers",
-    "eggs",
+    "apples", "books", "coins", "marbles", "shells", "stamps", "pencils", "cards",
+    "stones", "beads", "pears", "nuts", "tickets", "buttons", "flowers", "eggs",
 )
+# fmt: on
 _LARGEST = 99
-_OPERATORS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
+_OPERATORS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "lots": "+"}
 
 
-def equations(chain, miscount=lambda result: result):
-    """The equations of a chain as (left, operator, right, result), in order: a worked solution without words.
+def equations(
+    chain: Chain, miscount: Callable[[int], int] = lambda result: result
+) -> list[Equation]:
+    """The equations of a chain as (left, operator, right, result), in order: a worked solution
+    without words.
 
     `miscount` may replace each result by a wrong one, which the later equations then carry on.
     """
-    found = []
-
-    def write(left, operator, right):
-        exact = {
-            "+": left + right,
-            "-": max(left - right, 0),
-            "*": left * right,
-            "/": left // right,
-        }[operator]
-        found.append((left, operator, right, miscount(exact)))
-        return found[-1][-1]
-
+    written: list[Equation] = []
     total = chain[0]
     for kind, *numbers in chain[1:]:
-        if kind == "lots":
+        operator, operand = _OPERATORS[kind], numbers[0]
+        if kind == "lots":  # what is in all boxes is counted first, then added
             boxes, each = numbers
-            total = write(total, "+", write(boxes, "*", each))
-        else:
-            total = write(total, _OPERATORS[kind], numbers[0])
-    return found
+            operand = miscount(boxes * each)
+            written.append((boxes, "*", each, operand))
+        result = miscount(_calculate(total, operator, operand))
+        written.append((total, operator, operand, result))
+        total = result
+    return written
 
 
-def _draw_chain(rng, steps):
+def _calculate(left: int, operator: str, right: int) -> int:
+    """A count: a difference is at least 0, which a solution with errors may reach, and a quotient
+    loses its remainder."""
+    return {
+        "+": left + right,
+        "-": max(left - right, 0),
+        "*": left * right,
+        "/": left // right,
+    }[operator]
+
+
+def _draw_chain(rng: np.random.Generator, steps: int) -> Chain:
     """A chain of exactly `steps` equations whose totals stay within 1 and 99."""
     total = int(rng.integers(3, 50))
-    chain, left = [total], steps
+    chain: list[Any] = [total]
+    left = steps
     while left:
+        # Only the kinds that can be carried out from here: a division without remainder that leaves
+        # more than one, a product within the limit, and boxes, which take two equations.
         divisors = [m for m in (2, 3, 4, 5) if total % m == 0 and total > m]
         factors = [m for m in (2, 3, 4, 5) if total * m <= _LARGEST]
-        kinds = (
-            ["add", "subtract"]
-            + ["multiply"] * bool(factors)
-            + ["divide"] * bool(divisors)
-            + ["lots"] * (left >= 2)
-        )
+        kinds = ["add", "subtract"]
+        kinds += ["multiply"] * bool(factors) + ["divide"] * bool(divisors) + ["lots"] * (left >= 2)
         kind = kinds[rng.integers(len(kinds))]
+        operation: tuple[Any, ...]
         if kind == "add":
             operation = ("add", int(rng.integers(2, 40)))
         elif kind == "subtract":
@@ -104,6 +89,7 @@ def _draw_chain(rng, steps):
             operation = ("divide", int(rng.choice(divisors)))
         else:
             operation = ("lots", int(rng.integers(2, 6)), int(rng.integers(2, 10)))
+        # An operation whose total leaves the range is drawn again, its kind included.
         *_, (_, _, _, result) = equations((total, operation))
         if 1 <= result <= _LARGEST:
             chain.append(operation)
@@ -112,7 +98,7 @@ def _draw_chain(rng, steps):
     return tuple(chain)
 
 
-_TOLD = {
+_SENTENCES = {
     "add": ("Then {0} more come.", "{person} buys {0} more."),
     "subtract": ("Then {0} get lost.", "{person} gives away {0}."),
     "multiply": ("Then there are {0} times as many.", "A trade leaves {0} times as many."),
@@ -121,40 +107,43 @@ _TOLD = {
 }
 
 
-def _tell(rng, chain, person, things):
-    """The story of a chain in English."""
+def _story(rng: np.random.Generator, chain: Chain, person: str, things: str) -> str:
+    """The question that tells a chain in English."""
     sentences = [f"{person} has {chain[0]} {things}."]
     sentences += [
-        _one_of(rng, _TOLD[kind]).format(*numbers, person=person) for kind, *numbers in chain[1:]
+        _one_of(rng, _SENTENCES[kind]).format(*numbers, person=person)
+        for kind, *numbers in chain[1:]
     ]
     return " ".join([*sentences, f"How many does {person} have?"])
 
 
-def _one_of(rng, phrasings):
-    return phrasings[rng.integers(len(phrasings))]
+def _one_of(rng: np.random.Generator, phrasings: Sequence[str]) -> str:
+    return phrasings[int(rng.integers(len(phrasings)))]
 
 
-def draw_problem(rng, steps, split="train"):
-    """One templated problem of `steps` equations, drawn from the generator `rng` (numpy)."""
+def draw_problem(rng: np.random.Generator, steps: int, split: str = "train") -> Problem:
+    """One templated problem of `steps` equations."""
     chain = _draw_chain(rng, steps)
     person, things = _one_of(rng, _PEOPLE), _one_of(rng, _THINGS)
-    question = _tell(rng, chain, person, things)
+    question = _story(rng, chain, person, things)
     identity = hashlib.sha256(question.encode()).hexdigest()[:12]
-    return Problem(
-        identity, split, question, str(equations(chain)[-1][-1]), steps, chain, person, things
-    )
+    answer = str(equations(chain)[-1][-1])
+    return Problem(identity, split, question, answer, steps, chain, person, things)
 
 
 @functools.lru_cache
-def templated_sets(settings):
-    """The problems of each split from a profile's `ProblemSettings`.
+def templated_sets(settings: ProblemSettings) -> ProblemSets:
+    """The problems of each split.
 
-    No two problems of any splits share their chain, so a number pattern seen in one split never returns in another.
+    No two problems of any splits share their chain, so a number pattern seen in one split never
+    returns in another.
     """
+    # One generator for all splits in their order, so that the seed determines every problem.
     rng = np.random.default_rng(settings.seed)
-    seen, sets = set(), {}
+    seen: set[Chain] = set()
+    sets = {}
     for split in SPLITS:
-        drawn = []
+        drawn: list[Problem] = []
         steps = settings.hard_steps if split == "hard" else settings.steps
         while len(drawn) < getattr(settings, split):
             problem = draw_problem(rng, int(rng.choice(steps)), split)
@@ -165,45 +154,52 @@ def templated_sets(settings):
     return sets
 
 
-def _slip(rng, result):
+def _wrong_result(rng: np.random.Generator, result: int) -> int:
     """A wrong result near the right one, as a hurried writer makes it."""
     wrong = result + int(rng.choice([-10, -2, -1, 1, 2, 10]))
     return wrong if wrong >= 1 else result + 1
 
 
-def worked_solution(problem, manner, rng, slip_rate=0.0):
-    r"""A worked solution ending in `\boxed{}`; each equation is wrong with probability `slip_rate`.
+def worked_solution(
+    problem: Problem, style: str, rng: np.random.Generator, error_rate: float = 0.0
+) -> str:
+    r"""A worked solution ending in `\boxed{}`; each equation is wrong with probability
+    `error_rate`.
 
-    `terse` writes one equation a line. `wordy` writes sentences in several phrasings and splits sums into tens and ones.
+    `terse` writes one equation per line. `wordy` writes sentences in several phrasings and splits
+    sums into tens and ones.
 
-    Raises ValueError for an unknown manner.
+    Raises ValueError for an unknown style.
     """
-    if manner not in MANNERS:
-        raise ValueError(f"unknown manner {manner!r}: choose one of {', '.join(MANNERS)}")
+    if style not in STYLES:
+        raise ValueError(f"unknown style {style!r}: choose one of {', '.join(STYLES)}")
     lines = equations(
-        problem.chain, lambda result: _slip(rng, result) if rng.random() < slip_rate else result
+        problem.chain,
+        lambda result: _wrong_result(rng, result) if rng.random() < error_rate else result,
     )
-    told = {
+    story = {
         "person": problem.person,
         "things": problem.things,
         "start": problem.chain[0],
         "total": lines[-1][-1],
     }
-    ending = _one_of(rng, _ENDINGS[manner]).format(**told)
-    if manner == "terse":
+    ending = _one_of(rng, _ENDINGS[style]).format(**story)
+    if style == "terse":
         return "\n".join([*_equation_lines(lines), ending])
-    return " ".join([_one_of(rng, _OPENINGS).format(**told), *_sentences(rng, lines), ending])
+    opening = _one_of(rng, _OPENINGS).format(**story)
+    return " ".join([opening, *_sentences(rng, lines), ending])
 
 
-def drill(manner, rng, chains=4):
-    """Equations of a few random chains in a manner of writing, without story or answer: practice for pretraining."""
+def drill(style: str, rng: np.random.Generator, chains: int = 4) -> str:
+    """Equations of a few random chains in a style of writing, without story or answer: practice for
+    pretraining."""
     lines = [line for _ in range(chains) for line in equations(_draw_chain(rng, 2))]
-    return (
-        "\n".join(_equation_lines(lines)) if manner == "terse" else " ".join(_sentences(rng, lines))
-    )
+    if style == "terse":
+        return "\n".join(_equation_lines(lines))
+    return " ".join(_sentences(rng, lines))
 
 
-def _equation_lines(lines):
+def _equation_lines(lines: Sequence[Equation]) -> list[str]:
     return [f"{left}{operator}{right}={result}" for left, operator, right, result in lines]
 
 
@@ -228,22 +224,15 @@ _ENDINGS = {
 }
 
 
-def _sentences(rng, lines):
+def _sentences(rng: np.random.Generator, lines: Sequence[Equation]) -> list[str]:
+    """Each equation as a sentence."""
     sentences = []
     for left, operator, right, result in lines:
+        # A sum or difference of two-digit numbers goes by way of the tens: 34+20=54, 54+5=59.
         tens, ones = right - right % 10, right % 10
         middle = left + tens if operator == "+" else left - tens
         in_two = operator in "+-" and tens and ones and left >= 10 and middle >= 0
         phrasing = _one_of(rng, _IN_TENS_AND_ONES if in_two else _IN_ONE_STEP[operator])
-        sentences.append(
-            phrasing.format(
-                left=left,
-                operator=operator,
-                right=right,
-                result=result,
-                tens=tens,
-                ones=ones,
-                middle=middle,
-            )
-        )
+        numbers = {"left": left, "right": right, "tens": tens, "ones": ones, "middle": middle}
+        sentences.append(phrasing.format(operator=operator, result=result, **numbers))
     return sentences

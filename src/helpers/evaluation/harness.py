@@ -1,12 +1,17 @@
-"""The rules of lm-evaluation-harness for GSM8K, applied to answers that were stored: for comparison with numbers that others publish.
+"""The rules of lm-evaluation-harness for GSM8K, applied to answers that were stored: for comparison
+with numbers that others publish.
 
-Comes after `evaluation`. The rules are those of its task gsm8k, version 3.
+Comes after `answering`. The rules are those of its task gsm8k, version 3.
 """
 
 import re
 
+import pandas as pd
+
 from helpers.data import problems
 from helpers.evaluation import answering
+from helpers.evaluation.answering import RunOrModel
+from helpers.profiles import Profile
 
 _FILTERS = {
     "strict": (re.compile(r"#### (\-?[0-9\.\,]+)"), 0),
@@ -15,29 +20,29 @@ _FILTERS = {
 _IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
 
 
-def grade(completion, answer):
-    """{"strict": right or not, "flexible": ...}: the first number behind ####, and the last number of all, compared as text without commas and dollars."""
-    found = {}
+def grade(completion: str, answer: str) -> dict[str, bool]:
+    """{"strict": right or not, "flexible": ...}: the first number behind ####, and the last number
+    of all, compared as text without commas and dollars."""
+    grades = {}
     for rule, (pattern, which) in _FILTERS.items():
-        matches = list(pattern.finditer(completion))
-        found[rule] = bool(matches) and _plain(
-            next(filter(None, matches[which].groups()))
-        ) == _plain(answer)
-    return found
+        numbers = [next(filter(None, match.groups())) for match in pattern.finditer(completion)]
+        grades[rule] = bool(numbers) and _plain(numbers[which]) == _plain(answer)
+    return grades
 
 
-def _plain(text):
+def _plain(text: str) -> str:
     for ignored in _IGNORED:
         text = ignored.sub("", text)
     return text.lower()
 
 
-def regraded(profile, run):
-    """The stored greedy records of a run (or of a model by name) with columns `strict` and `flexible`; strict is never right where answers stand in a box."""
+def regraded(profile: Profile, run: RunOrModel) -> pd.DataFrame:
+    """The stored greedy records of a run or a model with columns `strict` and `flexible`; strict is
+    never right where answers are in a box."""
     answers = {
         problem.problem_id: problem.answer
-        for drawn in problems.problem_sets(profile.problems).values()
-        for problem in drawn
+        for split_problems in problems.problem_sets(profile.problems).values()
+        for problem in split_problems
     }
     records = answering.evaluate(profile, run)
     grades = [

@@ -1,94 +1,116 @@
-"""Statistics of paired accuracies: intervals, exact tests, corrections, and what a test could have seen; and of crossed designs of runs.
+"""Statistics of paired accuracies: intervals, exact tests, corrections, and what a test could have
+seen; and of crossed designs of runs.
 
-Comes after `evaluation`. Works on records with one row a problem, the definitions being those of statsmodels and scipy wherever those
-have them, and on inner products with one row a run.
+Comes after the records of `answering` and the inner products of updates, before the tables of the
+pages; reads and writes no file. The definitions are those of statsmodels and scipy wherever those
+have them.
 """
 
-from itertools import combinations, permutations
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, combinations, permutations
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float, Num, Shaped
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm, rankdata, t
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
+Count = int | np.int64
+Numbers: TypeAlias = Sequence[int | float] | Shaped[np.ndarray, " _"] | pd.Series
+ValueAndInterval = tuple[float, float, float]
+"""A number, and the ends of its interval, low and high."""
 
 
-def wilson(correct, n):
-    """Wilson interval of a share, (low, high)."""
+# --- accuracies ----------------------------------------------------------------------------------
+
+
+def wilson(correct: Count, n: Count) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `correct` of n: (low, high)."""
     low, high = proportion_confint(correct, n, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)
 
 
-def mcnemar(b, c):
-    """Exact two-sided p-value for two models on the same problems; b and c count problems that only one of them solved."""
+def mcnemar(b: Count, c: Count) -> float:
+    """Exact two-sided p-value for two models on the same problems; b and c count problems that only
+    one of them solved."""
     return float(binomtest(int(b), int(b + c)).pvalue) if b + c else 1.0
 
 
-def holm(p_values):
+def holm(p_values: Numbers) -> Float[np.ndarray, " tests"]:
     """Holm's adjusted p-values, in the order given."""
-    return multipletests(p_values, method="holm")[1]
+    return np.asarray(multipletests(p_values, method="holm")[1])
 
 
-def newcombe_paired(both, b, c, neither):
-    """Interval of the difference of two paired shares (Newcombe 1998, method 10): (difference, low, high)."""
+def newcombe_paired(both: Count, b: Count, c: Count, neither: Count) -> ValueAndInterval:
+    """95 % interval of the difference of two paired shares (Newcombe 1998, method 10): (difference,
+    low, high).
+
+    The arguments count problems: solved by both models, by the first alone, by the second alone,
+    and by neither.
+    """
     n = both + b + c + neither
     first, second = (both + b) / n, (both + c) / n
     (low_1, high_1), (low_2, high_2) = wilson(both + b, n), wilson(both + c, n)
+    # phi: the correlation of the two models' answers, a positive one corrected for continuity.
     margins = float(both + b) * (c + neither) * (both + c) * (b + neither)
     cross = float(both) * neither - float(b) * c
     cross = max(cross - n / 2, 0.0) if cross > 0 else cross
     phi = cross / np.sqrt(margins) if margins else 0.0
+    # From each share to the end of its own interval on the side that lowers, or raises, the
+    # difference.
+    first_down, second_up = first - low_1, high_2 - second
+    first_up, second_down = high_1 - first, second - low_2
+    below = _combined(first_down, second_up, phi)
+    above = _combined(first_up, second_down, phi)
     difference = first - second
-    below = np.sqrt(
-        max(
-            (first - low_1) ** 2
-            - 2 * phi * (first - low_1) * (high_2 - second)
-            + (high_2 - second) ** 2,
-            0,
-        )
-    )
-    above = np.sqrt(
-        max(
-            (high_1 - first) ** 2
-            - 2 * phi * (high_1 - first) * (second - low_2)
-            + (second - low_2) ** 2,
-            0,
-        )
-    )
     return difference, difference - below, difference + above
 
 
-def detectable_difference(n, discordant, power=0.8):
-    """Smallest difference of two paired shares that McNemar's test finds with this power (Connor 1987).
+def _combined(first: float, second: float, phi: float) -> float:
+    """Half width of the interval of a difference from those of its two shares, correlated by
+    phi."""
+    return float(np.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0)))
 
-    `discordant` is the share of problems on which the two models differ; NaN where even that share is too small.
+
+def detectable_difference(n: int, discordant: float, power: float = 0.8) -> float:
+    """Smallest difference of two paired shares that McNemar's test finds with this power (Connor
+    1987).
+
+    n: problems. `discordant` is the share of problems on which the two models differ; NaN where
+    even that share is too small.
     """
     z_level, z_power = norm.ppf(1 - (1 - LEVEL) / 2), norm.ppf(power)
 
-    def missing(difference):
-        return (
-            z_level * np.sqrt(discordant) + z_power * np.sqrt(max(discordant - difference**2, 0))
-        ) / np.sqrt(n) - difference
+    def missing(difference: float) -> float:
+        # What n problems leave to be desired of the difference that the power asks for; decreasing.
+        spread = np.sqrt(max(discordant - difference**2, 0))
+        needed = (z_level * np.sqrt(discordant) + z_power * spread) / np.sqrt(n)
+        return float(needed - difference)
 
-    return (
-        float(brentq(missing, 0, discordant))
-        if discordant and missing(discordant) < 0
-        else float("nan")
-    )
+    if discordant and missing(discordant) < 0:
+        return float(brentq(missing, 0, discordant))
+    return float("nan")
 
 
-def accuracy_table(records):
-    """The `accuracy` table from records with columns run, split, correct, status, truncated, tokens."""
+def accuracy_table(records: pd.DataFrame) -> pd.DataFrame:
+    """The `accuracy` table from records with columns run, split, correct, status, truncated,
+    tokens: one row per split and run.
 
-    def line(group):
-        low, high = wilson(group.correct.sum(), len(group))
+    Columns: split, run, n (problems), correct (how many), accuracy, low, high (`wilson`), unparsed
+    and truncated (shares), mean_tokens.
+    """
+
+    def line(group: pd.DataFrame) -> pd.Series:
+        correct = int(group.correct.sum())
+        low, high = wilson(correct, len(group))
         return pd.Series(
             {
                 "n": len(group),
-                "correct": int(group.correct.sum()),
+                "correct": correct,
                 "accuracy": group.correct.mean(),
                 "low": low,
                 "high": high,
@@ -98,150 +120,188 @@ def accuracy_table(records):
             }
         )
 
-    return (
-        records.groupby(["split", "run"], sort=False)
-        .apply(line, include_groups=False)
-        .astype({"n": int, "correct": int})
-        .reset_index()
-    )
+    lines = records.groupby(["split", "run"], sort=False).apply(line, include_groups=False)
+    return lines.astype({"n": int, "correct": int}).reset_index()
 
 
-def mcnemar_table(records, pairs=None):
-    """The `mcnemar` table: pairs of runs on each split; b = only run_a right, c = only run_b right; Holm over the pairs of a split.
+def mcnemar_table(
+    records: pd.DataFrame, pairs: Sequence[tuple[str, str]] | None = None
+) -> pd.DataFrame:
+    """The `mcnemar` table from records with columns run, split, problem_id, correct: one row per
+    split and pair of runs.
 
-    All pairs by default, for which every model must have answered every problem, or ValueError. With `pairs`, a list of (run_a, run_b), each pair
-    is tested on the problems that both answered.
+    Columns: split, run_a, run_b, b = only run_a right, c = only run_b right, p, difference, low,
+    high (`newcombe_paired`), detectable (`detectable_difference`), p_holm over the pairs of a
+    split.
+
+    All pairs by default, for which every model must have answered every problem, or ValueError.
+    With `pairs`, a list of (run_a, run_b), each pair is tested on the problems that both answered.
     """
     rows = []
     for split, group in records.groupby("split", sort=False):
-        wide = group.pivot(index="problem_id", columns="run", values="correct")[
-            list(group.run.unique())
-        ]
-        if pairs is None and wide.isna().any(axis=None):
+        by_run = group.pivot(index="problem_id", columns="run", values="correct")
+        by_run = by_run[list(group.run.unique())]  # in the order of the records
+        if pairs is None and by_run.isna().any(axis=None):
             run, problem_id = next(
                 (run, problem_id)
-                for problem_id, row in wide.isna().iterrows()
-                for run, missing in row.items()
-                if missing
+                for problem_id, row in by_run.isna().iterrows()
+                for run, is_missing in row.items()
+                if is_missing
             )
             raise ValueError(
-                f"no record of {run!r} for problem {problem_id} of the {split} set: paired tests need every model's answer to every problem"
+                f"no record of {run!r} for problem {problem_id} of the {split} set: "
+                "paired tests need every model's answer to every problem"
             )
-        for run_a, run_b in combinations(wide.columns, 2) if pairs is None else pairs:
-            a, b = wide[[run_a, run_b]].dropna().to_numpy(bool).T
-            cells = (
-                int((a & b).sum()),
-                int((a & ~b).sum()),
-                int((~a & b).sum()),
-                int((~a & ~b).sum()),
-            )
-            difference, low, high = newcombe_paired(*cells)
-            rows.append(
-                {
-                    "split": split,
-                    "run_a": run_a,
-                    "run_b": run_b,
-                    "b": cells[1],
-                    "c": cells[2],
-                    "p": mcnemar(cells[1], cells[2]),
-                    "difference": difference,
-                    "low": low,
-                    "high": high,
-                    "detectable": detectable_difference(len(a), (cells[1] + cells[2]) / len(a)),
-                }
-            )
+        for run_a, run_b in combinations(by_run.columns, 2) if pairs is None else pairs:
+            first, second = by_run[[run_a, run_b]].dropna().to_numpy(bool).T
+            paired = _paired_line(first, second)
+            rows.append({"split": split, "run_a": run_a, "run_b": run_b, **paired})
     table = pd.DataFrame(rows)
     table["p_holm"] = table.groupby("split").p.transform(lambda p: holm(p.to_numpy()))
     return table
 
 
-def clustered_mean(values, clusters):
-    """(mean, low, high) of values that are alike within clusters, such as many answers to each of a few problems.
+def _paired_line(
+    first: Bool[np.ndarray, " problems"], second: Bool[np.ndarray, " problems"]
+) -> dict[str, int | float]:
+    """The numbers of `mcnemar_table` for two models, from what each has right."""
+    n, both = len(first), int((first & second).sum())
+    b, c, neither = (
+        int(which.sum()) for which in (first & ~second, ~first & second, ~first & ~second)
+    )
+    difference, low, high = newcombe_paired(both, b, c, neither)
+    return {
+        "b": b,
+        "c": c,
+        "p": mcnemar(b, c),
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "detectable": detectable_difference(n, (b + c) / n),
+    }
 
-    The standard error is the cluster-robust one, and the interval Student's with one degree of freedom less than there are clusters: more answers to
-    30 problems make each problem's rate exact, and leave it 30 problems.
+
+# --- means, ratios and correlations --------------------------------------------------------------
+
+
+def clustered_mean(values: Numbers, clusters: Numbers | Sequence[str]) -> ValueAndInterval:
+    """(mean, low, high) of values that are alike within clusters, such as many answers to each of a
+    few problems; clusters: which one each value belongs to.
+
+    The standard error is the cluster-robust one, and the interval Student's with one degree of
+    freedom less than there are clusters: more answers to 30 problems make each problem's rate
+    exact, and leave it 30 problems.
     """
-    values = pd.Series(np.asarray(values, float))
-    sums = (values - values.mean()).groupby(np.asarray(clusters)).sum()
+    series = pd.Series(np.asarray(values, float))
+    mean = series.mean()
+    sums = (series - mean).groupby(np.asarray(clusters)).sum()
     count = len(sums)
-    error = np.sqrt((sums**2).sum() * count / (count - 1)) / len(values)
+    error = np.sqrt((sums**2).sum() * count / (count - 1)) / len(series)
     half = t.ppf((1 + LEVEL) / 2, count - 1) * error
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    return float(mean), float(mean - half), float(mean + half)
 
 
-def bootstrap_ratio(numerators, denominators, seed=0, draws=2000):
-    """Interval of sum(numerators) / sum(denominators) by resampling problems: (ratio, low, high)."""
-    numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)
-    chosen = np.random.default_rng(seed).integers(len(numerators), size=(draws, len(numerators)))
-    ratios = numerators[chosen].sum(1) / denominators[chosen].sum(1)
-    return numerators.sum() / denominators.sum(), *_middle(ratios)
+def bootstrap_ratio(
+    numerators: Numbers, denominators: Numbers, seed: int = 0, draws: int = 2000
+) -> ValueAndInterval:
+    """95 % interval of sum(numerators) / sum(denominators), one of each per problem, by resampling
+    problems: (ratio, low, high)."""
+    upper, lower = np.asarray(numerators, float), np.asarray(denominators, float)
+    # (draws, problems): which problems each draw takes.
+    chosen = np.random.default_rng(seed).integers(len(upper), size=(draws, len(upper)))
+    ratios = upper[chosen].sum(1) / lower[chosen].sum(1)
+    return upper.sum() / lower.sum(), *_middle_interval(ratios)
 
 
-def _middle(values):
+def _middle_interval(values: Numbers) -> tuple[float, float]:
     """The ends of the middle 95 % of some values."""
-    return tuple(float(end) for end in np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
-def rank_correlation(first, second):
-    """Spearman's rank correlation of a few numbers with a few others: (value, low, high), with the middle 95 % of its values over all orders of one of them."""
-    first, second = rankdata(first), rankdata(second)
+def rank_correlation(first: Numbers, second: Numbers) -> ValueAndInterval:
+    """Spearman's rank correlation of a few numbers with a few others: (value, low, high), with the
+    middle 95 % of its values over all orders of one of them."""
+    ranks, other_ranks = rankdata(first), rankdata(second)
+    # permutations begins with the order as it is, so the first value is the correlation itself.
     values = [
-        np.corrcoef(first[list(order)], second)[0, 1] for order in permutations(range(len(first)))
+        np.corrcoef(ranks[list(order)], other_ranks)[0, 1]
+        for order in permutations(range(len(ranks)))
     ]
-    return float(values[0]), *_middle(values)
+    return float(values[0]), *_middle_interval(values)
 
 
-def mantel(first, second):
+def mantel(
+    first: Num[np.ndarray, "objects objects"] | pd.DataFrame,
+    second: Num[np.ndarray, "objects objects"] | pd.DataFrame,
+) -> ValueAndInterval:
     """Mantel's test of two symmetric matrices over the same few objects: (value, low, high).
 
-    value: Spearman's rank correlation of the entries above the diagonals. low, high: the middle 95 % of its values when the objects of one
-    matrix are exchanged in every possible way, since entries that share an object are not independent (Mantel 1967).
+    value: Spearman's rank correlation of the entries above the diagonals. low, high: the middle
+    95 % of its values when the objects of one matrix are exchanged in every possible way, since
+    entries that share an object are not independent (Mantel 1967).
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
     above = np.triu_indices(len(first), 1)
     ranks = rankdata(second[above])
     values = [
         np.corrcoef(rankdata(first[np.ix_(order, order)][above]), ranks)[0, 1]
-        for order in permutations(range(len(first)))
+        for order in permutations(range(len(first)))  # the first one exchanges nothing
     ]
-    return float(values[0]), *_middle(values)
+    return float(values[0]), *_middle_interval(values)
 
 
-def crossed_parts(gram, levels):
-    """What each factor of a crossed design explains of its vectors, from their inner products alone: one row a part, a set of factors.
+# --- crossed designs -----------------------------------------------------------------------------
 
-    gram: (n, n) inner products of n vectors. levels: DataFrame with one row a vector, in the same order, and one column a factor; every combination
-    of levels occurs once, or ValueError. Columns, each in units of the mean squared norm:
+
+def crossed_parts(gram: Num[np.ndarray, "n n"], levels: pd.DataFrame) -> pd.DataFrame:
+    """What each factor of a crossed design explains of its vectors, from their inner products
+    alone: one row per part, a set of factors.
+
+    gram: inner products of n vectors. levels: one row per vector, in the same order, and one column
+    per factor; every combination of levels occurs once, or ValueError.
+
+    Columns, the last four in units of the mean squared norm:
     part: "mean" (no factor), each factor, each combination joined by " x ", up to all of them;
-    observed: squared norm of the part in the orthogonal decomposition of the vectors, never below 0, adding up to 1;
-    by_chance: the same for vectors of equal length at right angles, which is the part's degrees of freedom over n;
+    observed: squared norm of the part in the orthogonal decomposition of the vectors, never below
+    0, adding up to 1;
+    by_chance: the same for vectors of equal length at right angles, which is the part's degrees of
+    freedom over n;
     alike: mean inner product of the pairs that agree in exactly these factors;
-    share: `alike` less the shares of all smaller parts. It estimates the part's variance component (Searle et al. 1992), adds up to 1, is 0 on
-    average for vectors that share nothing, and may be below 0. NaN where no pair agrees in exactly these factors, as with one level of a factor.
+    share: `alike` less the shares of all smaller parts. It estimates the part's variance component
+    (Searle et al. 1992), adds up to 1, is 0 on average for vectors that share nothing, and may be
+    below 0. NaN where no pair agrees in exactly these factors, as with one level of a factor.
     """
     n, sizes = len(levels), levels.nunique()
     if sizes.prod() != n or levels.duplicated().any():
         raise ValueError(
-            f"the design is not crossed: {n} vectors, {len(levels.drop_duplicates())} different combinations, {sizes.prod()} possible; "
-            "give each combination of levels once"
+            f"the design is not crossed: {n} vectors, {len(levels.drop_duplicates())} different "
+            f"combinations, {sizes.prod()} possible; give each combination of levels once"
         )
-    same = {
+    # (n, n) per factor: whether two vectors agree in it.
+    agree = {
         factor: np.equal.outer(levels[factor].to_numpy(), levels[factor].to_numpy())
         for factor in levels
     }
-    unit, rows, share = np.trace(gram) / n, [], {}
-    for part in (part for size in range(len(same) + 1) for part in combinations(same, size)):
+    unit = np.trace(gram) / n  # the mean squared norm
+    rows = []
+    shares: dict[tuple[str, ...], float] = {}
+    for part in _subsets(list(agree)):
+        # (n, n): onto what varies with each factor of the part and is averaged over the others,
+        # which along one factor is "equal" less its mean, or the mean.
         projection = np.prod(
             [
                 equal - 1 / sizes[factor] if factor in part else np.full((n, n), 1 / sizes[factor])
-                for factor, equal in same.items()
+                for factor, equal in agree.items()
             ],
             0,
         )
-        pairs = np.all([equal if factor in part else ~equal for factor, equal in same.items()], 0)
+        # (n, n): the pairs that agree in exactly these factors.
+        pairs = np.all([equal if factor in part else ~equal for factor, equal in agree.items()], 0)
         alike = gram[pairs].mean() / unit if pairs.any() else np.nan
-        share[part] = alike - sum(
-            value for smaller, value in share.items() if set(smaller) < set(part)
+        # Such pairs also share whatever belongs to fewer of these factors.
+        shares[part] = alike - sum(
+            share for smaller, share in shares.items() if set(smaller) < set(part)
         )
         rows.append(
             {
@@ -249,18 +309,30 @@ def crossed_parts(gram, levels):
                 "observed": (projection * gram).sum() / (n * unit),
                 "by_chance": np.trace(projection) / n,
                 "alike": alike,
-                "share": share[part],
+                "share": shares[part],
             }
         )
     return pd.DataFrame(rows)
 
 
-def jackknife_levels(levels, drawn, statistic):
-    """(value, low, high) of statistic(rows) over a crossed design: its 95 % interval over the levels of the factors `drawn`.
+def _subsets(factors: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """All sets of factors, smaller ones first."""
+    return chain.from_iterable(combinations(factors, size) for size in range(len(factors) + 1))
 
-    levels: as for `crossed_parts`. statistic: takes the numbers of the rows that take part, returns a number or an array. One level of one
-    factor is left out at a time; the factors' variances add up, which counts twice what they do together and so errs on the wide side (Owen 2007),
-    and t has the degrees of freedom of the factor with the fewest levels. The interval is NaN where the statistic is, with one level left out.
+
+def jackknife_levels(
+    levels: pd.DataFrame,
+    drawn: Sequence[str],
+    statistic: Callable[[np.ndarray], Any],
+) -> tuple[Any, Any, Any]:
+    """(value, low, high) of statistic(rows) over a crossed design: its 95 % interval over the
+    levels of the factors `drawn`.
+
+    levels: as for `crossed_parts`. statistic: takes the numbers of the rows that take part, returns
+    a number or an array, and so are the three results. One level of one factor is left out at a
+    time; the factors' variances add up, which counts twice what they do together and so errs on the
+    wide side (Owen 2007), and t has the degrees of freedom of the factor with the fewest levels.
+    The interval is NaN where the statistic is, with one level left out.
     """
     variance = 0.0
     for factor in drawn:
@@ -271,8 +343,7 @@ def jackknife_levels(levels, drawn, statistic):
             ]
         )
         variance = variance + (len(left_out) - 1) * left_out.var(0)
-    value, half = (
-        statistic(np.arange(len(levels))),
-        t.ppf((1 + LEVEL) / 2, levels[list(drawn)].nunique().min() - 1) * np.sqrt(variance),
-    )
+    value = statistic(np.arange(len(levels)))
+    degrees = levels[list(drawn)].nunique().min() - 1
+    half = t.ppf((1 + LEVEL) / 2, degrees) * np.sqrt(variance)
     return value, value - half, value + half

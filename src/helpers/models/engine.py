@@ -1,34 +1,54 @@
 """vLLM in the place of a loaded model, for the profiles whose engine it is.
 
-Stands beside `rollouts`, whose `sample` hands over to it. Never run on the machines this book is tested on, which have no GPU: the tests put a
-stand-in for vLLM behind it and see what it is asked.
+Beside `sampling`, whose `sample` hands over to it. Never run on the machines this book is tested
+on, which have no GPU: the tests put a stand-in for vLLM behind it and see what it is asked.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import vllm
 
+from adapter_geometry.language_models import TokenIds
 from helpers.models import loading
+from helpers.profiles import Profile
 
-_PROMPT = 2048  # tokens of the longest prompt; the whole context of a large model would fill the GPU with room for it
+# Tokens of the longest prompt; the whole context of a large model would fill the GPU with room
+# for it.
+_PROMPT = 2048
 
 
 class Engine:
-    """A model of a profile behind vLLM, with an adapter's folder if one is given; what `rollouts.sample` asks of a model it does itself."""
+    """A model of a profile behind vLLM, with an adapter's folder if one is given; it does itself
+    what `sampling.sample` asks of a model."""
 
-    def __init__(self, profile, name, adapter=None):
+    def __init__(self, profile: Profile, name: str, adapter: Path | None = None) -> None:
         from vllm.lora.request import LoRARequest
 
         self.llm = vllm.LLM(
-            model=str(loading.folder(loading.source(profile, name))),
+            model=str(loading.local_folder(loading.source_of(profile, name))),
             dtype=profile.compute.dtype,
             max_model_len=profile.evaluation.max_new_tokens + _PROMPT,
-            gpu_memory_utilization=0.5,  # a divergence is then taken beside it, by the loaded model
+            # The rest is for the loaded model, which afterwards takes a divergence on the same GPU.
+            gpu_memory_utilization=0.5,
             enable_lora=adapter is not None,
             max_lora_rank=profile.lora.rank,
         )
         self.adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None
 
-    def sample(self, prompts, max_new_tokens, end_id, temperature, seed, indices, progress=None):
-        """Completions of tokenised prompts, as `rollouts.sample`; completion i is drawn from a seed of its own, (seed, indices[i])."""
+    def sample(
+        self,
+        prompts: Sequence[TokenIds],
+        max_new_tokens: int,
+        end_id: int,
+        temperature: float,
+        seed: int,
+        indices: Sequence[int],
+        progress: Any = None,
+    ) -> list[list[int]]:
+        """Completions of tokenised prompts, as `sampling.sample`; completion i is drawn from a seed
+        of its own, (seed, indices[i]). progress: a bar of tqdm."""
         settings = [
             vllm.SamplingParams(
                 temperature=temperature,

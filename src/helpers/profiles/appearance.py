@@ -11,7 +11,7 @@ _FILE = Path(__file__).with_name("methods.yaml")
 
 
 class ByMethod(dict[str, str]):
-    """A value for each run and method; any other name takes that of the method which it begins with.
+    """A value for each run and method; any other name takes that of the method it begins with.
 
     Raises KeyError for a name that begins with no method.
     """
@@ -69,4 +69,5 @@ def method_of(name: str) -> str | None:
 
 @cache
 def _methods() -> dict[str, dict[str, str]]:
-    return yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    methods: dict[str, dict[str, str]] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    return methods

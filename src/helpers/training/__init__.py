@@ -1,1 +1,4 @@
-"""Objectives, and the runs that minimise them."""
+"""Objectives, and the runs that minimise them.
+
+After the table of rollouts in the flow of data, before the evaluation.
+"""

@@ -1,181 +1,269 @@
-r"""Every loss of the book: pure functions of per-token log-probabilities, masks, rewards and groups.
+r"""Every loss of the book: pure functions of log-probabilities, masks, rewards and groups.
 
-Comes after `rollouts` and before `training` in the flow of data. With logp_t = log pi(y_t | x, y_<t) of shape (rows, tokens),
-0 outside the completion, and mask of the same shape. Each function returns one loss a *unit* together with the unit's
-weight; the loss of a batch is sum(loss) / sum(weight), both summed over all micro-batches and processes before dividing.
+Comes after the table of rollouts and before the trainer in the flow of data; touches no file and no
+model. With logp_t = log pi(y_t | x, y_<t) of shape (rows, tokens), where a row is a rollout and a
+token is one that is predicted, so that there is one column less than tokens in the row. Outside the
+completion logp_t is 0 and so is the mask, of the same shape.
+
+Each function returns the sum of its losses over *units*, and the units' total weight; the loss of a
+step is sum(loss) / sum(weight), both summed over all micro-batches and processes before dividing.
 A unit is a token (token mean), a completion or a pair.
 
-Where a method's citation says something else than arXiv:2606.23740 prints, both are here under names of their own.
+Where a method's citation says something else than arXiv:2606.23740 prints, both are here under
+names of their own.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+LossAndWeight = tuple[Float[Tensor, ""], Float[Tensor, ""]]
+"""Sum of the losses of some units, and the weight of these units."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a loss may use besides the policy's log-probabilities; one entry a completion unless shown otherwise.
+    """What a loss may use besides the policy's log-probabilities; one entry per completion, or one
+    per token of each.
 
     mask       (rows, tokens)  1 on completion tokens, the end token included
     reward     (rows,)         0 or 1
     advantage  (rows,)         reward minus the mean reward of the prompt's group
-    spread     (rows,)         standard deviation of the rewards of the prompt's group (n in the denominator)
+    spread     (rows,)         standard deviation of the rewards of the prompt's group (n in the
+                               denominator)
     behaviour  (rows, tokens)  log mu of the policy that wrote the rollout
     reference  (rows, tokens)  log pi_0 of the base
+
     For a preference objective rows alternate: chosen, rejected, chosen, rejected, ...
     """
 
-    mask: torch.Tensor
-    reward: torch.Tensor
-    advantage: torch.Tensor
-    spread: torch.Tensor
-    behaviour: torch.Tensor
-    reference: torch.Tensor
+    mask: Float[Tensor, "rows tokens"]
+    reward: Float[Tensor, " rows"]
+    advantage: Float[Tensor, " rows"]
+    spread: Float[Tensor, " rows"]
+    behaviour: Float[Tensor, "rows tokens"]
+    reference: Float[Tensor, "rows tokens"]
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> "Rows":
         """The same on another device."""
         return Rows(**{name: values.to(device) for name, values in vars(self).items()})
 
 
-def _mean(per_token, rows, aggregation):
-    """Sum and weight of a mean over tokens ("token"), over completions of their token means ("sequence"), or of sums ("sum")."""
+def _mean(per_token: Float[Tensor, "rows tokens"], rows: Rows, aggregation: str) -> LossAndWeight:
+    """Sum and weight of a mean over tokens ("token"), over completions of the means of their tokens
+    ("sequence"), or over completions of the sums of their tokens ("sum").
+
+    Raises ValueError for another aggregation.
+    """
     if aggregation == "token":
         return (per_token * rows.mask).sum(), rows.mask.sum()
-    sums = (per_token * rows.mask).sum(1)
+    per_row = (per_token * rows.mask).sum(1)  # (rows,)
     if aggregation == "sequence":
-        sums = sums / rows.mask.sum(1)
+        per_row = per_row / rows.mask.sum(1)
     elif aggregation != "sum":
         raise ValueError(f"unknown aggregation {aggregation!r}: choose one of token, sequence, sum")
-    return sums.sum(), torch.tensor(float(len(sums)))
+    return _total(per_row)
 
 
-def _total(loss):
-    """Sum and weight of losses of completions or pairs."""
-    return loss.sum(), torch.tensor(float(len(loss)))
+def _total(losses: Float[Tensor, " units"]) -> LossAndWeight:
+    """Sum and weight of losses of completions or pairs, each of which counts once."""
+    return losses.sum(), torch.tensor(float(len(losses)))
 
 
-def sft(logp, rows, aggregation="token"):
-    """Negative log-likelihood, -logp_t; also RFT's loss, whose rows are the correct ones (2308.01825)."""
+def _completion_sum(values: Float[Tensor, "rows tokens"], rows: Rows) -> Float[Tensor, " rows"]:
+    """Sum of the values at the tokens of each completion."""
+    return (values * rows.mask).sum(1)
+
+
+# --- losses of completions -----------------------------------------------------------------------
+
+
+def sft(
+    logp: Float[Tensor, "rows tokens"], rows: Rows, aggregation: str = "token"
+) -> LossAndWeight:
+    """Negative log-likelihood, -logp_t; also RFT's loss, whose rows are the correct ones
+    (2308.01825)."""
     return _mean(-logp, rows, aggregation)
 
 
-def dft(logp, rows, aggregation="token"):
-    """-sg(p_t) logp_t: likelihood weighted by the token's own probability; same gradient as -p_t (2508.05629, eq. 9)."""
-    return _mean(-logp.exp().detach() * logp, rows, aggregation)
+def dft(
+    logp: Float[Tensor, "rows tokens"], rows: Rows, aggregation: str = "token"
+) -> LossAndWeight:
+    """-sg(p_t) logp_t with p_t = exp(logp_t) and sg = stop-gradient: likelihood weighted by the
+    token's own probability; its gradient is that of -p_t (2508.05629, eq. 9)."""
+    weights = logp.exp().detach()  # (rows, tokens), without gradient: a weight, not a term
+    return _mean(-weights * logp, rows, aggregation)
 
 
-def rift(logp, rows, negative_reward=-0.2, level="token"):
-    """Reward-informed fine-tuning (2601.09253): -r logp for r > 0, and |r| pi, bounded, for r < 0.
+def rift(
+    logp: Float[Tensor, "rows tokens"],
+    rows: Rows,
+    negative_reward: float = -0.2,
+    level: str = "token",
+) -> LossAndWeight:
+    """Reward-informed fine-tuning: -logp for r = 1, and |r| pi, bounded, for r < 0 (2601.09253).
 
-    `level`: "token" takes p_t and the token mean; "length-normalised" exp(mean logp) and "sequence" exp(sum logp) a
-    completion, as published, where the latter underflows for long completions.
+    r is `negative_reward` on wrong completions. `level`: "token" takes p_t and the token mean;
+    "length-normalised" exp(mean logp) and "sequence" exp(sum logp) per completion, as published,
+    where the latter underflows for long completions. Raises ValueError for another level.
     """
-    positive = rows.reward > 0
+    is_right = rows.reward > 0  # (rows,)
+    penalty = abs(negative_reward)
     if level == "token":
-        return _mean(
-            torch.where(positive[:, None], -logp, abs(negative_reward) * logp.exp()), rows, "token"
-        )
+        # (rows, tokens): the branch of a token is that of its completion.
+        per_token = torch.where(is_right[:, None], -logp, penalty * logp.exp())
+        return _mean(per_token, rows, "token")
     if level not in ("length-normalised", "sequence"):
         raise ValueError(
             f"unknown level {level!r} of RIFT: choose one of token, length-normalised, sequence"
         )
-    total = (logp * rows.mask).sum(1)
+    total = _completion_sum(logp, rows)  # (rows,)
     if level == "length-normalised":
         total = total / rows.mask.sum(1)
-    return _total(torch.where(positive, -total, abs(negative_reward) * total.exp()))
+    return _total(torch.where(is_right, -total, penalty * total.exp()))
 
 
-def rift_as_printed(logp, rows, penalty, aggregation="token"):
-    """(1 - r lambda)(-logp_t) as 2606.23740 prints it: with lambda > 0 correct rollouts weigh less."""
-    return _mean((1 - rows.reward * penalty)[:, None] * -logp, rows, aggregation)
+def rift_as_printed(
+    logp: Float[Tensor, "rows tokens"], rows: Rows, penalty: float, aggregation: str = "token"
+) -> LossAndWeight:
+    """(1 - r lambda)(-logp_t) as 2606.23740 prints it, r the reward and lambda the `penalty`: with
+    lambda > 0 correct rollouts weigh less."""
+    weights = (1 - rows.reward * penalty)[:, None]  # (rows, 1): one per completion
+    return _mean(weights * -logp, rows, aggregation)
 
 
-def rift_naive(logp, rows, negative_reward=-0.2, aggregation="token"):
-    """-r logp_t for every rollout: what RIFT's bounded branch replaces, unbounded below for r < 0 (2601.09253)."""
-    return _mean(
-        -torch.where(rows.reward > 0, 1.0, negative_reward)[:, None] * logp, rows, aggregation
-    )
+def rift_naive(
+    logp: Float[Tensor, "rows tokens"],
+    rows: Rows,
+    negative_reward: float = -0.2,
+    aggregation: str = "token",
+) -> LossAndWeight:
+    """-r logp_t for every rollout, r = 1 or `negative_reward`: what RIFT's bounded branch replaces,
+    unbounded below for r < 0 (2601.09253)."""
+    signed_reward = torch.where(rows.reward > 0, 1.0, negative_reward)[:, None]  # (rows, 1)
+    return _mean(-signed_reward * logp, rows, aggregation)
 
 
-def offline_grpo(logp, rows, bias=0.1, aggregation="token"):
-    """-A_i logp_t with A_i = r_i - mean_G r + b: no std, ratio, clip or KL (2606.23740)."""
-    return _mean(-(rows.advantage + bias)[:, None] * logp, rows, aggregation)
+def offline_grpo(
+    logp: Float[Tensor, "rows tokens"],
+    rows: Rows,
+    bias: float = 0.1,
+    aggregation: str = "token",
+) -> LossAndWeight:
+    """-A_i logp_t with A_i = r_i - mean_G r + b, b the `bias`: no standard deviation, ratio, clip
+    or KL (2606.23740)."""
+    advantage = (rows.advantage + bias)[:, None]  # (rows, 1)
+    return _mean(-advantage * logp, rows, aggregation)
 
 
-def offline_grpo_clipped(logp, rows, epsilon=0.2, aggregation="token"):
-    """The clipped ratio to the behaviour policy with group-normalised advantages (2402.03300, eq. 3; no KL)."""
+def offline_grpo_clipped(
+    logp: Float[Tensor, "rows tokens"],
+    rows: Rows,
+    epsilon: float = 0.2,
+    aggregation: str = "token",
+) -> LossAndWeight:
+    """-min(rho_t A_i, clip(rho_t, 1 - epsilon, 1 + epsilon) A_i), with rho_t = pi / mu the ratio to
+    the behaviour policy and A_i = (r_i - mean_G r) / std_G r (2402.03300, eq. 3; no KL)."""
+    # (rows, 1); the small number keeps groups without spread, whose advantage is 0, at 0.
     advantage = (rows.advantage / (rows.spread + 1e-4))[:, None]
-    ratio = (logp - rows.behaviour).exp()
-    return _mean(
-        -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage),
-        rows,
-        aggregation,
-    )
+    ratio = (logp - rows.behaviour).exp()  # (rows, tokens)
+    clipped_ratio = ratio.clamp(1 - epsilon, 1 + epsilon)
+    gain = torch.minimum(ratio * advantage, clipped_ratio * advantage)  # the pessimistic of the two
+    return _mean(-gain, rows, aggregation)
 
 
-def offline_grpo_probability(logp, rows, bias=0.1, aggregation="token"):
-    """-A_i p_t: the advantage times the probability, not its logarithm (the form called GPO)."""
-    return _mean(-(rows.advantage + bias)[:, None] * logp.exp(), rows, aggregation)
+def offline_grpo_probability(
+    logp: Float[Tensor, "rows tokens"],
+    rows: Rows,
+    bias: float = 0.1,
+    aggregation: str = "token",
+) -> LossAndWeight:
+    """-A_i p_t with the advantage of `offline_grpo`: times the probability, not its logarithm (the
+    form called GPO)."""
+    advantage = (rows.advantage + bias)[:, None]  # (rows, 1)
+    return _mean(-advantage * logp.exp(), rows, aggregation)
 
 
-def topr(logp, rows):
-    """Tapered off-policy REINFORCE (2503.14286): wrong completions weigh clip(pi/mu, 0, 1), correct ones 1."""
-    total, behaviour = (logp * rows.mask).sum(1), (rows.behaviour * rows.mask).sum(1)
-    taper = (total - behaviour).exp().clamp(0, 1).detach()
+def topr(logp: Float[Tensor, "rows tokens"], rows: Rows) -> LossAndWeight:
+    """Tapered off-policy REINFORCE (2503.14286), S = sum of logp_t: -S for correct completions, and
+    sg(clip(pi / mu, 0, 1)) S for wrong ones."""
+    total = _completion_sum(logp, rows)  # (rows,) log pi(y | x)
+    behaviour = _completion_sum(rows.behaviour, rows)  # (rows,) log mu(y | x)
+    taper = (total - behaviour).exp().clamp(0, 1).detach()  # (rows,), without gradient: a weight
     return _total(torch.where(rows.reward > 0, -total, taper * total))
 
 
-def _gain(logp, rows):
-    """S - S0 of each completion, S = sum of logp_t."""
-    return ((logp - rows.reference) * rows.mask).sum(1)
+# --- losses of pairs, and of completions against a reference --------------------------------------
 
 
-def _margin(scores):
-    """Chosen minus rejected, one entry a pair."""
+def _gain(logp: Float[Tensor, "rows tokens"], rows: Rows) -> Float[Tensor, " rows"]:
+    """S - S0 of each completion, S = sum of logp_t and S0 the same of the reference."""
+    return _completion_sum(logp - rows.reference, rows)
+
+
+def _margin(scores: Float[Tensor, " rows"]) -> Float[Tensor, " pairs"]:
+    """Chosen minus rejected, which alternate: one entry per pair."""
     return scores[0::2] - scores[1::2]
 
 
-def dpo(logp, rows, beta=0.1):
-    """-log sigmoid(beta [(S_w - S0_w) - (S_l - S0_l)]), S = sum of logp_t; mean over pairs (2305.18290, eq. 7)."""
+def dpo(logp: Float[Tensor, "rows tokens"], rows: Rows, beta: float = 0.1) -> LossAndWeight:
+    """-log sigmoid(beta [(S_w - S0_w) - (S_l - S0_l)]), S = sum of logp_t, w chosen and l rejected;
+    mean over pairs (2305.18290, eq. 7)."""
     return _total(-logsigmoid(beta * _margin(_gain(logp, rows))))
 
 
-def dpo_length_normalised(logp, rows, beta=5.0):
-    """DPO with S and S0 divided by the completion's length; beta as in Tulu 3 (2411.15124, eq. 6)."""
+def dpo_length_normalised(
+    logp: Float[Tensor, "rows tokens"], rows: Rows, beta: float = 5.0
+) -> LossAndWeight:
+    """`dpo` with S and S0 divided by the completion's length; beta as in Tulu 3 (2411.15124,
+    eq. 6)."""
     return _total(-logsigmoid(beta * _margin(_gain(logp, rows) / rows.mask.sum(1))))
 
 
-def ipo(logp, rows, beta=0.1):
-    """([(S_w - S0_w) - (S_l - S0_l)] - 1/(2 beta))^2, a margin that is reached and not exceeded (2310.12036, eq. 17)."""
-    return _total((_margin(_gain(logp, rows)) - 1 / (2 * beta)) ** 2)
+def ipo(logp: Float[Tensor, "rows tokens"], rows: Rows, beta: float = 0.1) -> LossAndWeight:
+    """([(S_w - S0_w) - (S_l - S0_l)] - 1/(2 beta))^2, a margin that is reached and not exceeded
+    (2310.12036, eq. 17)."""
+    target = 1 / (2 * beta)
+    return _total((_margin(_gain(logp, rows)) - target) ** 2)
 
 
-def simpo(logp, rows, beta=2.0, margin=1.0):
-    """-log sigmoid(beta (mean logp_w - mean logp_l) - margin): no reference, lengths divided out (2405.14734, eq. 6)."""
-    return _total(
-        -logsigmoid(beta * _margin((logp * rows.mask).sum(1) / rows.mask.sum(1)) - margin)
-    )
+def simpo(
+    logp: Float[Tensor, "rows tokens"], rows: Rows, beta: float = 2.0, margin: float = 1.0
+) -> LossAndWeight:
+    """-log sigmoid(beta (mean logp_w - mean logp_l) - margin): no reference, lengths divided out
+    (2405.14734, eq. 6)."""
+    mean_logp = _completion_sum(logp, rows) / rows.mask.sum(1)  # (rows,)
+    return _total(-logsigmoid(beta * _margin(mean_logp) - margin))
 
 
-def kto(logp, rows, beta=0.1):
-    """1 - sigmoid(+-beta (S - S0 - z)), + for correct and - for wrong completions, z >= 0 a baseline without gradient (2402.01306, eq. 8).
+def kto(logp: Float[Tensor, "rows tokens"], rows: Rows, beta: float = 0.1) -> LossAndWeight:
+    """1 - sigmoid(+-beta (S - S0 - z)), + for correct and - for wrong completions, z >= 0 a
+    baseline without gradient (2402.01306, eq. 8).
 
-    The paper estimates z from completions of other prompts; here it is the mean of S - S0 over the batch, where it is positive.
+    The paper estimates z from completions of other prompts; here it is the mean of S - S0 over the
+    batch, where it is positive.
     """
-    gain = _gain(logp, rows)
-    signs = torch.where(rows.reward > 0, 1.0, -1.0)
-    return _total(1 - torch.sigmoid(signs * beta * (gain - gain.mean().clamp(min=0).detach())))
+    gain = _gain(logp, rows)  # (rows,)
+    baseline = gain.mean().clamp(min=0).detach()
+    signs = torch.where(rows.reward > 0, 1.0, -1.0)  # (rows,)
+    return _total(1 - torch.sigmoid(signs * beta * (gain - baseline)))
+
+
+# --- their names ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss with the rows it trains on: "all", "correct" or "pairs", and where its formula is from."""
+    """A loss with the rows it trains on: "all", "correct" or "pairs", and where its formula is from
+    (an arXiv number, or a repository)."""
 
-    loss: Callable
+    loss: Callable[..., LossAndWeight]
     rows: str
     source: str
 
@@ -199,34 +287,36 @@ OBJECTIVES = {
     "simpo": Objective(simpo, "pairs", "2405.14734"),
     "kto": Objective(kto, "pairs", "2402.01306"),
 }
-ONLINE = {
-    "grpo": "2402.03300",
-    "dapo": "2503.14476",
-}  # trained on the policy's own rollouts (`online`): their losses are TRL's
+# Trained on rollouts that the policy generates itself (`online`), with TRL's losses. {name: its
+# arXiv number}
+ONLINE = {"grpo": "2402.03300", "dapo": "2503.14476"}
 
 
-def objective(name):
+def objective(name: str) -> Objective:
     """The objective called `name`; raises ValueError naming the ones that exist."""
     if name not in OBJECTIVES:
-        raise ValueError(
-            f"unknown objective {name!r}: choose one of {', '.join([*OBJECTIVES, *ONLINE])}"
-        )
+        names = ", ".join([*OBJECTIVES, *ONLINE])
+        raise ValueError(f"unknown objective {name!r}: choose one of {names}")
     return OBJECTIVES[name]
 
 
-def check_options(name, options):
+def check_options(name: str, options: Iterable[str]) -> None:
     """Raise ValueError for an option that the objective does not have, naming those it has."""
-    known = list(inspect.signature(objective(name).loss).parameters)[2:]
+    known = list(inspect.signature(objective(name).loss).parameters)[2:]  # after logp and rows
     if unknown := set(options) - set(known):
         raise ValueError(
-            f"objective {name!r} has no option {sorted(unknown)[0]!r}: it has {', '.join(known) or 'none'}"
+            f"objective {name!r} has no option {sorted(unknown)[0]!r}: "
+            f"it has {', '.join(known) or 'none'}"
         )
 
 
-def token_weights(name, logp, rows, **options):
-    """The gradient as a weight a token: w with grad(loss) = -sum_t w_t grad(logp_t), shape (rows, tokens).
+def token_weights(
+    name: str, logp: Float[Tensor, "rows tokens"], rows: Rows, **options: Any
+) -> Float[Tensor, "rows tokens"]:
+    """The gradient as one weight per token: w with grad(loss) = -sum_t w_t grad(logp_t).
 
-    Positive weights raise a token's probability. Found by differentiating the loss itself.
+    Positive weights raise a token's probability. They are the derivative of the loss itself by
+    logp_t, with the opposite sign.
     """
     logp = logp.detach().requires_grad_(True)
     loss, weight = objective(name).loss(logp, rows, **options)

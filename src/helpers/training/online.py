@@ -1,20 +1,26 @@
-"""Online training: GRPO and DAPO on the policy's own rollouts, with TRL's trainer.
+"""Online training: GRPO and DAPO on rollouts that the policy generates itself, with TRL's trainer.
 
-Comes after `objectives`, before `training`, which calls it for the runs that need no table of rollouts.
+Beside the losses of `objectives` in the flow of data: `trainer` calls it for the runs that need no
+table of rollouts. Writes no file itself.
 """
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from peft import PeftModel
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
 from helpers.data import grading, problems
 from helpers.models import loading, sampling
+from helpers.profiles import Profile, Run
 
 warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental feature.*")
-ROLLOUTS_A_PROMPT = 8
-_OPTIONS = {
+ROLLOUTS_PER_PROMPT = 8
+_OPTIONS: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "epsilon": 0.2},
     "dapo": {
         "loss_type": "dapo",
@@ -25,16 +31,25 @@ _OPTIONS = {
 }
 
 
-def trainer(profile, run, model, settings, callbacks):
-    """TRL's `GRPOTrainer` for a run: eight rollouts a prompt, reward as for the table, no penalty on the divergence from the base.
+def trainer(
+    profile: Profile,
+    run: Run,
+    model: PeftModel,
+    settings: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> GRPOTrainer:
+    """TRL's `GRPOTrainer` for a run: eight rollouts per prompt, reward as for the table, no penalty
+    on the divergence from the base.
 
-    A step samples `run.batch_size` completions from the policy of that moment, as the table's are sampled (temperature 1, nothing cut
-    off), for prompts in the order in which a first pass of the other methods meets them, and updates once on all of them.
+    A step samples `run.batch_size` completions from the policy of that moment, as the table's are
+    sampled (temperature 1, nothing cut off), for prompts in the order in which a first pass of the
+    other methods meets them, and updates once on all of them.
     settings: arguments that all runs share, as for transformers' `TrainingArguments`.
 
-    `grpo` (2402.03300, without its divergence term) averages over tokens of a completion and then over completions. `dapo` (2503.14476)
-    averages over all tokens, clips the ratio at .8 and 1.28 and leaves truncated completions out; its dynamic sampling, which
-    draws until each group is mixed, and its soft punishment of length are not in TRL's loss and not here. With one update a
+    `grpo` (2402.03300, without its divergence term) averages over tokens of a completion and then
+    over completions. `dapo` (2503.14476) averages over all tokens, clips the ratio at .8 and 1.28
+    and leaves truncated completions out; its dynamic sampling, which draws until each group is
+    mixed, and its soft punishment of length are not in TRL's loss and not here. With one update per
     batch the ratio is 1, and no clip ever acts.
 
     Raises ValueError, from TRL, for a batch that holds no whole number of groups.
@@ -49,17 +64,15 @@ def trainer(profile, run, model, settings, callbacks):
         ]
     )
 
-    def reward(completions, answer, **_):
+    def reward(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float | None]:
         return [
             float(grading.grade(text, gold).correct)
             for text, gold in zip(completions, answer, strict=True)
         ]
 
-    def rollout(questions, trainer):
-        prompts = [
-            loading.prompt_ids(tokenizer, question, profile.problems.instruction)
-            for question in questions
-        ]
+    def rollout(questions: Sequence[str], trainer: Any) -> dict[str, Any]:
+        instruction = profile.problems.instruction
+        prompts = [loading.prompt_ids(tokenizer, question, instruction) for question in questions]
         first = trainer.state.global_step * len(prompts)
         completions = sampling.sample(
             trainer.model,
@@ -78,12 +91,12 @@ def trainer(profile, run, model, settings, callbacks):
         **_OPTIONS[run.objective],
         beta=0.0,
         num_iterations=1,
-        num_generations=min(ROLLOUTS_A_PROMPT, run.batch_size),
+        num_generations=min(ROLLOUTS_PER_PROMPT, run.batch_size),
         max_completion_length=profile.rollouts.max_new_tokens,
         temperature=1.0,
         shuffle_dataset=False,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # as in `training`
+    arguments._n_gpu = min(1, arguments.n_gpu)  # as in `trainer`
     return GRPOTrainer(
         model=model,
         reward_funcs=reward,

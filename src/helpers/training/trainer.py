@@ -1,7 +1,9 @@
-"""Training: one `transformers.Trainer` that takes any objective, and `train(profile, run)`, which never trains twice.
+"""Training: one `transformers.Trainer` that takes any objective, and `train(profile, run)`, which
+never trains twice.
 
-Comes after `objectives`, before `evaluation`. Reads the table of rollouts, writes `results/<profile>/runs/<run>/`:
-`adapter/` (a PEFT folder), `history.parquet` (one row a step) and `run.json` (spec, hashes, versions, minutes).
+Comes after `objectives` and `batches`, before the evaluation. Reads the table of rollouts, writes
+`results/<profile>/runs/<run>/`: `adapter/` (a PEFT folder), `history.parquet` (one row per step)
+and `run.json` (spec, hashes, versions, minutes).
 """
 
 import contextlib
@@ -9,93 +11,142 @@ import functools
 import shutil
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
 from torch.utils.data import SequentialSampler
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from adapter_geometry import storage
 from adapter_geometry.adapters import load_update
+from adapter_geometry.updates import Update
 from helpers import store
 from helpers.data import rollouts
 from helpers.models import loading, logprobs
+from helpers.profiles import LoraSettings, Profile, Run
 from helpers.training import batches, objectives, published
+from helpers.training.objectives import LossAndWeight, Rows
 
-CHECKPOINTS_A_RUN = 3
-_HISTORY = (
-    "step",
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "reward",
-)  # the mean reward of a step exists online only
-RECIPE = 1  # raised whenever training's numbers change by more than rounding: a run under results/prerun is served only while its recipe is today's
+CHECKPOINTS_PER_RUN = 3
+# Of the history; the mean reward of a step exists online only.
+_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "reward")
+# Raised whenever training's numbers change by more than rounding: a run under results/prerun is
+# served only while its recipe is today's.
+RECIPE = 1
 
 
-# --- the trainer ---------------------------------------------------------------------------------------------------
+# --- the trainer ---------------------------------------------------------------------------------
 
 
 class ObjectiveTrainer(Trainer):
-    """`Trainer` for a loss of per-token log-probabilities, normalised over all micro-batches and processes of a step.
+    """`Trainer` for a loss of per-token log-probabilities, normalised over all micro-batches and
+    processes of a step.
 
-    The model's forward pass returns them (`models.token_logprobs`): what runs several processes synchronises gradients only for a forward pass of its own.
+    loss: takes log-probabilities, (rows, tokens), and `Rows`, returns sum and weight.
+
+    The model's forward pass returns log-probabilities (`logprobs.token_logprobs`): what runs
+    several processes synchronises gradients only for a forward pass of its own.
     """
 
-    def __init__(self, *args, model, loss, **kwargs):
-        model.forward = functools.partial(logprobs.token_logprobs, model)
-        super().__init__(*args, model=model, **kwargs)
+    def __init__(
+        self,
+        *,
+        model: PeftModel,
+        loss: Callable[[Tensor, Rows], LossAndWeight],
+        **kwargs: Any,
+    ) -> None:
+        forward = functools.partial(logprobs.token_logprobs, model)
+        model.forward = forward  # type: ignore[method-assign]
+        super().__init__(model=model, **kwargs)
         self.loss = loss
-        self.loss_is_scaled_for_ga = True
+        self.loss_is_scaled_for_ga = True  # Trainer does not divide by the number of micro-batches
 
-    def _get_train_sampler(self, train_dataset=None):
-        return SequentialSampler(self.train_dataset)
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(cast(batches.RunRows, self.train_dataset))
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        """Weight of a step: its tokens, completions or pairs. It does not depend on the policy, so zeros will do."""
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> Float[Tensor, ""]:
+        """Weight of a step: its tokens, completions or pairs. It does not depend on the policy, so
+        zeros will do for log-probabilities."""
         weights = [
             self.loss(torch.zeros_like(batch["rows"].mask), batch["rows"])[1]
             for batch in batch_samples
         ]
-        return self.accelerator.gather(torch.stack(weights).sum().to(device)).sum()
+        weight = torch.stack(weights).sum().to(device)
+        return cast(Tensor, self.accelerator.gather(weight).sum())
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logp = model(inputs["input_ids"], inputs["completion_mask"])
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Float[Tensor, ""]:
+        """The part of the step's loss that comes from one micro-batch of `batches.collate`;
+        num_items_in_batch: the step's weight."""
+        logp = model(inputs["input_ids"], inputs["completion_mask"])  # (rows, tokens - 1)
         loss, _ = self.loss(logp, inputs["rows"].to(logp.device))
-        return loss / num_items_in_batch * self.accelerator.num_processes
+        # Gradients are averaged over processes, and the loss is a sum over them.
+        return cast(Tensor, loss / num_items_in_batch * self.accelerator.num_processes)
 
 
 class _Snapshots(TrainerCallback):
     """Keeps the adapter as it is after the given steps."""
 
-    def __init__(self, folder, steps, lora):
-        self.folder, self.steps, self.lora = folder, steps, lora
+    def __init__(self, folder: Path, steps: Iterable[int], lora: LoraSettings) -> None:
+        self.folder, self.steps, self.lora = folder, set(steps), lora
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
         if state.global_step in self.steps and state.is_world_process_zero:
             loading.save_adapter(model, self.folder / f"step-{state.global_step}", self.lora)
 
 
 class _Sealer(TrainerCallback):
-    """Writes the checksums of a checkpoint when it is finished, without which none is taken up again."""
+    """Writes the checksums of a checkpoint when it is finished, without which none is taken up
+    again."""
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            store.list_sums(
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            # Other processes may still write the state of their generators.
+            store.write_checksums(
                 folder,
                 [path for path in folder.iterdir() if not path.name.startswith("rng_state_")],
-            )  # other processes may still write theirs
+            )
 
 
 class _Recorder(TrainerCallback):
-    """Stops after the run's steps, where its schedule is longer, and at a loss that is not a number; draws the progress bar."""
+    """Stops after the run's steps, where its schedule is longer, and at a loss that is not a
+    number; draws the progress bar."""
 
-    def __init__(self, name, steps):
+    def __init__(self, name: str, steps: int) -> None:
         self.bar = tqdm(
             total=steps,
             desc=f"training {name}",
@@ -103,55 +154,69 @@ class _Recorder(TrainerCallback):
             disable=not processes().is_main_process,
         )
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar.update(state.global_step)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar.update()
         control.should_training_stop |= state.global_step >= self.bar.total
 
-    def on_log(self, args, state, control, logs=None, train_dataloader=None, **kwargs):
-        if "loss" not in logs:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:  # the summary at the end
             return
         if not np.isfinite(logs["loss"]) or not np.isfinite(logs["grad_norm"]):
-            rows, size = (
-                getattr(train_dataloader.dataset, "items", []),
-                args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            )
-            batch = [
-                str(number)
-                for item in rows[(state.global_step - 1) * size : state.global_step * size]
-                for number in item
-            ]
+            items = getattr(train_dataloader.dataset, "items", [])  # online there are no rows
+            size = (
+                args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            )  # items per step
+            step_items = items[(state.global_step - 1) * size : state.global_step * size]
+            numbers = ", ".join(str(number) for item in step_items for number in item)
             raise FloatingPointError(
-                f"{self.bar.desc}: loss {logs['loss']} at step {state.global_step}, of rows {', '.join(batch) or 'of its own'} "
-                "of the table of rollouts; the last checkpoint is kept. Lower the learning rate."
+                f"{self.bar.desc}: loss {logs['loss']} at step {state.global_step}, "
+                f"of rows {numbers or 'of its own'} of the table of rollouts; "
+                "the last checkpoint is kept. Lower the learning rate."
             )
         self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar.close()
 
 
-# --- runs ----------------------------------------------------------------------------------------------------------
+# --- runs ----------------------------------------------------------------------------------------
 
 
-def processes():
-    """The processes that train together, this one among them: one, unless `torchrun` or `accelerate launch` started several."""
+def processes() -> PartialState:
+    """The processes that train together, this one among them: one, unless `torchrun` or
+    `accelerate launch` started several."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def identity(profile, run):
-    """Hash of all that determines a run's adapter, with the recipe's number in place of the code: spec, adapter settings, base model, table."""
+def identity(profile: Profile, run: Run) -> str:
+    """Hash of all that determines a run's adapter, with the recipe's number in place of the code:
+    spec, adapter settings, base model, table."""
     if profile.published:
         return published.identity(profile, run)
-    spec, lora = run.model_dump(exclude={"name"}), profile.lora.model_dump(exclude_defaults=True)
-    precision = {} if profile.compute.dtype == "float32" else {"dtype": profile.compute.dtype}
+    dtype = profile.compute.dtype
     return storage.digest(
         {
-            "run": spec,
-            "lora": lora,
-            **precision,
+            "run": run.model_dump(exclude={"name"}),
+            "lora": profile.lora.model_dump(exclude_defaults=True),
+            # Not named where it is float32: identities are older than the choice.
+            **({} if dtype == "float32" else {"dtype": dtype}),
             "base": loading.model_digest(profile.name, run.base),
             "table": store.file_digest(rollouts.table_path(profile, run.writer)),
             "recipe": RECIPE,
@@ -159,111 +224,159 @@ def identity(profile, run):
     )
 
 
-def fingerprint(profile, run):
+def fingerprint(profile: Profile, run: Run) -> str:
     """Hash of all that determines a run's adapter: its `identity`, the code and the libraries."""
     return storage.digest(
         {"identity": identity(profile, run), "code": store.code_digest("helpers.training.trainer")}
     )
 
 
-def run_folder(profile, run):
-    """Where the run lives, whether or not it was trained yet; an edited spec gets a folder of its own."""
+def run_folder(profile: Profile, run: Run) -> Path:
+    """Where the run lives, whether or not it was trained yet; an edited spec gets a folder of its
+    own."""
     return store.entry(
         store.results(profile.name) / "runs",
         run.name,
         fingerprint(profile, run),
-        is_ours=profile.runs.get(run.name) == run,
+        in_profile=profile.runs.get(run.name) == run,
     )
 
 
-def train(profile, run):
-    """Folder of the finished run, with `adapter/`, `history.parquet`, `run.json`, and `snapshots/step-N/` where the run keeps some.
+def train(profile: Profile, run: Run) -> Path:
+    """Folder of the finished run, with `adapter/`, `history.parquet`, `run.json`, and
+    `snapshots/step-N/` where the run keeps some.
 
-    Returns at once when the store holds a run of the same spec, data and code, or results/prerun one of the same spec, data and
-    recipe; goes on from the last checkpoint of an interrupted one; takes the adapter that was `published`; trains otherwise. Started in
-    several `processes`, each takes its share of a step's rows, the update is that of one process, and the first process writes.
+    Returns at once when the store holds a run of the same spec, data and code, or results/prerun
+    one of the same spec, data and recipe; goes on from the last checkpoint of an interrupted one;
+    takes the adapter that was `published`; trains otherwise. Started in several `processes`, each
+    takes its share of a step's rows, the update is that of one process, and the first process
+    writes.
+
+    Raises ValueError for options that the objective does not have, for a batch that the processes
+    do not divide and for a damaged run, FileNotFoundError without a table of rollouts,
+    FloatingPointError at a loss that is not a number.
     """
     if not profile.published and run.objective not in objectives.ONLINE:
         objectives.check_options(run.objective, run.options)
         rollouts.require_table(profile, run.writer)
+    # One process moves folders of other specs aside; the others see what it leaves.
     with processes().main_process_first():
-        folder, mark = run_folder(profile, run), fingerprint(profile, run)
-    if store.is_finished(folder, mark):
+        folder, run_fingerprint = run_folder(profile, run), fingerprint(profile, run)
+    if store.is_finished(folder, run_fingerprint):
         return _checked(folder)
-    shipped, own = store.shipped(profile.name) / "runs" / run.name, identity(profile, run)
-    if store.identity_of(shipped) == own:
+    shipped, run_identity = store.shipped(profile.name) / "runs" / run.name, identity(profile, run)
+    if store.identity_of(shipped) == run_identity:
         return _checked(shipped)
+    record: dict[str, Any] = {"fingerprint": run_fingerprint, "identity": run_identity}
     if profile.published:
-        published.adopt(
-            run, published.adapter_of(profile, run), folder, {"fingerprint": mark, "identity": own}
-        )
+        published.write_run(run, published.adapter_folder(profile, run), folder, record)
         return folder
     torch.set_num_threads(run.threads)
-    work = store.results(profile.name) / "checkpoints" / mark
-    with store.alone(mark) if processes().is_main_process else contextlib.nullcontext():
-        if processes().num_processes == 1 and store.is_finished(
-            folder, mark
-        ):  # by the process that this one waited for
+    checkpoints = store.results(profile.name) / "checkpoints" / run_fingerprint
+    is_main = processes().is_main_process
+    with store.lock(run_fingerprint) if is_main else contextlib.nullcontext():
+        # By the process that this one waited for.
+        if processes().num_processes == 1 and store.is_finished(folder, run_fingerprint):
             return folder
-        started = time.monotonic()
-        trainer, about = _trainer(profile, run, work)
+        start = time.monotonic()
+        trainer, about_rows = _trainer(profile, run, checkpoints)
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
         if trainer.is_world_process_zero():
-            _write(
-                profile,
-                run,
-                folder,
-                work,
-                trainer,
-                {
-                    "fingerprint": mark,
-                    "identity": own,
-                    **about,
-                    "minutes": round((time.monotonic() - started) / 60, 2),
-                },
-            )
+            minutes = round((time.monotonic() - start) / 60, 2)
+            record = {**record, **about_rows, "minutes": minutes}
+            _write(profile, run, folder, checkpoints, trainer, record)
         trainer.accelerator.wait_for_everyone()
     return folder
 
 
-def _write(profile, run, folder, work, trainer, about):
-    """Put a finished run into its folder, and remove what it leaves behind."""
+def _write(
+    profile: Profile,
+    run: Run,
+    folder: Path,
+    checkpoints: Path,
+    trainer: Trainer,
+    record: dict[str, Any],
+) -> None:
+    """Put a finished run into its folder, and remove its checkpoints."""
     history = pd.DataFrame([line for line in trainer.state.log_history if "loss" in line])
-    with storage.whole(folder) as beside:
-        loading.save_adapter(trainer.model, beside / "adapter", profile.lora)
-        if (work / "snapshots").exists():
-            shutil.copytree(work / "snapshots", beside / "snapshots")
-        storage.write_frame(
-            beside / "history.parquet",
-            history[[column for column in _HISTORY if column in history]],
-        )
-        (beside / "run.json").write_text(
-            store.as_json(
-                {
-                    **about,
-                    "adapter": store.file_digest(beside / "adapter" / "adapter_model.safetensors"),
-                    "spec": run.model_dump(),
-                    "date": time.strftime("%Y-%m-%d"),
-                    "table": store.file_digest(rollouts.table_path(profile, run.writer)),
-                    "base": loading.model_digest(profile.name, run.base),
-                    "place": store.provenance(),
-                }
-            )
-        )
-        store.list_sums(beside)
-    storage.remove(work)
+    columns = [column for column in _COLUMNS if column in history]
+    with storage.whole(folder) as temporary_folder:
+        adapter = temporary_folder / "adapter"
+        loading.save_adapter(cast(PeftModel, trainer.model), adapter, profile.lora)
+        if (checkpoints / "snapshots").exists():
+            shutil.copytree(checkpoints / "snapshots", temporary_folder / "snapshots")
+        storage.write_frame(temporary_folder / "history.parquet", history[columns])
+        record = {
+            **record,
+            "adapter": store.file_digest(adapter / "adapter_model.safetensors"),
+            "spec": run.model_dump(),
+            "date": time.strftime("%Y-%m-%d"),
+            "table": store.file_digest(rollouts.table_path(profile, run.writer)),
+            "base": loading.model_digest(profile.name, run.base),
+            "place": store.provenance(),
+        }
+        (temporary_folder / "run.json").write_text(store.as_json(record))
+        store.write_checksums(temporary_folder)
+    storage.remove(checkpoints)
 
 
-def _trainer(profile, run, work):
+def _trainer(profile: Profile, run: Run, checkpoints: Path) -> tuple[Trainer, dict[str, Any]]:
     """The trainer of a run, ready to start, and what its record says of its rows."""
+    settings = _settings(profile, run, checkpoints)
+    callbacks: list[TrainerCallback] = [
+        _Recorder(run.name, run.steps),
+        _Sealer(),
+        _Snapshots(checkpoints / "snapshots", run.snapshots, profile.lora),
+    ]
+    set_seed(run.seed)
+    base = loading.load_model(profile, run.base, profile.compute.attention)
+    if run.objective in objectives.ONLINE:
+        # TRL takes seconds to import, and no other run needs it.
+        from helpers.training import online
+
+        model = loading.attach_adapter(base, profile.lora, run.init_seed, run.zero)
+        return online.trainer(profile, run, model, settings, callbacks), {}
+    objective = objectives.objective(run.objective)
+    table = rollouts.with_group_columns(rollouts.load_table(profile, run.writer))
+    row_numbers = batches.rows_of(table, run)
+    order = batches.run_order(table, row_numbers, run, run.steps)
+    if objective.rows == "pairs" and run.base != "base":
+        # The table holds log-probabilities of the base; this run's reference is another model.
+        used = sorted(set(order))
+        prompts, completions = table.prompt_ids.iloc[used], table.completion_ids.iloc[used]
+        reference = logprobs.score(base, list(prompts), list(completions))
+        table.loc[table.index[used], "logp_base"] = pd.Series(reference, index=table.index[used])
+    arguments = TrainingArguments(**settings)
+    # Several GPUs are for several processes; torch's DataParallel would multiply the batch.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    trainer = ObjectiveTrainer(
+        model=loading.attach_adapter(base, profile.lora, run.init_seed, run.zero),
+        args=arguments,
+        callbacks=callbacks,
+        train_dataset=batches.RunRows(order, batches.rows_per_unit(run)),
+        data_collator=lambda items: batches.collate(
+            table, [number for item in items for number in item]
+        ),
+        loss=lambda logp, rows: objective.loss(logp, rows, **run.options),
+    )
+    numbers = [number for of_prompt in row_numbers.values() for number in of_prompt]
+    return trainer, {"rows": len(set(numbers)), "passes": len(order) / len(numbers)}
+
+
+def _settings(profile: Profile, run: Run, checkpoints: Path) -> dict[str, Any]:
+    """The arguments of transformers' `TrainingArguments`, which TRL's extend.
+
+    Raises ValueError for a batch that the processes and the accumulation do not divide.
+    """
     count = processes().num_processes
     if run.batch_size % (run.accumulation * count):
         raise ValueError(
-            f"run {run.name!r}: {count} processes with accumulation {run.accumulation} do not divide batch_size {run.batch_size}"
+            f"run {run.name!r}: {count} processes with accumulation {run.accumulation} "
+            f"do not divide batch_size {run.batch_size}"
         )
-    settings = {
-        "output_dir": work,
+    return {
+        "output_dir": checkpoints,
         "max_steps": run.schedule or run.steps,
         "per_device_train_batch_size": run.batch_size // (run.accumulation * count),
         "gradient_accumulation_steps": run.accumulation,
@@ -275,7 +388,7 @@ def _trainer(profile, run, work):
         "seed": run.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "save_steps": max(1, run.steps // CHECKPOINTS_A_RUN),
+        "save_steps": max(1, run.steps // CHECKPOINTS_PER_RUN),
         "save_total_limit": 1,
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -287,80 +400,41 @@ def _trainer(profile, run, work):
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "ddp_find_unused_parameters": False,
     }
-    callbacks = [
-        _Recorder(run.name, run.steps),
-        _Sealer(),
-        _Snapshots(work / "snapshots", run.snapshots, profile.lora),
-    ]
-    set_seed(run.seed)
-    base = loading.load_model(profile, run.base, profile.compute.attention)
-    if run.objective in objectives.ONLINE:
-        from helpers.training import (
-            online,  # TRL takes seconds to import, and no other run needs it
-        )
-
-        model = loading.attach_adapter(base, profile.lora, run.init_seed, run.zero)
-        return online.trainer(profile, run, model, settings, callbacks), {}
-    objective = objectives.objective(run.objective)
-    table = rollouts.with_group_columns(rollouts.load_table(profile, run.writer))
-    taken = batches.rows_of(table, run)
-    order = batches.run_order(table, taken, run, run.steps)
-    if objective.rows == "pairs" and run.base != "base":
-        used = sorted(set(order))
-        scored = logprobs.score(
-            base, list(table.prompt_ids.iloc[used]), list(table.completion_ids.iloc[used])
-        )
-        table.loc[table.index[used], "logp_base"] = pd.Series(scored, index=table.index[used])
-    arguments = TrainingArguments(**settings)
-    arguments._n_gpu = min(
-        1, arguments.n_gpu
-    )  # several GPUs are for several processes; torch's DataParallel would multiply the batch
-    trainer = ObjectiveTrainer(
-        model=loading.attach_adapter(base, profile.lora, run.init_seed, run.zero),
-        args=arguments,
-        callbacks=callbacks,
-        train_dataset=batches.RunRows(order, batches.rows_a_unit(run)),
-        data_collator=lambda items: batches.collate(
-            table, [number for item in items for number in item]
-        ),
-        loss=lambda logp, rows: objective.loss(logp, rows, **run.options),
-    )
-    numbers = [number for of_prompt in taken.values() for number in of_prompt]
-    return trainer, {"rows": len(set(numbers)), "passes": len(order) / len(numbers)}
 
 
-def _checked(folder):
-    """The folder of a finished run, if all its files are those that were written, and its adapter the one that its record describes."""
-    adapter = store.intact(folder) / "adapter" / "adapter_model.safetensors"
+def _checked(folder: Path) -> Path:
+    """The folder of a finished run, if all its files are those that were written, and its adapter
+    the one that its record describes."""
+    adapter = store.verify_checksums(folder) / "adapter" / "adapter_model.safetensors"
     if store.file_digest(adapter) != store.read_json(folder / "run.json")["adapter"]:
         raise ValueError(
-            f"{store.shown(adapter)} is not the adapter that {folder.name}/run.json describes: "
-            f"put the right one back, or delete {store.shown(folder)} to have it made again"
+            f"{store.relative_path(adapter)} is not the adapter that {folder.name}/run.json "
+            "describes: put the right one back, "
+            f"or delete {store.relative_path(folder)} to have it made again"
         )
     return folder
 
 
-def _last_checkpoint(work):
+def _last_checkpoint(checkpoints: Path) -> str | None:
     """The newest checkpoint that was written to its end and is as it was written, if any."""
     for folder in sorted(
-        work.glob("checkpoint-*"), key=lambda folder: -int(folder.name.split("-")[1])
+        checkpoints.glob("checkpoint-*"), key=lambda folder: -int(folder.name.split("-")[1])
     ):
         try:
-            if (folder / store.SUMS).exists():
-                return str(store.intact(folder))
+            if (folder / store.CHECKSUMS).exists():
+                return str(store.verify_checksums(folder))
         except ValueError as error:
             warnings.warn(f"{error}. Training goes on without it", stacklevel=2)
-            storage.remove(
-                folder
-            )  # Trainer, which keeps the one with the highest number, would remove its own for it
+            # Trainer, which keeps the one with the highest number, would remove its own for it.
+            storage.remove(folder)
     return None
 
 
-def updates_of_study(profile_name, runs):
-    """{run: its update} for named runs of a study, as they came with the book or were trained before; nothing is trained."""
-    return {
-        run: load_update(
-            store.intact(store.find(profile_name, f"runs/{run}/run.json").parent) / "adapter"
-        )
-        for run in runs
-    }
+def updates_of_study(profile_name: str, runs: Iterable[str]) -> dict[str, Update]:
+    """{run: its update} for named runs of a study, as they came with the book or were trained
+    before; nothing is trained."""
+    updates = {}
+    for run in runs:
+        folder = store.find(profile_name, f"runs/{run}/run.json").parent
+        updates[run] = load_update(store.verify_checksums(folder) / "adapter")
+    return updates

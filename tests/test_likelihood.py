@@ -1,4 +1,5 @@
-"""Divergence from the base: never negative, zero for the base itself, and the base's own samples drawn once for all runs."""
+"""Divergence from the base: never negative, zero for the base itself, and the base's samples drawn
+once for all runs."""
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ def study(smoke, workplace, table):
 def test_divergence_is_none_from_itself_and_positive_from_another(study):
     written = likelihood.samples(study, "base")
     base, other = (loading.load_model(study, name) for name in ("base", "teacher"))
-    own = likelihood.summed_divergence(base, base, written)
-    np.testing.assert_allclose(own, 0, atol=1e-6, err_msg="KL(p || p) = 0")
+    nats = likelihood.summed_divergence(base, base, written)
+    np.testing.assert_allclose(nats, 0, atol=1e-6, err_msg="KL(p || p) = 0")
     assert (likelihood.summed_divergence(base, other, written) > 0).all(), (
         "different models differ (Gibbs' inequality)"
     )
@@ -27,32 +28,27 @@ def test_divergence_at_one_position_is_that_of_the_two_distributions(study):
     written = likelihood.samples(study, "base").head(1).copy()
     written["completion_ids"] = [written.completion_ids.iloc[0][:1]]
     base, other = (loading.load_model(study, name) for name in ("base", "teacher"))
+    prompt = torch.tensor(written.prompt_ids.iloc[0])[None]
     with torch.inference_mode():
-        p, q = (
-            torch.softmax(
-                model(torch.tensor(written.prompt_ids.iloc[0])[None]).logits[0, -1].double(), -1
-            )
-            for model in (base, other)
-        )
+        logits = [model(prompt).logits[0, -1].double() for model in (base, other)]
+    p, q = (torch.softmax(one, -1) for one in logits)
     expected = float((p * (p / q).log()).sum())
-    assert likelihood.summed_divergence(base, other, written)[0] == pytest.approx(
-        expected, rel=1e-4
-    ), "sum_v p log (p / q)"
+    (nats,) = likelihood.summed_divergence(base, other, written)
+    assert nats == pytest.approx(expected, rel=1e-4), "sum_v p log (p / q)"
 
 
 def test_the_base_is_sampled_once_for_all_runs(study, monkeypatch):
-    asked = []
+    names = []
     answer = answering.answer
-    monkeypatch.setattr(
-        answering,
-        "answer",
-        lambda *arguments, **options: (
-            asked.append(options.get("name")) or answer(*arguments, **options)
-        ),
-    )
-    found = [likelihood.divergence(study, study.runs[name]) for name in ("sft", "rft")]
-    assert asked.count("base") == 1, "its texts do not depend on the run"
-    for table in found:
+
+    def listen(*arguments, **options):
+        names.append(options.get("name"))
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(answering, "answer", listen)
+    tables = [likelihood.divergence(study, study.runs[name]) for name in ("sft", "rft")]
+    assert names.count("base") == 1, "its texts do not depend on the run"
+    for table in tables:
         assert (table.nats >= -1e-6).all(), "a divergence is not negative"
         assert set(table.direction) == {"forward", "reverse"}
         assert len(table) == 2 * study.evaluation.kl_problems

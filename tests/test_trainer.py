@@ -1,4 +1,5 @@
-"""Training: invariances, a plain PyTorch loop as oracle, and a store that never trains twice, loses or mixes anything."""
+"""Training: invariances, a plain PyTorch loop as oracle, and a store that never trains twice, loses
+or mixes anything."""
 
 import itertools
 import json
@@ -31,11 +32,11 @@ def content(folder):
     }
 
 
-def assert_same_adapter(found, expected, why, **tolerance):
-    assert found.keys() == expected.keys(), "the same modules carry an adapter"
+def assert_same_adapter(adapter, expected, why, **tolerance):
+    assert adapter.keys() == expected.keys(), "the same modules carry an adapter"
     for name, weight in expected.items():
         torch.testing.assert_close(
-            found[name],
+            adapter[name],
             weight,
             **tolerance or {"rtol": 0, "atol": 0},
             msg=lambda text, name=name: f"{why}: {name}\n{text}",
@@ -72,28 +73,25 @@ def seen(monkeypatch):
     return seen_rows
 
 
-# --- numbers -------------------------------------------------------------------------------------------------------
+# --- numbers -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "divided"), [("sft", (2, 4)), ("topr", (2,)), ("dpo", (4,))])
 def test_accumulation_changes_nothing(name, divided, table, smoke):
-    found = {}
-    for accumulation in (1, *divided):
+    def trained(accumulation):
         run = edited(smoke, "sft", objective=name, accumulation=accumulation)
         folder = trainer.train(smoke, run)
-        found[accumulation] = weights(folder), pd.read_parquet(folder / "history.parquet")
+        return weights(folder), pd.read_parquet(folder / "history.parquet")
+
+    adapter, history = trained(1)
     for accumulation in divided:
-        assert_same_adapter(
-            found[accumulation][0],
-            found[1][0],
-            f"{name} in {accumulation} micro-batches",
-            rtol=1e-4,
-            atol=2e-6,
-        )
+        again, again_history = trained(accumulation)
+        why = f"{name} in {accumulation} micro-batches"
+        assert_same_adapter(again, adapter, why, rtol=1e-4, atol=2e-6)
         for column in ("loss", "grad_norm"):
             np.testing.assert_allclose(
-                found[accumulation][1][column],
-                found[1][1][column],
+                again_history[column],
+                history[column],
                 rtol=1e-4,
                 err_msg=f"{column} is that of the whole step",
             )
@@ -129,32 +127,31 @@ def test_padding_changes_nothing(table, smoke):
         msg="log-probabilities of a row do not depend on padding",
     )
     other_pad = collate(table, [short, long], pad_id=5)
-    found = logprobs.token_logprobs(model, other_pad["input_ids"], other_pad["completion_mask"])[0]
+    again = logprobs.token_logprobs(model, other_pad["input_ids"], other_pad["completion_mask"])[0]
     torch.testing.assert_close(
-        found, logp[1], rtol=0, atol=0, msg="the padding token is never looked at"
+        again, logp[1], rtol=0, atol=0, msg="the padding token is never looked at"
     )
 
 
 def test_a_shared_prompt_changes_neither_log_probabilities_nor_gradients(table, smoke):
     k = smoke.rollouts.samples
     batch = collate(table, [*range(k), 2 * k, k + 1, k])
-    found, expected = [], []
-    for logps, together in ((found, True), (expected, False)):
+    shared, expected = [], []
+    for values, together in ((shared, True), (expected, False)):
         model = loading.attach_adapter(loading.load_model(smoke), smoke.lora, 1).double()
         if together:
             logp = logprobs.token_logprobs(model, batch["input_ids"], batch["completion_mask"])
         else:
             inside = batch["completion_mask"][:, 1:]
-            all_of_them = torch.log_softmax(
-                model(input_ids=batch["input_ids"]).logits[:, :-1].double(), -1
-            )
-            logp = all_of_them.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1) * inside
+            logits = model(input_ids=batch["input_ids"]).logits[:, :-1].double()
+            chosen = batch["input_ids"][:, 1:, None]
+            logp = torch.log_softmax(logits, -1).gather(-1, chosen).squeeze(-1) * inside
         (logp * torch.linspace(-1, 2, logp.numel()).reshape(logp.shape)).sum().backward()
-        logps += [
+        values += [
             logp.detach(),
             *(weight.grad for weight in model.parameters() if weight.requires_grad),
         ]
-    for one, two in zip(found, expected, strict=True):
+    for one, two in zip(shared, expected, strict=True):
         torch.testing.assert_close(
             one.double(),
             two.double(),
@@ -164,16 +161,16 @@ def test_a_shared_prompt_changes_neither_log_probabilities_nor_gradients(table, 
         )
 
 
-def test_collated_log_probabilities_stand_at_their_tokens(table, smoke):
+def test_collated_log_probabilities_are_at_their_tokens(table, smoke):
     batch = collate(table, [0, 5])
     base = loading.load_model(smoke, "base")
-    found = logprobs.token_logprobs(base, batch["input_ids"], batch["completion_mask"])
+    logp = logprobs.token_logprobs(base, batch["input_ids"], batch["completion_mask"])
     torch.testing.assert_close(
         batch["rows"].reference,
-        found,
+        logp,
         rtol=1e-4,
         atol=1e-4,
-        msg="the table's logp_base is the base's own, token by token",
+        msg="the table's logp_base is what the base gives, token by token",
     )
     assert batch["rows"].mask.sum(1).tolist() == table.tokens[[0, 5]].tolist(), (
         "the mask covers the completion, the end token included"
@@ -181,25 +178,22 @@ def test_collated_log_probabilities_stand_at_their_tokens(table, smoke):
 
 
 def plain_loop(smoke, run, table):
-    """SFT in plain PyTorch: rows one by one, transformers' own loss, AdamW, a cosine after one warm-up step."""
+    """SFT in plain PyTorch: rows one by one, the loss of transformers, AdamW, a cosine after one
+    warm-up step. Returns the adapter's weights by name, and the losses."""
     model = loading.attach_adapter(loading.load_model(smoke), smoke.lora, run.init_seed)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, betas=(0.9, 0.999), eps=1e-8, weight_decay=run.weight_decay
     )
-    prompts, k = (
-        np.random.default_rng([run.seed, 0]).permutation(smoke.problems.train),
-        smoke.rollouts.samples,
-    )
+    prompts = np.random.default_rng([run.seed, 0]).permutation(smoke.problems.train)
+    k = smoke.rollouts.samples
     order = [prompt * k + sample for prompt in prompts for sample in range(k)]
     warm = math.ceil(run.warmup * run.steps)
     losses = []
     for step in range(run.steps):
-        rate = (
-            step / warm
-            if step < warm
-            else (1 + math.cos(math.pi * (step - warm) / (run.steps - warm))) / 2
-        )
+        rate = step / warm
+        if step >= warm:
+            rate = (1 + math.cos(math.pi * (step - warm) / (run.steps - warm))) / 2
         optimizer.param_groups[0]["lr"] = run.learning_rate * rate
         chosen = table.iloc[order[step * run.batch_size : (step + 1) * run.batch_size]]
         count = sum(map(len, chosen.completion_ids))
@@ -335,7 +329,7 @@ def test_methods_differ_and_a_run_is_a_function_of_its_spec(table, smoke):
     )
 
 
-# --- which rows, in which order ------------------------------------------------------------------------------------
+# --- which rows, in which order ------------------------------------------------------------------
 
 
 def test_rft_trains_on_correct_rows_only(table, smoke, seen):
@@ -360,17 +354,17 @@ def test_every_method_walks_through_the_prompts_in_one_order(table):
     prompts = list(table.problem_id.unique())
     passes = {}
     for rows in ("all", "correct", "correct-one", "pairs"):
-        taken = rollouts.select(table, rows)
-        length = 2 * sum(map(len, taken.values()))
-        order = row_order(taken, prompts, 42, length)
+        row_numbers = rollouts.select(table, rows)
+        length = 2 * sum(map(len, row_numbers.values()))
+        order = row_order(row_numbers, prompts, 42, length)
         passes[rows] = [
             [prompt for prompt, _ in itertools.groupby(table.problem_id[part])]
             for part in (order[: length // 2], order[length // 2 :])
         ]
-        assert sorted(order[: length // 2]) == sorted(itertools.chain(*taken.values())), (
+        assert sorted(order[: length // 2]) == sorted(itertools.chain(*row_numbers.values())), (
             f"{rows}: a pass takes each of its rows once"
         )
-    assert passes["all"][0] != passes["all"][1], "each pass has an order of its own"
+    assert passes["all"][0] != passes["all"][1], "each pass has another order"
     assert sorted(passes["all"][0]) == sorted(prompts), "rows of a prompt stay together"
     for rows, (first, second) in passes.items():
         assert first == [prompt for prompt in passes["all"][0] if prompt in first], (
@@ -393,7 +387,7 @@ def test_training_follows_the_order_of_rows(table, smoke, seen):
     )
 
 
-# --- the store -----------------------------------------------------------------------------------------------------
+# --- the store -----------------------------------------------------------------------------------
 
 
 def test_a_finished_run_is_not_trained_again(table, smoke, never_train):
@@ -405,7 +399,7 @@ def test_a_finished_run_is_not_trained_again(table, smoke, never_train):
         "history.parquet",
         "run.json",
     }, "a whole run"
-    assert len(pd.read_parquet(folder / "history.parquet")) == 3, "one row a step"
+    assert len(pd.read_parquet(folder / "history.parquet")) == 3, "one row per step"
     assert json.loads(before["run.json"])["spec"] == smoke.runs["sft"].model_dump(mode="json"), (
         "the record holds the spec"
     )
@@ -495,7 +489,7 @@ def test_options_of_the_objective_take_part(table, smoke):
     ), "options reach the loss"
 
 
-# --- messages ------------------------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(table, smoke, monkeypatch):
@@ -508,7 +502,8 @@ def test_a_loss_that_is_not_a_number_stops_the_run(table, smoke, monkeypatch):
     run = edited(smoke, "sft", objective="broken")
     with pytest.raises(
         FloatingPointError,
-        match=r"training sft: loss nan at step 1, of rows \d+(, \d+)+ of the table.*Lower the learning rate",
+        match=r"training sft: loss nan at step 1, of rows \d+(, \d+)+ of the table"
+        r".*Lower the learning rate",
     ):
         trainer.train(smoke, run)
     assert not trainer.run_folder(smoke, run).exists(), "nothing that looks finished is left"
@@ -551,7 +546,7 @@ def test_a_foreign_or_missing_adapter_is_named_and_nothing_is_touched(smoke, tab
         loading.load_adapted(smoke, run, folder / "nowhere")
 
 
-@pytest.mark.parametrize("rewards", ["all right", "all wrong", "one rollout a prompt"])
+@pytest.mark.parametrize("rewards", ["all right", "all wrong", "one rollout per prompt"])
 @pytest.mark.parametrize("name", ["sft", "rift", "offline-grpo"])
 def test_tables_without_mixed_groups_train_what_can_be_trained(
     name, rewards, table, smoke, monkeypatch
@@ -581,6 +576,7 @@ def test_an_adapter_that_names_another_base_of_its_shape_is_refused():
     adapter = store.shipped("tiny") / "runs" / "strong-sft" / "adapter"
     with pytest.raises(
         ValueError,
-        match=r"another base than 'base' of profile 'tiny': for 'data/models/tiny/strong-base', not 'data/models/tiny/base'",
+        match=r"another base than 'base' of profile 'tiny': "
+        "for 'data/models/tiny/strong-base', not 'data/models/tiny/base'",
     ):
         loading.load_adapted(tiny, tiny.runs["sft"], adapter)

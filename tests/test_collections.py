@@ -1,4 +1,5 @@
-"""Collections written as the hub's files are, with planted duplicates, overlaps and faults; overlaps against a search of every window."""
+"""Collections written as the hub's files are, with planted duplicates, overlaps and faults;
+overlaps against a search of every window."""
 
 import hashlib
 import json
@@ -40,13 +41,17 @@ configs:
     path: socratic/test-*
 ---
 """
-PLANTED = "A farmer in the valley keeps seven brown goats and four white geese behind the old mill, so how many animals are there?"
+PLANTED = (
+    "A farmer in the valley keeps seven brown goats and four white geese behind the old mill, "
+    "so how many animals are there?"
+)
 WORDS = [f"word{number}" for number in range(60)]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    """An empty repository root, a cache of the library's beside it, and nothing remembered of what other tests read."""
+def root(tmp_path, monkeypatch):
+    """An empty repository root, a cache of the library's beside it, and nothing remembered of what
+    other tests read."""
     _raw_sets.cache_clear()
     _problem_sets.cache_clear()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -68,16 +73,16 @@ def write(file, rows):
         pd.DataFrame(rows).to_parquet(file)
 
 
-def deepscaler(place, rows):
+def deepscaler(root, rows):
     write(
-        place / "deepscaler" / "deepscaler.json",
+        root / "deepscaler" / "deepscaler.json",
         [{"problem": question, "answer": answer, "solution": ""} for question, answer in rows],
     )
 
 
-def gsm8k(place, rows, split="test", configuration="main"):
+def gsm8k(root, rows, split="test", configuration="main"):
     write(
-        place / "gsm8k" / configuration / f"{split}-00000-of-00001.parquet",
+        root / "gsm8k" / configuration / f"{split}-00000-of-00001.parquet",
         [{"question": question, "answer": answer} for question, answer in rows],
     )
 
@@ -97,24 +102,25 @@ AIME = {"path": "aime_2026", "split": "train", "question": "problem", "answer": 
 
 
 @pytest.fixture
-def collections(place):
-    """The four collections of the study, a few rows each, in the files and columns that the hub has; the first as `hf download` leaves it."""
-    deepscaler(place, TRAIN)
-    (place / "deepscaler" / ".gitattributes").write_text("*.json filter=lfs\n")
+def collections(root):
+    """The four collections of the study, a few rows each, in the files and columns that the hub
+    has; the first as `hf download` leaves it."""
+    deepscaler(root, TRAIN)
+    (root / "deepscaler" / ".gitattributes").write_text("*.json filter=lfs\n")
     write(
-        place / "deepscaler" / ".cache" / "huggingface" / "download" / "train.json",
+        root / "deepscaler" / ".cache" / "huggingface" / "download" / "train.json",
         [{"not": "data"}],
     )
     gsm8k(
-        place,
+        root,
         [
             ("How many eggs?", "6*2=<<6*2=12>>12\n#### 12"),
             ("How many dollars?", "That is much.\n#### 1,234"),
         ],
     )
-    gsm8k(place, [("How many trained eggs?", "#### 3")], split="train")
+    gsm8k(root, [("How many trained eggs?", "#### 3")], split="train")
     write(
-        place / "MATH-500" / "test.jsonl",
+        root / "MATH-500" / "test.jsonl",
         [
             {
                 "problem": "Convert $(0,3)$ to polar coordinates.",
@@ -127,10 +133,10 @@ def collections(place):
         ],
     )
     write(
-        place / "aime_2026" / "data" / "train-00000-of-00001.parquet",
+        root / "aime_2026" / "data" / "train-00000-of-00001.parquet",
         [{"problem_idx": 1, "answer": 277, "problem": "Find the number of paths."}],
     )
-    return place
+    return root
 
 
 def settings(**changes):
@@ -160,7 +166,7 @@ def some(split, *questions):
     return tuple(Problem(question, split, question, "1", 0, (), "", "") for question in questions)
 
 
-# --- sets ----------------------------------------------------------------------------------------------------------
+# --- sets ----------------------------------------------------------------------------------------
 
 
 def test_the_four_collections_are_read_as_the_hub_has_them(collections):
@@ -193,7 +199,7 @@ def test_the_four_collections_are_read_as_the_hub_has_them(collections):
 def test_a_problem_is_named_by_its_question_and_has_no_story(collections):
     problem = problem_sets(settings())["hard"][0]
     assert problem.problem_id == hashlib.sha256(b"Find the number of paths.").hexdigest()[:12], (
-        "the name is that of problems.draw_problem"
+        "the name is that of templates.draw_problem"
     )
     assert (problem.steps, problem.chain, problem.person, problem.things) == (0, (), "", ""), (
         "a public problem has neither chain nor story"
@@ -260,14 +266,15 @@ def test_the_seed_chooses_the_validation_problems(collections):
 def test_of_duplicates_within_a_split_the_first_is_kept_and_they_are_counted(collections):
     deepscaler(collections, [*TRAIN, ("Compute  1\n plus 1. ", "3"), ("compute 1 plus 1.", "2")])
     sets = problem_sets(settings())
-    kept = [
+    trained = [
         problem
         for split in ("train", "validation")
         for problem in sets[split]
         if problem.question.split()[:2] == ["Compute", "1"]
     ]
-    assert [problem.answer for problem in kept] == ["2"], (
-        "the same words with other white space are the same question, and the first row's answer stands"
+    assert [problem.answer for problem in trained] == ["2"], (
+        "the same words with other white space are the same question, "
+        "and the first row's answer stands"
     )
     counts, _ = report(settings())
     row = counts.set_index("split").loc["train"]
@@ -294,7 +301,7 @@ def test_settings_with_further_sets_are_read_once(collections, monkeypatch):
     assert not reads, "neither the sets nor the report read a collection again"
 
 
-# --- overlaps ------------------------------------------------------------------------------------------------------
+# --- overlaps ------------------------------------------------------------------------------------
 
 
 def test_an_overlap_far_from_a_changed_word_is_found_and_kept_from_training(collections):
@@ -305,9 +312,9 @@ def test_an_overlap_far_from_a_changed_word_is_found_and_kept_from_training(coll
     assert changed not in {
         problem.question for split in ("train", "validation") for problem in sets[split]
     }, "a test problem must not be trained on"
-    counts, found = report(settings())
-    assert found.kind.tolist() == ["shared n-gram"], "the report shows what was left out"
-    assert (found.split[0], found.problem_id[0]) == ("test", sets["test"][0].problem_id), (
+    counts, pairs = report(settings())
+    assert pairs.kind.tolist() == ["shared n-gram"], "the report shows what was left out"
+    assert (pairs.split[0], pairs.problem_id[0]) == ("test", sets["test"][0].problem_id), (
         "and for which test problem"
     )
     assert counts.set_index("split").overlaps.to_dict() == {
@@ -322,11 +329,10 @@ def test_an_overlap_far_from_a_changed_word_is_found_and_kept_from_training(coll
 
 def test_twelve_words_in_a_row_are_no_overlap_and_thirteen_are():
     tested = " ".join(WORDS[:30])
-    for shared, found in ((12, 0), (13, 1)):
+    for shared, count in ((12, 0), (13, 1)):
         prompt = " ".join(["other", *WORDS[5 : 5 + shared], "others", *WORDS[40:60]])
-        assert (
-            len(overlaps({"train": some("train", prompt), "test": some("test", tested)})) == found
-        ), f"{shared} words in a row"
+        sets = {"train": some("train", prompt), "test": some("test", tested)}
+        assert len(overlaps(sets)) == count, f"{shared} words in a row"
 
 
 def test_case_punctuation_and_white_space_hide_no_equal_text():
@@ -335,25 +341,29 @@ def test_case_punctuation_and_white_space_hide_no_equal_text():
         "validation": some("validation", "what s x 1 2"),
         "hard": some("hard", "WHAT'S X_1, 2"),
     }
-    found = overlaps(sets)
-    assert found.kind.tolist() == ["same text"] * 2, (
-        "questions shorter than an n-gram are compared as a whole, in training and validation prompts"
+    pairs = overlaps(sets)
+    assert pairs.kind.tolist() == ["same text"] * 2, (
+        "questions shorter than an n-gram are compared as a whole, "
+        "in training and validation prompts"
     )
     within = {"train": some("train", "What is x"), "test": some("test", "What is x now")}
     assert overlaps(within).empty, "a short question within another is no overlap"
 
 
 def test_a_long_equal_text_is_one_pair_called_the_same():
-    found = overlaps({"train": some("train", PLANTED.upper()), "test": some("test", PLANTED)})
-    assert found.kind.tolist() == ["same text"], "equal texts share n-grams too, which adds nothing"
+    pairs = overlaps({"train": some("train", PLANTED.upper()), "test": some("test", PLANTED)})
+    assert pairs.kind.tolist() == ["same text"], "equal texts share n-grams too, which adds nothing"
 
 
-@pytest.mark.parametrize(("prompts", "found"), [(10, 10), (11, 0)])
-def test_a_phrase_of_more_than_ten_prompts_is_no_overlap(prompts, found):
-    phrase = r"can be written as $\frac{m}{n}$, where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
+@pytest.mark.parametrize(("prompts", "count"), [(10, 10), (11, 0)])
+def test_a_phrase_of_more_than_ten_prompts_is_no_overlap(prompts, count):
+    phrase = (
+        r"can be written as $\frac{m}{n}$, where $m$ and $n$ are relatively prime positive "
+        "integers. Find $m+n$."
+    )
     trained = some("train", *(f"Sum {number} {phrase}" for number in range(prompts)))
     sets = {"train": trained, "test": some("test", f"The area {phrase}")}
-    assert len(overlaps(sets)) == found, (
+    assert len(overlaps(sets)) == count, (
         f"a phrase in {prompts} training prompts, where up to ten tell of an overlap"
     )
 
@@ -385,17 +395,17 @@ def test_overlaps_are_those_that_a_search_of_every_window_finds(trained, tested,
             ]
             if train == test or shared:
                 expected.add((test, train, "same text" if train == test else "shared n-gram"))
-    found = overlaps(
+    pairs = overlaps(
         {"train": some("train", *trained), "test": some("test", *tested)}, n=n, common=common
     )
     assert (
-        set(found[["problem_id", "train_id", "kind"]].itertuples(index=False, name=None))
+        set(pairs[["problem_id", "train_id", "kind"]].itertuples(index=False, name=None))
         == expected
     ), "text search and n-grams agree on every pair"
-    assert not found.duplicated(["problem_id", "train_id"]).any(), "one row a pair"
+    assert not pairs.duplicated(["problem_id", "train_id"]).any(), "one row per pair"
 
 
-# --- report --------------------------------------------------------------------------------------------------------
+# --- report --------------------------------------------------------------------------------------
 
 
 def test_what_is_read_is_kept_or_accounted_for(collections):
@@ -409,7 +419,7 @@ def test_what_is_read_is_kept_or_accounted_for(collections):
         "overlaps",
         "kept",
         "ungradable",
-    ], "one column a fate"
+    ], "one column per fate"
     total = counts.drop(columns="split").sum()
     assert total["read"] - total["duplicates"] - total["overlaps"] == total["kept"], (
         "no row may vanish without a reason"
@@ -432,15 +442,15 @@ def test_answers_that_no_completion_can_match_are_named(collections):
         ],
     )
     sets = problem_sets(settings())
-    found = ungradable(sets)
-    assert found.answer.tolist() == [r"\left\{1"], (
+    problems = ungradable(sets)
+    assert problems.answer.tolist() == [r"\left\{1"], (
         "an unclosed brace can't be boxed; LaTeX that math-verify reads can"
     )
     counts, _ = report(settings())
     assert counts.ungradable.sum() == 1, "the report counts it"
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -480,7 +490,8 @@ def test_a_configuration_is_read_with_the_card_of_the_hub_and_without(collection
 def test_a_missing_column_is_named_with_those_that_exist(collections):
     with pytest.raises(
         ValueError,
-        match=r"MATH-500.*no column 'question', choose among problem, solution, answer, subject, level, unique_id",
+        match=r"MATH-500.*no column 'question', choose among problem, solution, answer, "
+        "subject, level, unique_id",
     ):
         problem_sets(settings(further={"math500": {**MATH500, "question": "question"}}))
 
@@ -520,7 +531,8 @@ def test_without_network_the_way_out_is_said_at_once(collections, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         FileNotFoundError,
-        match=r"no data set 'openai/gsm8k'.*hf download --repo-type dataset openai/gsm8k --local-dir FOLDER",
+        match=r"no data set 'openai/gsm8k'.*hf download --repo-type dataset openai/gsm8k "
+        "--local-dir FOLDER",
     ):
         problem_sets(settings(test={**GSM8K, "path": "openai/gsm8k"}))
 

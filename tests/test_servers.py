@@ -1,4 +1,5 @@
-"""Completions from a server: what is asked, kept, asked again and refused, by a small server of the protocol; once by a real one that is killed."""
+"""Completions from a server: what is asked, stored, asked again and refused, by a small server of
+the protocol; once by a real one that is killed."""
 
 import asyncio
 import importlib.util
@@ -36,7 +37,7 @@ def said(text, finish_reason="stop", **message):
 
 def reply(*choices):
     return 200, {
-        "choices": [{"index": place, **choice} for place, choice in enumerate(choices)],
+        "choices": [{"index": index, **choice} for index, choice in enumerate(choices)],
         "model": "teacher",
         "object": "chat.completion",
         "id": "1",
@@ -49,8 +50,8 @@ def echo(body, number):
     """As many choices as asked for, each with the question and its own seed."""
     return reply(
         *(
-            said(f"{body['messages'][-1]['content']}/{body['seed'] + place}")
-            for place in range(body.get("n", 1))
+            said(f"{body['messages'][-1]['content']}/{body['seed'] + index}")
+            for index in range(body.get("n", 1))
         )
     )
 
@@ -64,7 +65,10 @@ def failing(status, words="no"):
 
 
 class Teacher:
-    """A server of the protocol in a thread. `behave(body, number)` gives a request's status, reply and headers, or None to hang up on it."""
+    """A server of the protocol in a thread.
+
+    `behave(body, number)` gives a request's status, reply and headers, or None to hang up on it.
+    """
 
     def __init__(self, behave=echo, pause=0.0):
         self.behave, self.pause, self.port = behave, pause, 0
@@ -145,15 +149,15 @@ def key(monkeypatch):
     return "TEACHER_KEY"
 
 
-def texts(found):
-    return [[completion.text for completion in answers] for answers in found]
+def texts(completions):
+    return [[completion.text for completion in answers] for answers in completions]
 
 
 def questions(number):
-    return [f"question {place}" for place in range(number)]
+    return [f"question {index}" for index in range(number)]
 
 
-# --- what is asked and what comes back -----------------------------------------------------------------------------
+# --- what is asked and what comes back -----------------------------------------------------------
 
 
 def test_answers_come_in_the_prompts_order_and_questions_are_sent_as_the_users_message(tmp_path):
@@ -162,12 +166,11 @@ def test_answers_come_in_the_prompts_order_and_questions_are_sent_as_the_users_m
         {"role": "user", "content": "question 9"},
     ]
     with Teacher() as teacher:
-        found = servers.complete(
+        completions = servers.complete(
             teacher.endpoint(), [*questions(5), messages], folder=tmp_path, **HOW
         )
-    assert [text.split("/")[0] for (text,) in texts(found)] == [*questions(5), "question 9"], (
-        "one entry a prompt, in the prompts' order"
-    )
+    asked = [text.split("/")[0] for (text,) in texts(completions)]
+    assert asked == [*questions(5), "question 9"], "one entry per prompt, in the prompts' order"
     sent = {json.dumps(body["messages"]) for body in teacher.asked}
     assert json.dumps(messages) in sent, "messages are sent as they are"
     assert json.dumps([{"role": "user", "content": "question 0"}]) in sent, (
@@ -176,20 +179,20 @@ def test_answers_come_in_the_prompts_order_and_questions_are_sent_as_the_users_m
     assert {(body["model"], body["temperature"], body["max_tokens"]) for body in teacher.asked} == {
         ("teacher", 0.7, 20)
     }, "and so are model and settings"
-    assert found[0][0].finish_reason == "stop", "the server's word"
+    assert completions[0][0].finish_reason == "stop", "the server's word"
 
 
-def test_a_server_that_honours_n_is_asked_once_a_prompt(tmp_path):
+def test_a_server_that_honours_n_is_asked_once_per_prompt(tmp_path):
     with Teacher() as teacher:
-        found = servers.complete(
+        completions = servers.complete(
             teacher.endpoint(), questions(3), folder=tmp_path, **{**HOW, "samples": 4}
         )
     assert len(teacher.asked) == 3, "the prompt is paid for once"
-    assert all(len(set(answers)) == 4 for answers in texts(found)), "K completions a prompt"
-    assert sum(one.prompt_tokens for answers in found for one in answers) == 30, (
-        "10 prompt tokens a request, shared among its choices"
+    assert all(len(set(answers)) == 4 for answers in texts(completions)), "K completions per prompt"
+    assert sum(one.prompt_tokens for answers in completions for one in answers) == 30, (
+        "10 prompt tokens per request, shared among its choices"
     )
-    assert sum(one.completion_tokens for answers in found for one in answers) == 3 * 4 * 6, (
+    assert sum(one.completion_tokens for answers in completions for one in answers) == 3 * 4 * 6, (
         "sums are what the server counted"
     )
 
@@ -201,15 +204,16 @@ def test_a_server_that_writes_one_choice_whatever_n_is_asked_for_the_rest_with_o
         expected = servers.complete(
             at_once.endpoint(), questions(3), folder=tmp_path / "at once", **{**HOW, "samples": 4}
         )
-        found = servers.complete(
+        completions = servers.complete(
             teacher.endpoint(), questions(3), folder=tmp_path / "singly", **{**HOW, "samples": 4}
         )
-    assert len(teacher.asked) == 12, "K requests a prompt"
+    assert len(teacher.asked) == 12, "K requests per prompt"
     assert len({body["seed"] for body in teacher.asked}) == 12, (
         "no two requests draw with the same seed"
     )
-    assert texts(found) == texts(expected), (
-        "completion i of a prompt has its seed however many come at once, where choice j adds j, as in vLLM"
+    assert texts(completions) == texts(expected), (
+        "completion i of a prompt has its seed however many come at once, "
+        "where choice j adds j, as in vLLM"
     )
 
 
@@ -217,10 +221,10 @@ def test_a_server_that_refuses_the_field_n_is_asked_without_it(tmp_path):
     with Teacher(
         lambda body, number: failing(422)(body, number) if "n" in body else echo(body, number)
     ) as teacher:
-        found = servers.complete(
+        completions = servers.complete(
             teacher.endpoint(), questions(2), folder=tmp_path, **{**HOW, "samples": 3}
         )
-    assert [len(set(answers)) for answers in texts(found)] == [3, 3], (
+    assert [len(set(answers)) for answers in texts(completions)] == [3, 3], (
         "a refusal is believed only of a request for one completion"
     )
 
@@ -243,18 +247,20 @@ def test_reasoning_and_answer_are_joined_as_the_model_wrote_them(
     with Teacher(
         lambda body, number: reply(said(content, finish_reason, **{field: thought}))
     ) as teacher:
-        found = servers.complete(teacher.endpoint(), ["2+2?"], folder=tmp_path, **HOW)
-    assert found[0][0].text == expected, (
+        completions = servers.complete(teacher.endpoint(), ["2+2?"], folder=tmp_path, **HOW)
+    assert completions[0][0].text == expected, (
         "think tags around the reasoning; a thought that was cut stays open"
     )
-    assert found[0][0].finish_reason == finish_reason, "an answer that was cut is kept and says so"
+    assert completions[0][0].finish_reason == finish_reason, (
+        "an answer that was cut is stored and says so"
+    )
 
 
 def test_equal_prompts_are_asked_once(tmp_path):
     with Teacher() as teacher:
-        found = servers.complete(teacher.endpoint(), ["a", "b", "a"], folder=tmp_path, **HOW)
+        completions = servers.complete(teacher.endpoint(), ["a", "b", "a"], folder=tmp_path, **HOW)
     assert len(teacher.asked) == 2, "they share their answers"
-    assert found[0] == found[2] != found[1], "each place has them"
+    assert completions[0] == completions[2] != completions[1], "each of the two has them"
 
 
 def test_it_runs_inside_a_running_event_loop(tmp_path):
@@ -265,7 +271,7 @@ def test_it_runs_inside_a_running_event_loop(tmp_path):
         assert len(asyncio.run(cell(teacher))) == 2, "as a cell of a notebook does"
 
 
-# --- pace ----------------------------------------------------------------------------------------------------------
+# --- pace ----------------------------------------------------------------------------------------
 
 
 def test_at_most_concurrency_requests_are_under_way(tmp_path):
@@ -285,7 +291,7 @@ def test_requests_and_their_retries_keep_to_the_rate(tmp_path):
         )
     assert len(teacher.asked) == 6, "five prompts and one retry"
     assert teacher.times[-1] - teacher.times[0] > 0.45, (
-        "600 a minute are one in 0.1 s, retries included"
+        "600 per minute are one in 0.1 s, retries included"
     )
 
 
@@ -304,15 +310,15 @@ def test_what_may_pass_is_tried_again_after_a_pause(status, headers, least, tmp_
             (status, {"error": "busy"}, headers) if number == 1 else echo(body, number)
         )
     ) as teacher:
-        found = servers.complete(teacher.endpoint(retries=1), ["a"], folder=tmp_path, **HOW)
+        completions = servers.complete(teacher.endpoint(retries=1), ["a"], folder=tmp_path, **HOW)
     assert len(teacher.asked) == 2, "one try and one more"
     assert teacher.times[1] - teacher.times[0] > least, (
         "the server's Retry-After, or the client's own back-off"
     )
-    assert found[0][0].text.startswith("a/"), "the answer of the second try"
+    assert completions[0][0].text.startswith("a/"), "the answer of the second try"
 
 
-# --- what is kept --------------------------------------------------------------------------------------------------
+# --- what is stored ------------------------------------------------------------------------------
 
 
 def test_a_server_that_dies_is_told_and_the_same_call_asks_only_for_what_is_missing(tmp_path):
@@ -321,7 +327,8 @@ def test_a_server_that_dies_is_told_and_the_same_call_asks_only_for_what_is_miss
         teacher,
         pytest.raises(
             ConnectionError,
-            match=rf"{teacher.endpoint().url[:16]}.* 5 of 12 prompts are finished and kept in .*same command goes on",
+            match=rf"{teacher.endpoint().url[:16]}.* 5 of 12 prompts are finished and kept in "
+            ".*same command goes on",
         ),
     ):
         servers.complete(teacher.endpoint(concurrency=2), questions(12), folder=tmp_path, **HOW)
@@ -332,16 +339,16 @@ def test_a_server_that_dies_is_told_and_the_same_call_asks_only_for_what_is_miss
         servers.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
     teacher.asked, teacher.behave = [], echo
     with teacher:
-        found = servers.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
+        completions = servers.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
         again = servers.complete(teacher.endpoint(), questions(12), folder=tmp_path, **HOW)
     missing = sorted(set(questions(12)) - first)
     assert sorted(body["messages"][0]["content"] for body in teacher.asked) == missing, (
         "each missing prompt once, a finished call nothing"
     )
-    assert [text.split("/")[0] for (text,) in texts(found)] == questions(12), (
+    assert [text.split("/")[0] for (text,) in texts(completions)] == questions(12), (
         "old and new answers in order"
     )
-    assert again == found, "what was kept is what was found"
+    assert again == completions, "what was stored is what was received"
 
 
 def test_completions_of_an_unfinished_prompt_are_kept_and_a_larger_k_asks_for_the_rest(tmp_path):
@@ -388,13 +395,13 @@ def test_an_interrupt_keeps_what_is_under_way_and_starts_nothing_new(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             servers.complete(teacher.endpoint(concurrency=1), questions(6), folder=tmp_path, **HOW)
         assert len(teacher.asked) == len(list(tmp_path.iterdir())) == 2, (
-            "the second answer was paid for and is kept"
+            "the second answer was paid for and is stored"
         )
         servers.complete(teacher.endpoint(), questions(6), folder=tmp_path, **HOW)
     assert len(teacher.asked) == 6, "each prompt was asked once"
 
 
-# --- refusals and mistakes -----------------------------------------------------------------------------------------
+# --- refusals and mistakes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -407,14 +414,14 @@ def test_a_refused_prompt_does_not_end_the_call_and_is_asked_again_by_the_next(s
         )
 
     with Teacher(behave) as teacher:
-        found = servers.complete(
+        completions = servers.complete(
             teacher.endpoint(retries=2), ["a", "bad", "b"], folder=tmp_path, **{**HOW, "samples": 2}
         )
-        assert [(one.text, one.finish_reason.startswith("refused: ")) for one in found[1]] == [
-            ("", True)
-        ] * 2, "K refused completions with empty texts"
-        assert "content filter" in found[1][0].finish_reason, "in the server's words"
-        assert all(one.text for answers in (found[0], found[2]) for one in answers), (
+        assert [
+            (one.text, one.finish_reason.startswith("refused: ")) for one in completions[1]
+        ] == [("", True)] * 2, "K refused completions with empty texts"
+        assert "content filter" in completions[1][0].finish_reason, "in the server's words"
+        assert all(one.text for answers in (completions[0], completions[2]) for one in answers), (
             "the others are answered"
         )
         asked = len(teacher.asked)
@@ -422,7 +429,7 @@ def test_a_refused_prompt_does_not_end_the_call_and_is_asked_again_by_the_next(s
             teacher.endpoint(), ["a", "bad", "b"], folder=tmp_path, **{**HOW, "samples": 2}
         )
     assert {body["messages"][0]["content"] for body in teacher.asked[asked:]} == {"bad"}, (
-        "a refusal is not kept"
+        "a refusal is not stored"
     )
 
 
@@ -441,7 +448,8 @@ def test_a_wrong_key_or_model_stops_at_once_and_names_what_to_check(status, key,
     with Teacher(failing(status)) as teacher:
         with pytest.raises(
             ValueError,
-            match=rf"model 'teacher' at http://127\.0\.0\.1:{teacher.port}/v1.*{status}.*check endpoint\.url .*TEACHER_KEY",
+            match=rf"model 'teacher' at http://127\.0\.0\.1:{teacher.port}/v1.*{status}"
+            r".*check endpoint\.url .*TEACHER_KEY",
         ):
             servers.complete(
                 teacher.endpoint(key=key, concurrency=2, retries=5),
@@ -460,7 +468,7 @@ def test_a_page_in_place_of_an_answer_asks_whether_the_url_is_right(tmp_path):
         servers.complete(teacher.endpoint(), ["a"], folder=tmp_path, **HOW)
 
 
-# --- the key -------------------------------------------------------------------------------------------------------
+# --- the key -------------------------------------------------------------------------------------
 
 
 def test_a_key_that_is_not_set_is_named(monkeypatch, tmp_path):
@@ -492,33 +500,35 @@ def test_the_key_is_sent_and_written_nowhere(status, kind, key, tmp_path, caplog
             if body["messages"][0]["content"] == "a"
             else failing(400, f"not with {KEY}")(body, number)
         )
-        found = servers.complete(teacher.endpoint(key=key), ["a", "bad"], folder=tmp_path, **HOW)
+        completions = servers.complete(
+            teacher.endpoint(key=key), ["a", "bad"], folder=tmp_path, **HOW
+        )
     assert set(teacher.keys) == {f"Bearer {KEY}"}, "the server gets it"
     assert [error.value.__cause__, error.value.__context__] == [None, None], (
         "no exception behind it carries the request"
     )
-    kept = [path.read_text() for path in tmp_path.iterdir()]
-    assert len(kept) == 1, "the answer is kept"
+    files = [path.read_text() for path in tmp_path.iterdir()]
+    assert len(files) == 1, "the answer is stored"
     assert KEY not in " ".join(
-        [str(error.value), repr(found), caplog.text, *capfd.readouterr(), *kept]
+        [str(error.value), repr(completions), caplog.text, *capfd.readouterr(), *files]
     ), "errors, refusals, logs, output and files"
 
 
-# --- the estimate --------------------------------------------------------------------------------------------------
+# --- the estimate --------------------------------------------------------------------------------
 
 
 def test_the_estimate_bounds_requests_tokens_and_dollars():
     endpoint = EndpointSettings(
         url="http://localhost:1/v1", model="teacher", price_input=2, price_output=10
     )
-    found = servers.estimate(
+    bounds = servers.estimate(
         endpoint,
         ["one two", [{"role": "user", "content": "three"}]],
         samples=4,
         max_tokens=100,
         count_tokens=lambda messages: sum(len(message["content"].split()) for message in messages),
     )
-    assert found == {
+    assert bounds == {
         "requests": 8,
         "prompt_tokens": 12,
         "completion_tokens": 800,
@@ -526,7 +536,7 @@ def test_the_estimate_bounds_requests_tokens_and_dollars():
     }, "K times each prompt"
 
 
-# --- a real server -------------------------------------------------------------------------------------------------
+# --- a real server -------------------------------------------------------------------------------
 
 
 def start_server(model, port, log):
@@ -578,15 +588,14 @@ def test_a_real_server_that_is_killed_and_started_again_answers_as_the_model_doe
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     source, answers = tmp_path / "base", tmp_path / "answers"
-    shutil.copytree(loading.folder(loading.source(profile, "base")), source)
+    shutil.copytree(loading.local_folder(loading.source_of(profile, "base")), source)
     settings = json.loads((source / "generation_config.json").read_text())
-    (source / "generation_config.json").write_text(
-        json.dumps({**settings, "do_sample": True})
-    )  # or this server is greedy at any temperature
+    # Otherwise this server is greedy at any temperature.
+    (source / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True}))
     endpoint = EndpointSettings(
         url=f"http://127.0.0.1:{port}/v1", model=str(source), concurrency=2, retries=1, timeout=60
     )
-    how = {"samples": 1, "temperature": 0, "max_tokens": 60, "seed": 0, "folder": answers}
+    how = {"samples": 1, "temperature": 0.0, "max_tokens": 60, "seed": 0, "folder": answers}
 
     process = start_server(source, port, tmp_path / "first.log")
 
@@ -610,10 +619,9 @@ def test_a_real_server_that_is_killed_and_started_again_answers_as_the_model_doe
 
     process = start_server(source, port, tmp_path / "second.log")
     try:
-        found = servers.complete(endpoint, asked, **how)
-        singly = endpoint.model_copy(
-            update={"concurrency": 1}
-        )  # requests under way together share torch's generator in this server
+        completions = servers.complete(endpoint, asked, **how)
+        # One by one, since requests under way together share torch's generator in this server.
+        singly = endpoint.model_copy(update={"concurrency": 1})
         drawn = [
             servers.complete(
                 singly,
@@ -631,13 +639,13 @@ def test_a_real_server_that_is_killed_and_started_again_answers_as_the_model_doe
     assert posts == len(asked) - finished + 2 * 2 * 4, (
         "exactly what was missing, and the drawn ones one by one: this server ignores n"
     )
-    assert texts(found) == [
+    assert texts(completions) == [
         [tokenizer.decode(ids, skip_special_tokens=True)] for ids in expected
     ], "greedy answers are those of the model"
-    assert [one.completion_tokens for (one,) in found] == [len(ids) for ids in expected], (
+    assert [one.completion_tokens for (one,) in completions] == [len(ids) for ids in expected], (
         "token by token"
     )
-    assert [one.finish_reason == "length" for (one,) in found] == [
+    assert [one.finish_reason == "length" for (one,) in completions] == [
         ids[-1] != tokenizer.eos_token_id for ids in expected
     ], "cut ones say so"
     assert all(len(set(group)) > 1 for group in itertools.chain(*map(texts, drawn))), (
