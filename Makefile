@@ -27,7 +27,7 @@ book: $(NEEDS)  ## run the study and build the book (PROFILE=tiny, or another)
 	@echo "The book is ready. Open $(CURDIR)/_build/html/index.html"
 
 test: venv/ready  ## run the fast tests
-	python -m pytest -n $(JOBS) -m "not slow and not browser"
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) -m "not slow and not browser"
 
 test-slow: venv/weights  ## run the tests that read the built book and the study's results
 	python -m pytest -m slow

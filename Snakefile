@@ -13,7 +13,7 @@ PROFILE = config.get("profile", "tiny")
 study = profiles.load(PROFILE)
 RESULTS = f"results/{PROFILE}"
 TABLES = {} if study.published else {
-    "teacher": study.rollouts.table or f"{RESULTS}/rollouts.parquet", "base": study.rollouts.own_table or f"{RESULTS}/own-rollouts.parquet"}
+    "teacher": study.rollouts.table or f"{RESULTS}/rollouts.parquet", "base": study.rollouts.base_table or f"{RESULTS}/base-rollouts.parquet"}
 MODELS = [model for model in study.models if not study.is_elsewhere(model)]
 NOTEBOOKS = pipeline.notebooks(study)
 SINGLE = [*study.runs] if pipeline.is_large(study) else [*study.main_runs]  # runs that are trained by a job of their own

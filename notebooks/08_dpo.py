@@ -186,7 +186,7 @@ Markdown(f"The pair of the figure shares its first **{prefixes[0]}** tokens. Ove
 # step is
 #
 # ```{math}
-# :label: eq-dpo-manner
+# :label: eq-dpo-style
 # \frac{\beta}{2}\,(T_w - T_l)\, \bar s ,
 # ```
 #
@@ -198,7 +198,7 @@ difference = chosen.tokens.to_numpy() - rejected.tokens.to_numpy()
 total = chosen.tokens.to_numpy() + rejected.tokens.to_numpy()
 Markdown(f"In our pairs the chosen rollout is {abs(difference.mean()):.2f} tokens "
          f"{'longer' if difference.mean() > 0 else 'shorter'} on average, out of "
-         f"{total.mean():.1f} in a pair: by {{eq}}`eq-dpo-manner` "
+         f"{total.mean():.1f} in a pair: by {{eq}}`eq-dpo-style` "
          f"**{abs(difference.mean()) / total.mean():.1%}** of the weight that would "
          f"fall on the style if both were raised.")
 
@@ -405,6 +405,6 @@ explorers.rollout_browser(pages, list(study.main_runs), "rollouts-token-by-token
 #
 # ## Summary
 #
-# DPO's gradient is the contrast between a right and a wrong rollout: tokens that both share cancel, and by {eq}`eq-dpo-manner` much of the
+# DPO's gradient is the contrast between a right and a wrong rollout: tokens that both share cancel, and by {eq}`eq-dpo-style` much of the
 # teacher's style with them. It runs on fewer rows, more often, at a smaller rate, and each of these must be undone before its loss can be
 # judged. All six objectives are trained now; the [next page](09_evaluation.ipynb) compares what they can do.

@@ -167,7 +167,7 @@ base = loading.load_model(study)
 forced = answering.answer(study, base, first_problems, opening=opening)
 forced["run"] = "forced base"
 compared = pd.concat([records[records.problem_id.isin(forced.problem_id)], forced])
-by_style = store.write_table(profile, "manner", statistics.accuracy_table(compared))
+by_style = store.write_table(profile, "style", statistics.accuracy_table(compared))
 figures.table(by_style)
 
 # %%

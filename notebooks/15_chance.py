@@ -275,7 +275,7 @@ moved = [displaced(seed) for seed in range(draws)]
 _, sd = geometry.stacked_cosine(compared)
 bands = {"Gaussian": bands_of(gaussian), "Gaussian B": bands_of(gaussian_B),
          "matched": bands_of(matched),
-         "outputs turned": {"cosine": 1.96 * np.array([-sd, sd])},
+         "outputs rotated": {"cosine": 1.96 * np.array([-sd, sd])},
          "modules permuted": bands_of(moved, slice(n), slice(n, None))}
 
 # %% [markdown]
@@ -354,11 +354,11 @@ outside, total = counts.loc["cosine"], n * (n - 1) // 2
 weak, strong = ([low <= value <= high for value, low, high
                  in zip(measured["cosine"][pair], *band[:, *pair], strict=True)]
                 for band in (bands["Gaussian B"]["cosine"],
-                             bands["outputs turned"]["cosine"]))
+                             bands["outputs rotated"]["cosine"]))
 split = [name for name, is_weak, is_strong in zip(names, weak, strong, strict=True)
          if is_strong and not is_weak]
 Markdown(f"""By the cosine, {outside['Gaussian']} of {total} pairs are more alike than
-pure noise, {outside['outputs turned']} than with outputs rotated,
+pure noise, {outside['outputs rotated']} than with outputs rotated,
 {outside['modules permuted']} than with modules permuted, and
 **{outside['another seed']}** than any two seeds of their methods. Pairs that Gaussian B
 calls related or opposed and rotated outputs call

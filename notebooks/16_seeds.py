@@ -484,12 +484,12 @@ Markdown(f"""SFT and RFT: {near['equal seeds']:.3f} at equal seeds,
 # $\Delta W \propto u\,(p + c\, v)^\top$, where $p = P v / \lVert P v \rVert$ is what the window lets through and $c$ says how far $A$ has turned. With $\rho = r / (r + d_\text{in})$ we have $\langle p, p' \rangle \approx \rho$ and, for the same reason, $\langle p, v \rangle = \lVert A v \rVert^2 / \lVert A^\top A v \rVert \approx \sqrt{\rho}$. So
 #
 # ```{math}
-# :label: eq-seeds-turned
+# :label: eq-seeds-rotated
 # \cos(\Delta W, \Delta W') \approx \frac{\rho + 2 c \sqrt{\rho} + c^2}{1 + 2 c \sqrt{\rho} + c^2}, \qquad
 # 1 - \kappa \approx \Big(1 - \frac{r}{d_\text{in}}\Big) \frac{c^2}{1 + 2 c \sqrt{\rho} + c^2} ,
 # ```
 #
-# where $\kappa$ is the share of the update's square that still lies in the row space of the initial $A$, of which $v$ itself has the part $r / d_\text{in}$. The share can be measured; with it, {eq}`eq-seeds-turned` gives the cosine of two seeds that *differ in their window only*, all else being one gradient. SFT at three rates, each from two
+# where $\kappa$ is the share of the update's square that still lies in the row space of the initial $A$, of which $v$ itself has the part $r / d_\text{in}$. The share can be measured; with it, {eq}`eq-seeds-rotated` gives the cosine of two seeds that *differ in their window only*, all else being one gradient. SFT at three rates, each from two
 # seeds (both draws changed):
 
 # %%
@@ -501,7 +501,7 @@ def one_gradient(inside):
 
 
 starts = {seed: seed_grid.initial_factors(study, modules.module, seed)
-          for seed in runs.init.unique()}
+          for seed in runs.init.unique().tolist()}
 rates = seed_grid.by_rate(study, seconds, moments, starts)
 rates["on one gradient"] = rates["in the initial rows"].map(one_gradient)
 columns = ["run_a", "run_b", "cosine", "cosine_chance", "functional", "left", "right"]
@@ -523,7 +523,7 @@ trend = ("rises" if rates.cosine.is_monotonic_increasing else
 Markdown(f"""From the smallest rate to the largest the cosine between seeds **{trend}**:
 {', '.join(f'{value:.3f}' for value in rates.cosine)}. It is {shares} of what one common
 gradient would give. In the paper it goes from .07 at 5e-7 to .36 at 5e-5. By
-{{eq}}`eq-seeds-turned` these two would need {theirs[0.07]:.1%} and {theirs[0.36]:.0%}
+{{eq}}`eq-seeds-rotated` these two would need {theirs[0.07]:.1%} and {theirs[0.36]:.0%}
 of the update outside the initial rows, and nothing else.""")
 
 # %% [markdown]
@@ -739,7 +739,7 @@ resampled = np.random.default_rng(0).choice(in_B[mirrored[lower]], (2000, len(mo
 ends = np.quantile(resampled.mean(1), [0.025, 0.975])
 about = (f"{figures.LABELS[lower]}, the lower; {figures.LABELS[higher]} has "
          f"{mean_in_B[higher]:.3f}")
-apart, reordered = (means.loc[("sft", "sft", share), ["value", "low", "high"]].tolist()
+apart, reordered = (tuple(means.loc[("sft", "sft", share), ["value", "low", "high"]])
                     for share in ("neither", "initialisation"))
 results = outcomes.of_seeds(
     apart, reordered, left, right, (mean_in_B[lower], *ends), eta,

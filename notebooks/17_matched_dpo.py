@@ -389,7 +389,7 @@ SFT's, and cosines of {cosine.loc['dpo-one-pass', 'dpo']:.3f} and
 
 # %% [markdown]
 # The lower left block of {numref}`fig-matched-rows` is the one that decides: rows from SFT's kind of loss, columns from DPO's, equal rows, and for one pair of them equal rates. RFT and DPO differ there in nothing but what is done with the
-# rejected half. By {eq}`eq-matched-pairs` one expects a small number of either sign for SFT on the pairs, negative where the rejected half pulls harder, and a positive one for RFT on the chosen rows. As [the page on DPO](08_dpo.ipynb) derives, what chosen and rejected have in common cancels in DPO's gradient, {eq}`eq-dpo-manner`; a loss that raises both, or only the chosen, keeps it.
+# rejected half. By {eq}`eq-matched-pairs` one expects a small number of either sign for SFT on the pairs, negative where the rejected half pulls harder, and a positive one for RFT on the chosen rows. As [the page on DPO](08_dpo.ipynb) derives, what chosen and rejected have in common cancels in DPO's gradient, {eq}`eq-dpo-style`; a loss that raises both, or only the chosen, keeps it.
 #
 # A run of one pass is also a run of fewer steps, with the whole schedule of rates run through in that time. Passes and steps cannot both be held equal on a fixed table of pairs.
 #

@@ -4,7 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
-#   reads: [main, own, online, grid-sft, 18_gradient_plane]
+#   reads: [main, self-generated, online, grid-sft, 18_gradient_plane]
 # ---
 
 # %% [markdown]
@@ -54,7 +54,8 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 methods = list(study.main_runs)
-on_base = {method: f"{method}-own" for method in methods}  # runs on the base's rollouts
+# runs on the base's rollouts
+on_base = {method: f"{method}-self-generated" for method in methods}
 base_runs = list(on_base.values())
 online = list(study.controls["online"].runs)
 writers = {**dict.fromkeys(methods, "teacher"),
@@ -293,13 +294,13 @@ shown = pd.concat([base, lengths]).rename(index=figures.LABELS).reset_index(name
 shown.style.format({"peak rate": "{:.0e}"}, precision=3, na_rep="").hide(axis="index")
 
 # %%
-ratio = lengths["over the teacher's"]["sft-own"]
+ratio = lengths["over the teacher's"][on_base["sft"]]
 norms = pd.DataFrame(np.sqrt(np.einsum("mii->mi", compared.inner)), columns=names)
-quartiles = (norms["sft-own"] / norms["sft"]).quantile([0.25, 0.75]).tolist()
+quartiles = (norms[on_base["sft"]] / norms["sft"]).quantile([0.25, 0.75]).tolist()
 walks = lengths["norm / walk"]
 Markdown(f"""SFT on the base's own rollouts has **{ratio:.2f}** of the norm that it has
 on the teacher's (quartiles over modules {quartiles[0]:.2f} to {quartiles[1]:.2f}). That
-is {walks['sft-own']:.1f} walks, against {walks['sft']:.1f} on the teacher's.""")
+is {walks[on_base['sft']]:.1f} walks, against {walks['sft']:.1f} on the teacher's.""")
 
 # %% [markdown]
 # Read the column `norm / walk` for what the length of an update is worth. At one, an update is as long as steps without memory make it, of whatever origin.
@@ -369,7 +370,8 @@ yardstick = geometry.stacked_cosine(two_orders)[0][0, 1]
 alike, elsewhere = np.diag(crossed), crossed[~np.eye(len(methods), dtype=bool)]
 itself = int((crossed.argmax(1) == np.arange(len(methods))).sum())
 Markdown(f"""SFT on the two tables: **{crossed[0, 0]:+.3f}** (chance
-±{band.loc['sft', 'sft-own']:.3f}). The same rows of the teacher in another order, from
+±{band.loc['sft', on_base['sft']]:.3f}). The same rows of the teacher in another order,
+from
 the same initial adapter, would give **{yardstick:.2f}**. On the diagonal of the matrix
 the median is {np.median(alike):+.3f}, off it {np.median(elsewhere):+.3f}. For {itself}
 of {len(methods)} runs on the teacher's rollouts the closest run on self-generated ones
@@ -384,7 +386,8 @@ is that of the same method; a blind guess would be right in one of {len(methods)
 # shared by construction. `right` is the input side, where all runs began with the same $A$.
 
 # %%
-nulls = compare_by_chance({name: adapters[name] for name in ("sft", "sft-own")}, 20)
+of_sft = {name: adapters[name] for name in ("sft", on_base["sft"])}
+nulls = compare_by_chance(of_sft, 20)
 chance = {side: np.mean([null.first[side][:, 0, 1].mean() for null in nulls])
           for side in ("left", "right")}
 itself = np.eye(len(names), dtype=bool)
@@ -395,7 +398,7 @@ for method in methods:
         first = pd.DataFrame(compared.first[side].mean(0), names, names).mask(itself)
         row |= {f"{side}: with SFT, teacher's": first.loc["sft", method],
                 f"{side}: with SFT, self-generated":
-                    first.loc["sft-own", on_base[method]],
+                    first.loc[on_base["sft"], on_base[method]],
                 f"{side}: both writers": first.loc[method, on_base[method]]}
     rows.append(row)
 vectors = pd.DataFrame(rows)
@@ -410,7 +413,7 @@ Markdown(f"""The first left vector of SFT on self-generated rollouts overlaps wi
 of SFT on the teacher's by **{left:.2f}** (chance {chance['left']:.2f}), the first right
 vector by {right:.2f} (chance within one row space {chance['right']:.2f}). The effective
 rank, of at most {study.lora.rank}, is {rank['sft']:.1f} on the teacher's and
-{rank['sft-own']:.1f} on self-generated rollouts.""")
+{rank[on_base['sft']]:.1f} on self-generated rollouts.""")
 
 # %% [markdown]
 # ## Did the style go over?
@@ -519,9 +522,9 @@ wide.style.format(precision=4, na_rep="–")
 # %%
 kl = divergences[divergences.direction == "forward"].set_index("run").kl
 Markdown(f"""Forward, SFT is {kl['sft']:.3f} nats per token away from the base on the
-teacher's rollouts and {kl['sft-own']:.4f} on its own, a factor of
-**{kl['sft'] / kl['sft-own']:.0f}**, where the norms differ by {1 / ratio:.1f}. RFT goes
-from {kl['rft']:.3f} to {kl['rft-own']:.4f}.""")
+teacher's rollouts and {kl[on_base['sft']]:.4f} on its own, a factor of
+**{kl['sft'] / kl[on_base['sft']]:.0f}**, where the norms differ by {1 / ratio:.1f}. RFT
+goes from {kl['rft']:.3f} to {kl[on_base['rft']]:.4f}.""")
 
 # %% [markdown]
 # The two factors need not agree. A divergence is quadratic in a small step, and it counts only what reaches the next token: noise in weights
@@ -625,9 +628,10 @@ inside = abs(near["sft"]) <= band.loc[online[0], "sft"]
 Markdown(f"""Online GRPO has a cosine with SFT {'within' if inside else 'outside'} its
 band of chance. Among the twelve offline runs it is closest to
 {figures.LABELS[offline.idxmax()]} (**{offline.max():+.3f}**). Its cosine with RFT is
-{near['rft-own']:+.3f} on self-generated rollouts and {near['rft']:+.3f} on the
-teacher's, with Offline GRPO {near['offline-grpo-own']:+.3f} and
-{near['offline-grpo']:+.3f}, with DPO {near['dpo-own']:+.3f} and {near['dpo']:+.3f}.""")
+{near[on_base['rft']]:+.3f} on self-generated rollouts and {near['rft']:+.3f} on the
+teacher's, with Offline GRPO {near[on_base['offline-grpo']]:+.3f} and
+{near['offline-grpo']:+.3f}, with DPO {near[on_base['dpo']]:+.3f} and
+{near['dpo']:+.3f}.""")
 
 # %% [markdown]
 # The paper's orthogonal part of .998 is its cosine of .025 in another unit {cite:p}`nikolich2026geometry`. And a cosine with SFT near zero is what *any* two updates without a common cause have, and by {eq}`eq-onpolicy-zero` a method on its own samples has no cause in
@@ -656,7 +660,7 @@ figures.table(store.write_table(profile, "on_policy", stored))
 # Written down before any of these runs existed, in [the predictions](../predictions.md):
 
 # %%
-rft = tests.loc["rft-own", ["difference", "low", "high"]]
+rft = tests.loc[on_base["rft"], ["difference", "low", "high"]]
 about = f"quartiles over modules {quartiles[0]:.2f} to {quartiles[1]:.2f}"
 results = outcomes.of_on_policy(ratio, about, crossed[0, 0], tuple(rft), near["sft"])
 expected = predictions.write(profile, "20", results)

@@ -348,7 +348,7 @@ by {said('sft late layers', 'base')}.""")
 # %%
 swaps = ["left of sft, right of offline-grpo", "left of offline-grpo, right of sft",
          "left of sft, right of dpo", "left of dpo, right of sft"]
-controls = ["sft turned left", "sft turned right", *randoms,
+controls = ["sft rotated left", "sft rotated right", *randoms,
             "random like sft at sft's kl"]
 references = {run: adapters[run] for run in ("sft", "offline-grpo", "dpo")}
 compared = geometry.compare(references | {

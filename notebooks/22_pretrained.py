@@ -4,7 +4,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
-#   reads: [main, matched, own, seeds, subset, rates]
+#   reads: [main, matched, self-generated, seeds, subset, rates]
 # ---
 
 # %% [markdown]
@@ -342,7 +342,7 @@ rows has a cosine of **{of_sft['sft-random']:.3f}** with SFT and
 
 # %%
 written = store.read_frame(rollouts.require_table(study, "base"))
-on_base = {method: f"{method}-own" for method in ("sft", "rft", "dpo")}
+on_base = {method: f"{method}-self-generated" for method in ("sft", "rft", "dpo")}
 theirs, ours = list(on_base), list(on_base.values())
 adapters = trainer.updates_of_study(pretrained, [*theirs, *ours])
 cosine, band = cosines(adapters)
@@ -354,7 +354,7 @@ squares = {"on the teacher's rollouts": (theirs, theirs),
 values = {name: cosine.loc[square].to_numpy() for name, square in squares.items()}
 insides = {name: (cosine.abs() < band).loc[square].to_numpy()
            for name, square in squares.items()}
-figures.matrices(values, on_base, on_base, "cosine", insides);
+figures.matrices(values, theirs, theirs, "cosine", insides);
 
 # %%
 solved = stored_studies.answers(study, ["base", *ours])
@@ -367,7 +367,8 @@ figures.table(tests_of_ours.drop(columns="split"))
 ratio = {method: updates.norm(adapters[run]) / updates.norm(adapters[method])
          for method, run in on_base.items()}
 (sft_rft, rft_dpo), (band_sft, band_rft) = (
-    (values.loc["sft-own", "rft-own"], values.loc["rft-own", "dpo-own"])
+    (values.loc[on_base["sft"], on_base["rft"]],
+     values.loc[on_base["rft"], on_base["dpo"]])
     for values in (cosine, band))
 lines = ", ".join(
     f"{figures.LABELS[row.run_a]} {share[row.run_a]:.1%} ({100 * row.difference:+.1f} "

@@ -68,9 +68,8 @@ def test_the_pipeline_knows_what_every_notebook_reads_and_leaves_out_what_a_prof
     assert pipeline.notebooks(tiny) == list(NOTEBOOKS), (
         "the default study fills the whole book, in its order"
     )
-    without = tiny.model_copy(
-        update={"controls": {name: group for name, group in tiny.controls.items() if name != "own"}}
-    )
+    controls = {name: group for name, group in tiny.controls.items() if name != "self-generated"}
+    without = tiny.model_copy(update={"controls": controls})
     assert set(NOTEBOOKS) - set(pipeline.notebooks(without)) == {"20_on_policy", "22_pretrained"}, (
         "the two pages that read the base's own rollouts"
     )
@@ -130,6 +129,8 @@ def test_cells_are_short_and_prose_outweighs_code(name):
     lengths = [len(lines_of(cell)) for cell in cells(name, "code")]
     words = len(prose(name).split())
     assert max(lengths) <= 35, "the helper package carries the plumbing"
+    for line in (line for cell in cells(name, "code") for line in cell.source.splitlines()):
+        assert len(line) <= 88, f"a page shows 88 columns, this line has {len(line)}: {line}"
     assert statistics.median(lengths) <= 8, "one idea a cell"
     assert words >= 5 * sum(lengths), f"{words} words for {sum(lengths)} lines of code"
     assert 25 <= len(NOTEBOOKS[name].cells) <= 60, f"{len(NOTEBOOKS[name].cells)} cells"

@@ -23,7 +23,6 @@ from helpers import profiles, store
 from helpers.analysis import replication
 from helpers.evaluation import statistics
 
-_STYLE = "manner"  # table of accuracies of the base made to open like the teacher
 _TOLERANCE = 0.01  # nats by which a curve that lies between its ends may leave their range
 _CKA_LAYERS = {"CKA, two thirds": 0, "CKA, last layer": -1}  # which of those of `replicas_cka`
 _CHANCE = {  # a statistic's name in the table `chance` by its name in `replicas`
@@ -185,7 +184,7 @@ def accuracy_difference(
     sign = -1 if first_is == "less" else 1
     least = min(differences, key=lambda pair: sign * differences[pair].value)
     is_true = all(_FIRST_IS[first_is](difference) for difference in differences.values())
-    forced, base = (_run(tables, _STYLE, run).accuracy for run in ("forced base", "base"))
+    forced, base = (_run(tables, "style", run).accuracy for run in ("forced base", "base"))
     values = {"labels": [tables.labels[run] for run in least], "style": 100 * (forced - base)}
     return Finding(differences[least][:3], is_true, values)
 

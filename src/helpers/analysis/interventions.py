@@ -114,8 +114,8 @@ def planned(profile: Profile) -> dict[str, Intervention]:
     for other in ("offline-grpo", "dpo"):
         plan(f"left of sft, right of {other}", ["sft", other, "sft"], edits.swapped)
         plan(f"left of {other}, right of sft", [other, "sft", "sft"], edits.swapped)
-    plan("sft turned left", ["sft"], edits.rotated, side="left")
-    plan("sft turned right", ["sft"], edits.rotated, side="right")
+    plan("sft rotated left", ["sft"], edits.rotated, side="left")
+    plan("sft rotated right", ["sft"], edits.rotated, side="right")
     plan("random like sft", ["sft"], edits.random_like)
     plan("random like sft, second draw", ["sft"], edits.random_like, seed=1)
     name = "random like sft at sft's kl"

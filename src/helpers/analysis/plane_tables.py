@@ -8,10 +8,11 @@ import pandas as pd
 from jaxtyping import Float
 
 Matrix = Float[np.ndarray, "runs runs"]
+Matrices = tuple[Matrix, Matrix, Matrix] | Float[np.ndarray, "3 runs runs"]
 
 
 def pairs_table(
-    prediction: str, runs: Sequence[str], matrices: tuple[Matrix, Matrix, Matrix], step: int
+    prediction: str, runs: Sequence[str], matrices: Matrices, step: int
 ) -> pd.DataFrame:
     """Predicted cosines of all pairs of runs after a step: one row per pair.
 

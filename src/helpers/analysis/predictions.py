@@ -7,6 +7,7 @@ controls write through this module; before the notebook on the verdict, which sh
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from helpers import store
@@ -34,8 +35,8 @@ def load() -> pd.DataFrame:
 def outcome(
     number: str,
     value: float,
-    is_expected: bool,
-    changes_mind: bool,
+    is_expected: bool | np.bool_,
+    changes_mind: bool | np.bool_,
     low: float | None = None,
     high: float | None = None,
     form: str = "{:.3f}",

@@ -5,7 +5,7 @@ method's main run in the initial adapter, in the order of the prompts, in both o
 Nothing is stored here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -213,7 +213,7 @@ def first_vectors_table(
 
 
 def initial_factors(
-    profile: Profile, modules: Sequence[str], seed: int, zero: str = "B"
+    profile: Profile, modules: Iterable[str], seed: int, zero: str = "B"
 ) -> dict[str, Float64[Tensor, "rows columns"]]:
     """{module: the random factor at the start}: A of a run with B = 0, B of one with A = 0.
 

@@ -59,7 +59,7 @@ def table_path(profile: Profile, writer: str = "teacher") -> Path:
     ones): shipped under data/, or made under results/."""
     shipped, file_name = {
         "teacher": (profile.rollouts.table, "rollouts.parquet"),
-        "base": (profile.rollouts.own_table, "own-rollouts.parquet"),
+        "base": (profile.rollouts.base_table, "base-rollouts.parquet"),
     }[writer]
     return store.ROOT / shipped if shipped else store.results(profile.name) / file_name
 
@@ -68,7 +68,7 @@ def settings(profile: Profile, writer: str = "teacher") -> dict[str, Any]:
     """All that determines the table, as written into its metadata."""
     return {
         "profile": profile.name,
-        "rollouts": profile.rollouts.model_dump(exclude={"table", "own_table", "batch_size"}),
+        "rollouts": profile.rollouts.model_dump(exclude={"table", "base_table", "batch_size"}),
         "problems": profile.problems.model_dump(mode="json"),
         "models": {name: loading.model_digest(profile.name, name) for name in (writer, "base")},
     }

@@ -98,8 +98,8 @@ def _kind_of_problems(settings: Any) -> str:
 class PretrainedModel(_Settings):
     """How one shipped model was made."""
 
-    manners: dict[str, float] = Field(description="share of training texts in each style")
-    slip_rate: float = Field(
+    styles: dict[str, float] = Field(description="share of training texts in each style")
+    error_rate: float = Field(
         ge=0,
         le=1,
         description="share of equations with a wrong result, so that sampling errs as people do",
@@ -226,7 +226,7 @@ class RolloutSettings(_Settings):
         default=None,
         description="a shipped table, relative to the repository; none = made under results/",
     )
-    own_table: str | None = Field(
+    base_table: str | None = Field(
         default=None, description="the same for the rollouts that the base writes itself"
     )
 

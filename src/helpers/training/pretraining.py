@@ -53,13 +53,13 @@ def draw_text(
     """One training example (question, worked solution) that is in no split of the study; some are
     drills in arithmetic alone. held_out: the chains of the study's problems."""
     pretraining, templated = _settings_of(profile)
-    style = rng.choice(list(model.manners), p=list(model.manners.values()))
+    style = rng.choice(list(model.styles), p=list(model.styles.values()))
     if rng.random() < pretraining.drill_share:
         return _DRILL, templates.drill(style, rng)
     steps = templated.hard_steps if rng.random() < pretraining.long_share else templated.steps
     while (problem := templates.draw_problem(rng, int(rng.choice(steps)))).chain in held_out:
         pass
-    return problem.question, templates.worked_solution(problem, style, rng, model.slip_rate)
+    return problem.question, templates.worked_solution(problem, style, rng, model.error_rate)
 
 
 def _settings_of(profile: Profile) -> tuple[PretrainingSettings, ProblemSettings]:

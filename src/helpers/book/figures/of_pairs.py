@@ -23,7 +23,7 @@ _NULL_COLOURS = {
     "Gaussian": "#bbbbbb",
     "Gaussian B": "#777777",
     "matched": "#56B4E9",
-    "outputs turned": "#0072B2",
+    "outputs rotated": "#0072B2",
     "modules permuted": "#E69F00",
     "another seed": "#009E73",
 }
