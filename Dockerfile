@@ -3,7 +3,7 @@
 FROM nvidia/cuda:12.9.1-devel-ubuntu24.04
 RUN apt-get update && apt-get install --yes --no-install-recommends git make python3 python3-dev python3-venv build-essential && rm -rf /var/lib/apt/lists/*
 WORKDIR /study
-COPY requirements.txt requirements-gpu.txt constraints.txt pyproject.toml Makefile ./
+COPY requirements.txt requirements-gpu.txt constraints.txt pyproject.toml LICENSE Makefile ./
 COPY src src
 RUN make venv/ready && venv/bin/pip install --no-cache-dir --no-build-isolation --requirement requirements-gpu.txt
 COPY . .

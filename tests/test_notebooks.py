@@ -9,7 +9,7 @@ import jupytext
 import pytest
 
 from helpers import profiles, store
-from helpers.book import pipeline
+from helpers.book import figures, pipeline
 
 SOURCES = sorted((store.ROOT / "notebooks").glob("*.py"))
 NOTEBOOKS = {path.stem: jupytext.read(path) for path in SOURCES}
@@ -32,35 +32,13 @@ def prose(name):
     return "\n".join(cell.source for cell in cells(name, "markdown"))
 
 
+FIGURES = set(figures.__all__) - {"COLOURS", "LABELS", "MARKERS", "table", "use_style"}
+
+
 def draws(cell):
-    names = (
-        "barriers",
-        "bars",
-        "claims",
-        "curves_by_run",
-        "curves_with_runs",
-        "histograms",
-        "interval_panels",
-        "intervals",
-        "lines_of_runs",
-        "losses_and_accuracy",
-        "marked_scatter",
-        "matrices",
-        "matrix",
-        "module_maps",
-        "null_bands",
-        "pairs",
-        "pairs_over_steps",
-        "path_panels",
-        "points_on_curves",
-        "scatter_of_runs",
-        "strips",
-        "token_weights",
-        "training_curve",
-    )
     if "explorers." in cell.source:  # a card with pictures of its own, each with its alt text
         return False
-    return "subplots(" in cell.source or any(f"figures.{name}(" in cell.source for name in names)
+    return "subplots(" in cell.source or any(f"figures.{name}(" in cell.source for name in FIGURES)
 
 
 def test_the_pipeline_knows_what_every_notebook_reads_and_leaves_out_what_a_profile_cannot_show():
