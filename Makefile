@@ -1,4 +1,4 @@
-# Everything a user needs. Each target sets up what it needs; PROFILE chooses the study (tiny, smoke, smollm2-135m).
+# Everything a user needs. Each target sets up what it needs; PROFILE chooses the study, by its file in src/helpers/profiles.
 PYTHON ?= python3
 PROFILE ?= tiny
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)

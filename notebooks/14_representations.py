@@ -33,7 +33,6 @@ from IPython.display import Markdown
 from scipy.stats import ttest_1samp
 
 from adapter_geometry import representations, updates
-from adapter_geometry.adapters import load_update
 from helpers import profiles, store
 from helpers.analysis import cka_tables
 from helpers.book import figures
@@ -283,8 +282,7 @@ layer {', '.join(str(layer) for layer in steps)}.""")
 # Does CKA see anything but how far a model moved? Beside the norm of each update:
 
 # %%
-adapters = {name: load_update(trainer.train(study, study.runs[name]) / "adapter")
-            for name in study.main_runs}
+adapters = {name: trainer.update_of(study, name) for name in study.main_runs}
 norms = {name: updates.norm(update) for name, update in adapters.items()}
 moved = pd.DataFrame({
     "run": list(runs), "norm of the update": [norms.get(name, 0.0) for name in runs]})

@@ -36,7 +36,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from adapter_geometry import geometry, representations
-from adapter_geometry.adapters import load_update
 from adapter_geometry.chance import (
     compare_by_chance,
     expected_overlap,
@@ -53,11 +52,7 @@ main = list(study.main_runs)
 figures.use_style(study)
 
 
-def load(name):
-    return load_update(trainer.train(study, study.runs[name]) / "adapter")
-
-
-adapters = {name: load(name) for name in main}
+adapters = {name: trainer.update_of(study, name) for name in main}
 compared = geometry.compare(adapters)
 modules, n, k = compared.modules, len(main), compared.angles["left"].shape[-1]
 r, d_out, d_in = study.lora.rank, modules.d_out.to_numpy(), modules.d_in.to_numpy()
@@ -220,7 +215,8 @@ others = study.controls["seeds"].runs
 objective = {run: study.runs[run].objective for run in (*main, *others)}
 groups = [[name, *(run for run in others if objective[run] == objective[name])]
           for name in main]
-everything = geometry.compare({run: load(run) for group in groups for run in group})
+everything = geometry.compare({run: trainer.update_of(study, run)
+                               for group in groups for run in group})
 # (methods, seeds): the number of each run among all
 indices = np.array([[everything.runs.index(run) for run in group] for group in groups])
 first, second = np.triu_indices(indices.shape[1], 1)

@@ -35,7 +35,6 @@ import torch
 from IPython.display import Markdown
 
 from adapter_geometry import geometry, mode_connectivity, representations, updates
-from adapter_geometry.adapters import load_update
 from adapter_geometry.chance import compare_by_chance
 from helpers import profiles, store
 from helpers.analysis import (
@@ -55,10 +54,6 @@ study = profiles.load(profile)
 groups = {name: group.runs for name, group in study.controls.items()}
 figures.use_style(study)
 
-
-def adapter(name):
-    return load_update(trainer.train(study, study.runs[name]) / "adapter")
-
 # %% [markdown]
 # ## Two draws in one seed
 #
@@ -70,7 +65,7 @@ def adapter(name):
 methods = ("sft", "rft", "dpo")
 grid = seed_grid.grid_of(study, methods)
 runs, pairs = grid.runs, grid.pairs
-adapters = {name: adapter(name) for name in runs.run}
+adapters = {name: trainer.update_of(study, name) for name in runs.run}
 compared = geometry.compare(adapters)
 modules = compared.modules
 cosine, sd = geometry.stacked_cosine(compared)
@@ -544,7 +539,7 @@ of the update outside the initial rows, and nothing else.""")
 
 # %%
 mirrored = {study.runs[name].objective: name for name in groups["mirrored"]}
-both_ways = {name: adapter(name)
+both_ways = {name: trainer.update_of(study, name)
              for method in methods for name in (method, mirrored[method])}
 B_0, A_0 = seed_grid.initial_factors(study, modules.module, 42, "A"), starts[42]
 in_A, in_B = ({name: seed_grid.share_inside(update, factor, side)
@@ -640,7 +635,7 @@ half of SFT's update {half:.3f}, of the base {none:.3f}.""")
 
 # %% mystnb={"figure": {"caption": "Cosine of the updates among SFT, RFT and SFT on random subsets of as many rows as RFT has. Grey: 95 % of what chance gives.", "name": "fig-seeds-subset"}, "image": {"alt": "Dot plot of the cosine for the six pairs among SFT, RFT and two runs of SFT on random subsets of rows, with grey chance bands around zero"}}
 subset = ["sft", "rft", *groups["subset"]]
-in_subset = geometry.compare({name: adapter(name) for name in subset})
+in_subset = geometry.compare({name: trainer.update_of(study, name) for name in subset})
 of_subset = geometry.cosine_table(in_subset).query("scope == 'global'")
 columns = ["run_a", "run_b", "cosine", "chance_low", "chance_high"]
 figures.pairs(of_subset[columns], "cosine", "cosine of the updates");

@@ -224,7 +224,7 @@ SFT when the rate grew {step:.0f} times.""")
 # First what is needed for the geometry, for all runs of this page at once.
 
 # %%
-halves = {name: load_update(trainer.train(study, study.runs[name]) / "adapter")
+halves = {name: trainer.update_of(study, name)
           for name in study.controls["rounding"].runs}
 compared = geometry.compare(adapters | halves)
 nulls = compare_by_chance(adapters, 20)

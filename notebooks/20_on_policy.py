@@ -364,7 +364,7 @@ heading = "rows: teacher's, columns: self-generated"
 figures.matrices({heading: crossed}, methods, methods, "cosine", {heading: is_inside});
 
 # %%
-other_order = load_update(trainer.train(study, study.runs["sft-42-43"]) / "adapter")
+other_order = trainer.update_of(study, "sft-42-43")
 two_orders = geometry.compare({"sft": adapters["sft"], "other": other_order})
 yardstick = geometry.stacked_cosine(two_orders)[0][0, 1]
 alike, elsewhere = np.diag(crossed), crossed[~np.eye(len(methods), dtype=bool)]

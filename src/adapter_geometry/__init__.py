@@ -1,4 +1,4 @@
-"""Geometry of LoRA updates: directions, angles, norms, ranks, paths, each beside its chance level.
+"""Geometry of LoRA updates: directions, angles, paths beside their chance levels; norms, ranks.
 
     import adapter_geometry
 

@@ -1,6 +1,6 @@
 """Files and folders that are written whole or not at all, and hashes of what is in them.
 
-Before everything else in the flow of data: whatever the package writes goes through `whole`, to the
+Before all other modules: whatever the package writes goes through `whole`, to the
 path that the caller names.
 """
 

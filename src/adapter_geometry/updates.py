@@ -1,10 +1,11 @@
 """A LoRA update as factors, dW = scale B A for each module: inner products, exact sums,
 compression, and putting it into a model.
 
-First in the flow of data, beside `storage`: `adapters` reads updates from files, everything else
+After `storage`, before all other modules: `adapters` reads updates from files, everything else
 computes with them. dW itself is never formed. Factors keep the dtype in which they are stored,
-since a file's bfloat16 numbers are exact in any wider type; what is computed from them is computed
-in float64. Nothing is read or written here; `put` changes the weights of the model it is given.
+since a file's bfloat16 numbers are exact in any wider type. Products, norms and decompositions are
+computed in float64; `combine` multiplies its weights into B in the dtype that B has. Nothing is
+read or written here; `put` changes the weights of the model it is given.
 """
 
 import re
@@ -66,7 +67,7 @@ def norm(update: Update) -> float:
 
 
 def combine(updates: Sequence[Update], weights: Sequence[int | float]) -> Update:
-    """The exact weighted sum of updates with equal modules, as factors
+    """The weighted sum of updates with equal modules, exact but for the rounding of B, as factors
     [w1 s1 B1, w2 s2 B2, ...] [A1; A2; ...] of rank r1 + r2 + ...
 
     PEFT's `combination_type="linear"` adds A's and B's separately, which is another matrix.

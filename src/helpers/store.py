@@ -1,9 +1,11 @@
-"""Where artefacts live, how they are written whole, and how one tells whether they still fit.
+"""Where artefacts live, and how one tells whether they still fit.
 
-Used by every module that computes something worth keeping. An artefact is a folder or file with a
-*fingerprint*: a hash of the settings, the data and the code that determine it. One whose
-fingerprint differs from today's is never served; it is moved aside under its own fingerprint and
-found again when the settings return.
+Before every module that computes something worth keeping; `adapter_geometry.storage` writes it.
+What this build made is served by its *fingerprint*, a hash of its identity (settings, data, the
+number of a RECIPE) and of the code: one whose fingerprint differs from today's is moved aside under
+its own and found again when the settings return. What came with the repository is served by its
+identity alone. A table that a page wrote is served as it is; this build's goes before the shipped
+one.
 """
 
 import ast

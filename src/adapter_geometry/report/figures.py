@@ -1,6 +1,6 @@
 """The report's figures: matrices and lines of any adapters, in one style.
 
-Last in the flow of data; `page` draws with it, and so may others. Figures are opaque, so that they
+Before `page`, which draws with it, as `helpers.book.figures` does. Figures are opaque, so that they
 read the same in the light and the dark theme, and carry no title: the caption is the title. A label
 is drawn as it is given; nothing is known of the names.
 """

@@ -1,6 +1,6 @@
 """What a comparison of adapters measured, as data.
 
-Comes after `comparison` has measured, before `summary` and `page`, which are made from it.
+Before `comparison`, which fills it, and `summary` and `page`, which are made from it.
 """
 
 from dataclasses import dataclass, field

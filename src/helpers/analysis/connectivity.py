@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from adapter_geometry import mode_connectivity, storage, updates
-from adapter_geometry.adapters import load_update
 from adapter_geometry.mode_connectivity import Texts
 from adapter_geometry.updates import Update
 from helpers import profiles, store
@@ -50,19 +49,14 @@ def ends(profile: Profile, first: str, second: str) -> tuple[Update, Update]:
     The second is a run's, for "base" the first update times 0, and for `scaled-<run>` that run's
     update at the norm of the first.
     """
-    first_update = _update(profile, first)
+    first_update = trainer.update_of(profile, first)
     if second == "base":
         return first_update, updates.combine([first_update], [0.0])
-    second_update = _update(profile, second.removeprefix(profiles.SCALED))
+    second_update = trainer.update_of(profile, second.removeprefix(profiles.SCALED))
     if second.startswith(profiles.SCALED):
         ratio = updates.norm(first_update) / updates.norm(second_update)
         second_update = updates.combine([second_update], [ratio])
     return first_update, second_update
-
-
-def _update(profile: Profile, run: str) -> Update:
-    """The update of a run by its name, trained if it is not there yet."""
-    return load_update(trainer.train(profile, profile.runs[run]) / "adapter")
 
 
 def losses(profile: Profile, first: str, second: str) -> pd.DataFrame:

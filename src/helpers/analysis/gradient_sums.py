@@ -199,7 +199,9 @@ def self_generated_scores(profile: Profile, run: Run) -> dict[str, Float[Tensor,
         )
         return pd.DataFrame(dict(zip(columns, sums.numpy(), strict=True)))
 
-    frame = _stored(profile, "own", run.model_copy(update={"writer": "base"}), {}, compute)
+    frame = _stored(
+        profile, "self-generated", run.model_copy(update={"writer": "base"}), {}, compute
+    )
     return {
         name: torch.tensor(frame[[f"{name}/{number}" for number in range(BLOCKS)]].to_numpy().T)
         for name in ("right", "wrong")

@@ -17,7 +17,6 @@ import torch
 from scipy.stats import norm
 
 from adapter_geometry import storage, updates
-from adapter_geometry.adapters import load_update
 from adapter_geometry.language_models import CausalModel
 from adapter_geometry.updates import Adapters, Update
 from helpers import store
@@ -149,7 +148,7 @@ def update_of(profile: Profile, name: str) -> Update:
     Raises ValueError naming where to look for a name that is neither.
     """
     if name in profile.runs:
-        return load_update(trainer.train(profile, profile.runs[name]) / "adapter")
+        return trainer.update_of(profile, name)
     intervention = _intervention(profile, name)
     return intervention.build({run: update_of(profile, run) for run in intervention.runs})
 

@@ -12,7 +12,6 @@ import pandas as pd
 from jaxtyping import Float
 
 from adapter_geometry import mode_connectivity, updates
-from adapter_geometry.adapters import load_update
 from adapter_geometry.updates import Update
 from helpers.analysis import base_weights, connectivity, replication
 from helpers.data.problem import Problem
@@ -187,17 +186,14 @@ def over_seeds(profile: Profile, paths: Sequence[Ends]) -> pd.DataFrame:
     shape, above_chord, noise.
     """
 
-    def update(name: str) -> Update:
-        return load_update(trainer.train(profile, profile.runs[name]) / "adapter")
-
     model = base_weights.float32_model(profile, "base")
     texts = connectivity.held_out_texts(profile, model.device)
-    weights = updates.weights_of(model, update("sft"))
+    weights = updates.weights_of(model, trainer.update_of(profile, "sft"))
     rows = []
     for (seed, names), (first, second) in product(replication.replicas(profile).items(), paths):
-        start = update(names[first])
+        start = trainer.update_of(profile, names[first])
         is_to_base = second == "base"
-        end = start if is_to_base else update(names[second])
+        end = start if is_to_base else trainer.update_of(profile, names[second])
         goal = updates.combine([end], [0.0 if is_to_base else 1.0])
         measured = mode_connectivity.losses_along(
             model,

@@ -1,4 +1,7 @@
-"""Tables of pairs of runs as matrices and back, for the page on the gradient plane."""
+"""Tables of pairs of runs as matrices and back, for the page on the gradient plane.
+
+After `gradients`; works in memory alone.
+"""
 
 from collections.abc import Sequence
 from itertools import combinations

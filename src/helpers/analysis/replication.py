@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from adapter_geometry import geometry
-from adapter_geometry.adapters import load_update
 from adapter_geometry.geometry import Comparison
 from helpers.profiles import Profile
 from helpers.training import trainer
@@ -65,12 +64,7 @@ def replicas_table(profile: Profile) -> pd.DataFrame:
         for seed, group in replicas(profile).items()
         for method, name in group.items()
     ]
-    compared = geometry.compare(
-        {
-            name: load_update(trainer.train(profile, profile.runs[name]) / "adapter")
-            for _, _, name in runs
-        }
-    )
+    compared = geometry.compare({name: trainer.update_of(profile, name) for _, _, name in runs})
     of_pairs = _statistics_of_pairs(compared)
     whole = geometry.updates_table(compared).query("scope == 'global'").set_index("run")
     rows = []

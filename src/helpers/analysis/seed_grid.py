@@ -16,7 +16,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from adapter_geometry import geometry, representations, updates
-from adapter_geometry.adapters import load_update
 from adapter_geometry.chance import compare_by_chance
 from adapter_geometry.updates import Factors, Update
 from helpers.analysis import replication
@@ -260,11 +259,7 @@ def by_rate(
     run_b, learning_rate, cosine, cosine_chance, functional, left, right (overlaps of the first
     vectors), norm (of run_a), "in the initial rows" (share of the squares).
     """
-    adapters = {
-        name: load_update(trainer.train(profile, profile.runs[name]) / "adapter")
-        for pair in seconds.items()
-        for name in pair
-    }
+    adapters = {name: trainer.update_of(profile, name) for pair in seconds.items() for name in pair}
     compared = geometry.compare(adapters)
     cosine, sd = geometry.stacked_cosine(compared)
     functional, _ = representations.functional_cosine(adapters, moments)
@@ -335,10 +330,7 @@ def cosines_by_seed(profile: Profile) -> pd.DataFrame:
     """
     tables = []
     for seed, names in replication.replicas(profile).items():
-        adapters = {
-            method: load_update(trainer.train(profile, profile.runs[name]) / "adapter")
-            for method, name in names.items()
-        }
+        adapters = {method: trainer.update_of(profile, name) for method, name in names.items()}
         cosines = geometry.cosine_table(geometry.compare(adapters))
         tables.append(cosines[cosines.scope == "global"].assign(seed=seed))
     return pd.concat(tables)[["run_a", "run_b", "seed", "cosine", "chance_low", "chance_high"]]

@@ -1,10 +1,10 @@
 """The verdict: which of the paper's claims the tables of this book support, against which control.
 
-Last in the flow of data: reads the tables that the notebooks wrote, and nothing else. The claims
-are records of `claims.yaml`, each with the name and the arguments of one of `claim_statistics`.
-A claim *holds* when the ordering that it states is true here at every seed and our interval lies
-outside the band of its control; what is true but inside the band, or true whatever the data are,
-is said to be so.
+After the notebooks that write the tables, and `claim_statistics`; `book` shows its table. The
+claims are records of `claims.yaml`, each with the name and the arguments of one of
+`claim_statistics`. A claim *holds* when the ordering that it states is true here at every seed and
+our interval lies outside the band of its control; what is true but inside the band, or true
+whatever the data are, is said to be so.
 """
 
 import contextlib

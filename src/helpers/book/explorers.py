@@ -4,7 +4,7 @@ An explorer is one block of HTML with its data, its style and its script inside.
 works on a page of the book, from disk and in a live notebook. This module says what an explorer
 shows; how it looks and what its controls do is in `templates/`: for each kind its HTML and its
 script, `<kind>.html` and `<kind>.js`, and for all of them `card.html`, `table.html`, `card.js` and
-`explorer.css`. Like figures, explorers come last in the flow of data and compute nothing.
+`explorer.css`. After `figures`, whose labels they take; explorers compute nothing.
 
 All text reaches the page escaped or through `textContent`, and each block is an opaque card, so
 that it reads in both themes.

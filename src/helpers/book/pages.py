@@ -1,6 +1,6 @@
 """Pages: what the book shows besides its own Markdown, laid into `book/` before Sphinx builds it.
 
-Last in the flow of data, after all notebooks were executed. Reads the executed notebooks, the
+After `pipeline`, when all notebooks were executed. Reads the executed notebooks, the
 records and tables of one profile and the record of faults; writes `book/notebooks/` and the files
 of `GENERATED`, which the pages of `book/` include, and nothing else. `python -m helpers.book.pages
 PROFILE` is the pipeline's step before `jupyter-book build`.

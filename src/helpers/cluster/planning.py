@@ -1,8 +1,8 @@
 """Planning: what a run needs in memory and how long it takes on each kind of GPU.
 
 Outside the flow of data: before a large study is started, it tells from the profile alone what will
-fit where and for how long. By formulas that can be checked on paper; nothing is loaded but the
-sizes of the models, and nothing is written.
+fit where and for how long. By formulas that can be checked on paper; what is read are the sizes of
+the models and, once it exists, the table of rollouts, and nothing is written.
 
 GB are 1e9 bytes, a FLOP is one addition or one multiplication. Memory is that of the longest
 rollouts, time that of the mean ones; a prompt is counted with each of its rows, although they share
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from transformers import AutoConfig
 
+from adapter_geometry.adapters import CONFIG
 from helpers import store
 from helpers.data import rollouts
 from helpers.evaluation import answering
@@ -108,7 +109,7 @@ def architecture(profile: Profile, name: str = "base") -> Config:
     source = loading.source_of(profile, name)
     if source == "random":
         return loading.load_model(profile, name).config  # two layers that are drawn and not read
-    while (adapter := store.ROOT / source / "adapter_config.json").exists():
+    while (adapter := store.ROOT / source / CONFIG).exists():
         source = json.loads(adapter.read_text())["base_model_name_or_path"]
     known = next((sizes for model, sizes in KNOWN.items() if model in source), None)
     if known:

@@ -1,6 +1,6 @@
 """Problems of public collections in the place of templated ones.
 
-Stands beside `templates` in the flow of data, before `problems`: it reads a profile's
+Like `templates` after `problem` and before `problems`: reads a profile's
 `CollectionSettings` and gives the same `Problem`s, without chain and story. Public collections
 repeat themselves and each other, so what is trained on here is free of what is tested on: training
 prompts that overlap with a test set are left out, and `report` says how many and which.

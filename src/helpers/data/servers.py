@@ -1,7 +1,7 @@
 """Completions written by a server that speaks OpenAI's chat-completions protocol (vLLM, SGLang,
 llama.cpp's server, hosted teachers).
 
-Stands beside `rollouts`, which calls it for the profiles whose rollouts a server writes. What a
+Before `rollouts`, which calls it for the profiles whose rollouts a server writes. What a
 prompt was answered is stored in a small file of its own from the moment it arrives, so that an
 interrupted call goes on where it stopped and nothing is paid for twice.
 """

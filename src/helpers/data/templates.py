@@ -1,8 +1,8 @@
 """Word problems from templates, and their worked solutions.
 
-First in the flow of data: makes the problems that `problems` hands out and the solutions on which
-the study's own models are pretrained. A problem is a *chain*: a starting count and a few operations
-on it, told as a story. One reasoning step is one equation of the worked solution.
+After `problem`, before `problems`: makes the problems that `problems` hands out and the solutions
+on which the study's own models are pretrained. A problem is a *chain*: a starting count and a few
+operations on it, told as a story. One reasoning step is one equation of the worked solution.
 """
 
 import functools

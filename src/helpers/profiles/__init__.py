@@ -1,7 +1,8 @@
 """Profiles: one YAML file beside this module describes one study from its problems to its runs.
 
-Before everything else in the flow of data: every other module takes its settings from here, and
-nothing is read from the environment or from notebooks. `schema` says which fields there are.
+After `schema` and `appearance`, before all other modules, which take their settings from here and
+from nowhere else (keys, GPUs and CONTROLS come from the environment, and are no settings). `schema`
+says which fields there are.
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""How runs look: label, colour and marker of each, from methods.yaml and the runs' own labels."""
+"""How runs look: label, colour and marker of each, from methods.yaml and the runs' own labels.
+
+Before `schema`, whose `Profile` says how its runs look; reads methods.yaml and nothing else.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +47,7 @@ class Appearance:
 
 def appearance(objectives: Mapping[str, str], labels: Mapping[str, str]) -> Appearance:
     """How the runs of a study look, from {run: its objective} and {run: its own label}."""
-    own = {run: method_of(objective) for run, objective in objectives.items()}
+    method_of_run = {run: method_of(objective) for run, objective in objectives.items()}
     values = {
         field: {method: about[field] for method, about in _methods().items()}
         for field in ("label", "colour", "marker")
@@ -54,7 +57,7 @@ def appearance(objectives: Mapping[str, str], labels: Mapping[str, str]) -> Appe
         *(
             ByMethod(
                 values[field]
-                | {run: values[field][method] for run, method in own.items() if method}
+                | {run: values[field][method] for run, method in method_of_run.items() if method}
             )
             for field in ("colour", "marker")
         ),

@@ -1,8 +1,9 @@
 """The fields of a profile: which exist, of which kinds, and what each means.
 
-Before everything else in the flow of data, read by `helpers.profiles`, which makes these classes
-from the YAML files. What `model_dump` writes goes into the identities of stored runs and tables: a
-field that is added, or whose default changes, makes another study of every profile.
+After `appearance`, before `helpers.profiles`, which makes these classes from the YAML files. What
+`model_dump` writes goes into the identities of stored runs and tables: a field that is added, or
+whose default changes, makes another study of every profile. Of `LoraSettings` the defaults are left
+out of identities: they must never change.
 """
 
 from collections.abc import Callable

@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from adapter_geometry import storage
-from adapter_geometry.adapters import load_update
+from adapter_geometry.adapters import WEIGHTS, load_update
 from adapter_geometry.updates import Update
 from helpers import store
 from helpers.data import rollouts
@@ -126,7 +126,7 @@ class _Snapshots(TrainerCallback):
             loading.save_adapter(model, self.folder / f"step-{state.global_step}", self.lora)
 
 
-class _Sealer(TrainerCallback):
+class _ChecksumWriter(TrainerCallback):
     """Writes the checksums of a checkpoint when it is finished, without which none is taken up
     again."""
 
@@ -185,7 +185,7 @@ class _Recorder(TrainerCallback):
             numbers = ", ".join(str(number) for item in step_items for number in item)
             raise FloatingPointError(
                 f"{self.bar.desc}: loss {logs['loss']} at step {state.global_step}, "
-                f"of rows {numbers or 'of its own'} of the table of rollouts; "
+                f"of {f'rows {numbers} of the table of' if numbers else 'its own'} rollouts; "
                 "the last checkpoint is kept. Lower the learning rate."
             )
         self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
@@ -309,7 +309,7 @@ def _write(
         storage.write_frame(temporary_folder / "history.parquet", history[columns])
         record = {
             **record,
-            "adapter": store.file_digest(adapter / "adapter_model.safetensors"),
+            "adapter": store.file_digest(adapter / WEIGHTS),
             "spec": run.model_dump(),
             "date": time.strftime("%Y-%m-%d"),
             "table": store.file_digest(rollouts.table_path(profile, run.writer)),
@@ -326,7 +326,7 @@ def _trainer(profile: Profile, run: Run, checkpoints: Path) -> tuple[Trainer, di
     settings = _settings(profile, run, checkpoints)
     callbacks: list[TrainerCallback] = [
         _Recorder(run.name, run.steps),
-        _Sealer(),
+        _ChecksumWriter(),
         _Snapshots(checkpoints / "snapshots", run.snapshots, profile.lora),
     ]
     set_seed(run.seed)
@@ -405,7 +405,7 @@ def _settings(profile: Profile, run: Run, checkpoints: Path) -> dict[str, Any]:
 def _checked(folder: Path) -> Path:
     """The folder of a finished run, if all its files are those that were written, and its adapter
     the one that its record describes."""
-    adapter = store.verify_checksums(folder) / "adapter" / "adapter_model.safetensors"
+    adapter = store.verify_checksums(folder) / "adapter" / WEIGHTS
     if store.file_digest(adapter) != store.read_json(folder / "run.json")["adapter"]:
         raise ValueError(
             f"{store.relative_path(adapter)} is not the adapter that {folder.name}/run.json "
@@ -428,6 +428,11 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
             # Trainer, which keeps the one with the highest number, would remove its own for it.
             storage.remove(folder)
     return None
+
+
+def update_of(profile: Profile, name: str) -> Update:
+    """The update of the run called `name`, which is trained if it is not stored yet."""
+    return load_update(train(profile, profile.runs[name]) / "adapter")
 
 
 def updates_of_study(profile_name: str, runs: Iterable[str]) -> dict[str, Update]:

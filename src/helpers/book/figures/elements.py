@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapter_geometry.report import figures as style
-from helpers.book.figures.appearance import COLOURS, LABELS, pair_label
+from helpers.book.figures.current_study import COLOURS, LABELS, pair_label
 
 Numbers = np.ndarray | pd.Series | Sequence[float]  # along one axis
 

@@ -1,4 +1,7 @@
-"""Figures of claims: what we measured, what the paper reports, and what the control gives."""
+"""Figures of claims: what we measured, what the paper reports, and what the control gives.
+
+After `elements` and `current_study`; draws what it is given.
+"""
 
 import textwrap
 
@@ -7,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adapter_geometry.report import figures as style
-from helpers.book.figures.appearance import COLOURS
+from helpers.book.figures.current_study import COLOURS
 from helpers.book.figures.elements import chance_band, paper_value
 
 

@@ -1,4 +1,7 @@
-"""Figures of how values are distributed: bars of counts, and histograms."""
+"""Figures of how values are distributed: bars of counts, and histograms.
+
+After `elements` and `current_study`; draws what it is given.
+"""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.book.figures.appearance import COLOURS, LABELS
+from helpers.book.figures.current_study import COLOURS, LABELS
 from helpers.book.figures.elements import Numbers
 
 

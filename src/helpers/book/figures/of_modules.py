@@ -1,4 +1,7 @@
-"""Figures with one value per module: maps of layers and projections, and strips of dots."""
+"""Figures with one value per module: maps of layers and projections, and strips of dots.
+
+After `elements` and `current_study`; draws what it is given.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +11,7 @@ from jaxtyping import Bool, Num
 from matplotlib.figure import Figure
 
 from adapter_geometry.report import figures as style
-from helpers.book.figures.appearance import COLOURS, line_of
+from helpers.book.figures.current_study import COLOURS, line_of
 from helpers.book.figures.elements import SMALL, Numbers, name_columns
 
 _LABELLED_LAYERS = 12  # numbers that fit side by side

@@ -1,4 +1,7 @@
-"""Figures of straight paths between updates: losses and answers along them, and their barriers."""
+"""Figures of straight paths between updates: losses and answers along them, and their barriers.
+
+After `elements` and `current_study`; draws what it is given.
+"""
 
 from collections.abc import Mapping
 
@@ -8,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapter_geometry.report import figures as style
-from helpers.book.figures.appearance import COLOURS, LABELS, MARKERS, pair_label
+from helpers.book.figures.current_study import COLOURS, LABELS, MARKERS, pair_label
 from helpers.book.figures.elements import CHANCE, SMALL, legend_beside, name_pairs, small_panels
 from helpers.profiles import SCALED
 

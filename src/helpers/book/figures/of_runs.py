@@ -1,4 +1,7 @@
-"""Figures with one mark or one line per run."""
+"""Figures with one mark or one line per run.
+
+After `elements` and `current_study`; draws what it is given.
+"""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adapter_geometry.report import figures as style
-from helpers.book.figures.appearance import COLOURS, LABELS, MARKERS, line_of
+from helpers.book.figures.current_study import COLOURS, LABELS, MARKERS, line_of
 from helpers.book.figures.elements import Numbers, legend_beside, name_rows, reference_line
 
 

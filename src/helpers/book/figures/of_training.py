@@ -1,4 +1,7 @@
-"""Figures of how one objective trains: what it weighs in the gradient, and how a run went."""
+"""Figures of how one objective trains: what it weighs in the gradient, and how a run went.
+
+After `elements` and `current_study`; draws what it is given.
+"""
 
 from collections.abc import Sequence
 
@@ -12,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from adapter_geometry.report import figures as style
-from helpers.book.figures.appearance import COLOURS
+from helpers.book.figures.current_study import COLOURS
 from helpers.book.figures.elements import SMALL
 from helpers.profiles import Run
 

@@ -3,7 +3,7 @@
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from helpers.book.figures.appearance import LABELS
+from helpers.book.figures.current_study import LABELS
 
 _FORMATS = {
     "p": "{:.2g}",
