@@ -384,6 +384,15 @@ def test_answers_to_other_settings_are_never_taken(setting, value, tmp_path):
     assert teacher.asked[0]["seed"] != teacher.asked[1]["seed"], "and drawn anew"
 
 
+@pytest.fixture
+def interruptible():
+    """Python's handler of SIGINT, which a shell takes away from what it runs in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_what_is_under_way_and_starts_nothing_new(tmp_path):
     def behave(body, number):
         if number == 2:
