@@ -213,7 +213,8 @@ shown = shown.drop(columns=["method_a", "method_b"]).rename(columns={"value": "c
 figures.table(shown)
 
 # %%
-alone, rft = means.value["sft", "sft"], means.value["sft", "rft"]
+alone, rft = (means.value.xs(("sft", method), level=["method_a", "method_b"])
+              for method in ("sft", "rft"))
 by_order, by_start = alone[["order", "initialisation"]] - alone["neither"]
 larger = "initialisation" if by_start > by_order else "order"
 Markdown(f"""Two runs of SFT that share nothing but loss and data have a cosine of

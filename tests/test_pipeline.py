@@ -110,7 +110,7 @@ CONTROLS = {f"runs/{group.runs[0]}" for group in SMOKE.controls.values()}
 EVERYTHING = {
     *(f"notebooks/{name}" for name in NOTEBOOKS),
     "rollouts",
-    "own-rollouts",
+    "base-rollouts",
     *EVALUATIONS,
     *PATHS,
     *CONTROLS,
@@ -170,7 +170,7 @@ EDITS = {
         "src/helpers/training/objectives.py",
         "bias: float = 0.1",
         "bias: float = 0.2",
-        EVERYTHING - {"rollouts", "own-rollouts", "notebooks/02_rollouts"},
+        EVERYTHING - {"rollouts", "base-rollouts", "notebooks/02_rollouts"},
     ),
     "a template of the problems": (
         "src/helpers/data/templates.py",
@@ -183,6 +183,18 @@ EDITS = {
         "samples: 4",
         "samples: 5",
         EVERYTHING - {f"evaluation/{model}" for model in SMOKE.models},
+    ),
+    "the colour of a method": (
+        "src/helpers/profiles/methods.yaml",
+        "#56B4E9",
+        "#56B4EA",
+        ALL_NOTEBOOKS,
+    ),
+    "a claim": (
+        "src/helpers/analysis/claims.yaml",
+        "DPO keeps the accuracy of the base",
+        "DPO keeps the base's accuracy",
+        importing("helpers/analysis/verdict"),
     ),
     "a template of the explorers": (
         "src/helpers/book/templates/explorer.css",

@@ -76,7 +76,10 @@ def modules(source: str) -> list[str]:
 
 
 def _data_of(module: Path) -> Iterator[Path]:
-    """The YAML files beside a module that it names, and the templates there if it has some."""
+    """The YAML files beside a module that it names, and the templates there if it has some; not
+    those of profiles, whose contents steps know as `settings`."""
+    if module.parent.name == "profiles":
+        return
     text = module.read_text()
     yield from (file for file in module.parent.glob("*.yaml") if f'"{file.name}"' in text)
     if '"templates"' in text:
