@@ -32,7 +32,6 @@ from IPython.display import Markdown
 from myst_nb import glue
 
 from adapter_geometry import geometry
-from adapter_geometry.adapters import load_update
 from helpers import profiles, store
 from helpers.analysis import replication
 from helpers.book import figures
@@ -365,8 +364,7 @@ Markdown(f"On {right.shape[1]} problems, minus the base: {lines}. Over seeds, "
 # ```
 
 # %%
-adapters = {name: load_update(trainer.train(study, run) / "adapter")
-            for name, run in runs.items()}
+adapters = {name: trainer.update_of(study, name) for name in runs}
 cosine, sd = geometry.stacked_cosine(geometry.compare(adapters))
 
 # %% mystnb={"image": {"alt": "Matrix of cosines between the stacked updates of the six objectives"}, "figure": {"caption": "Cosine between the updates of the six objectives, all modules stacked, by {eq}`eq-evaluation-cosine`.", "name": "fig-evaluation-cosine"}}

@@ -35,7 +35,6 @@ from scipy.linalg import subspace_angles
 from scipy.stats import beta
 
 from adapter_geometry import geometry, updates
-from adapter_geometry.adapters import load_update
 from adapter_geometry.chance import compare_by_chance, expected_overlap, random_angles
 from adapter_geometry.updates import Factors
 from helpers import profiles, store
@@ -47,8 +46,7 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: load_update(trainer.train(study, run) / "adapter")
-            for name, run in runs.items()}
+adapters = {name: trainer.update_of(study, name) for name in runs}
 figures.use_style(study)
 
 # %%

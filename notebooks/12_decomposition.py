@@ -33,7 +33,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from adapter_geometry import geometry
-from adapter_geometry.adapters import load_update
 from adapter_geometry.chance import compare_by_chance
 from helpers import profiles, store
 from helpers.analysis import paper, replication
@@ -42,8 +41,7 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: load_update(trainer.train(study, run) / "adapter")
-            for name, run in runs.items()}
+adapters = {name: trainer.update_of(study, name) for name in runs}
 compared = geometry.compare(adapters)
 figures.use_style(study)
 

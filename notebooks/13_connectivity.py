@@ -32,7 +32,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from adapter_geometry import mode_connectivity, updates
-from adapter_geometry.adapters import load_update
 from adapter_geometry.mode_connectivity import METRICS
 from adapter_geometry.updates import Factors
 from helpers import profiles, store
@@ -46,8 +45,7 @@ from helpers.training import trainer
 study = profiles.load(profile)
 figures.use_style(study)
 runs = {name: study.runs[name] for name in study.main_runs}
-adapters = {name: load_update(trainer.train(study, run) / "adapter")
-            for name, run in runs.items()}
+adapters = {name: trainer.update_of(study, name) for name in runs}
 labels = figures.LABELS | {f"{profiles.SCALED}dpo": "DPO, scaled"}
 losses = {"rollout": "loss of rollouts", "boxed answer": "bare-answer loss"}
 named = [path for path in study.paths if path in study.connectivity.answered_paths]

@@ -33,7 +33,6 @@ import torch
 from IPython.display import Markdown
 
 from adapter_geometry import geometry
-from adapter_geometry.adapters import load_update
 from helpers import profiles, store
 from helpers.analysis import outcomes, predictions
 from helpers.book import figures
@@ -371,8 +370,7 @@ is the weight of a wrong rollout's tokens, where a right one's have 1.""")
 
 # %%
 runs = {name: study.runs[name] for name in (*study.main_runs, *namesake, "rft-42-43")}
-adapters = {name: load_update(trainer.train(study, run) / "adapter")
-            for name, run in runs.items()}
+adapters = {name: trainer.update_of(study, name) for name in runs}
 compared = geometry.compare(adapters)
 cosines, spread = (pd.DataFrame(values, index=list(runs), columns=list(runs))
                    for values in geometry.stacked_cosine(compared))
