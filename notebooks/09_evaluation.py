@@ -106,6 +106,17 @@ figures.intervals(accuracy[accuracy.split == "hard"], "accuracy", "low", "high",
 # :label: eq-evaluation-clustered
 # \text{standard error}^2 = \frac{n}{n - 1} \sum_{i=1}^{n} \Big(\frac{s_i}{n\,m}\Big)^2 .
 # ```
+#
+# So many standard errors to both sides of $\hat a$ would reach below 0 where one problem is solved, and nowhere at all where none is. The interval is therefore Wilson's again, with the
+# *effective* number of answers in the place of $n$ in {eq}`eq-evaluation-wilson`: the number of independent answers that would have this standard error {cite:p}`korn1998`,
+#
+# ```{math}
+# :label: eq-evaluation-effective
+# n_\text{eff} = \frac{\hat a\,(1 - \hat a)}{\text{standard error}^2} , \qquad n \le n_\text{eff} \le n\,m ,
+# ```
+#
+# made smaller by Student's $t$, for the few problems, but never less than $n$. It is $n$ where the answers to each problem are all alike, so also where no answer is right. A few right answers tell
+# little about how alike answers are, so the variance of {eq}`eq-evaluation-clustered` is taken with one more problem, on which all answers are right, or all wrong, with equal chance.
 
 # %%
 def asked_often(run):
@@ -116,19 +127,19 @@ def asked_often(run):
     """
     answers = answering.sampled_records(study, runs.get(run, run))
     mean, low, high = statistics.clustered_mean(answers.correct, answers.problem_id)
-    independent = 1.96 * np.sqrt(mean * (1 - mean) / len(answers))
+    independent = np.ptp(statistics.wilson(answers.correct.sum(), len(answers)))
     return {"run": run, "answers per problem": study.sampled.samples, "accuracy": mean,
-            "low": low, "high": high, "±, over problems": (high - low) / 2,
-            "±, as if independent": independent}
+            "low": low, "high": high, "half width, over problems": (high - low) / 2,
+            "half width, as if independent": independent / 2}
 
 
 (figures.table(pd.DataFrame([asked_often(run) for run in ["base", *runs]]))
  if study.sampled else Markdown("This profile asks each problem once."))
 
 # %% [markdown]
-# By {eq}`eq-evaluation-clustered` the answers beyond the first narrow an interval only as far as the model is undecided about single problems; what is left is the choice of the problems, and no number of answers makes more of those. The accuracies are lower than those of the greedy answers, since at a temperature above zero one unlucky
-# token in a long chain is enough to fail; the two tables measure different things, and the widths of their intervals can't be compared. An error computed as if all answers were independent is too small by the ratio of the last two columns, most where a model is right often
-# and hardly at all where nearly every answer is wrong.
+# By {eq}`eq-evaluation-clustered` and {eq}`eq-evaluation-effective` the answers beyond the first narrow an interval only as far as the model is undecided about single problems; what is left is the choice of the problems, and no number of answers makes more of those. The accuracies are lower than those of the greedy answers, since at a temperature above zero one unlucky
+# token in a long chain is enough to fail; the two tables measure different things, and the widths of their intervals can't be compared. An interval as if all answers were independent is too narrow by the ratio of the last two columns. Where nearly every answer is wrong, the right ones are too few to show
+# whether they come together on few problems, and the interval counts on little from the answers beyond the first.
 #
 # ## Is it reasoning or format?
 #

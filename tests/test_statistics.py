@@ -43,6 +43,12 @@ def test_wilson_agrees_with_scipy(correct, n):
     ), "scipy's Wilson score interval"
 
 
+@pytest.mark.parametrize(("correct", "n"), [(0, 0), (3, 2), (-1, 4), (np.nan, 4)])
+def test_wilson_refuses_what_is_no_share(correct, n):
+    with pytest.raises(ValueError, match=f"{correct} right of {n} is no share"):
+        statistics.wilson(correct, n)
+
+
 def test_mcnemar_of_seven_against_one():
     assert statistics.mcnemar(7, 1) == pytest.approx(2 * (1 + 8) / 2**8), (
         "2 P(X <= 1) for X ~ Bin(8, 1/2) = 18/256 = 0.0703125"
@@ -68,6 +74,12 @@ def test_holm_multiplies_the_smallest_by_all_and_never_decreases():
     assert statistics.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0]), "adjusted p-values stop at 1"
 
 
+def test_holm_counts_a_test_without_a_p_value_and_leaves_it_without_one():
+    adjusted = statistics.holm([np.nan, 0.01, 0.03])
+    assert adjusted == pytest.approx([np.nan, 0.03, 0.06], nan_ok=True), "three tests were meant"
+    assert len(statistics.holm([])) == 0, "no test, no p-value"
+
+
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
 def test_newcombe_is_antisymmetric_and_contains_the_difference(both, b, c, neither):
     if both + b + c + neither == 0:
@@ -86,6 +98,12 @@ def test_newcombe_is_antisymmetric_and_contains_the_difference(both, b, c, neith
     assert (-swapped[0], -swapped[2], -swapped[1]) == pytest.approx(
         (difference, low, high), abs=1e-12
     ), "exchanging the models mirrors the interval"
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (3, -1, 0, 2)])
+def test_newcombe_refuses_counts_of_no_problems(counts):
+    with pytest.raises(ValueError, match="counts of at least one problem"):
+        statistics.newcombe_paired(*counts)
 
 
 def test_newcombe_reproduces_a_published_example():
@@ -167,6 +185,14 @@ def test_detectable_difference_is_undefined_where_no_difference_could_be_seen():
     ), "more problems see smaller differences"
 
 
+@pytest.mark.parametrize(
+    "arguments", [(0, 0.1), (30, 1.2), (30, -0.1), (30, np.nan), (30, 0.5, 0.0), (30, 0.5, 1.0)]
+)
+def test_detectable_difference_refuses_what_no_test_has(arguments):
+    with pytest.raises(ValueError, match="give at least one problem, a share from 0 to 1"):
+        statistics.detectable_difference(*arguments)
+
+
 def test_bootstrap_of_a_mean_has_the_standard_error_of_the_mean():
     values = np.random.default_rng(0).normal(3, 1, 400)
     ratio, low, high = statistics.bootstrap_ratio(values, np.ones(400))
@@ -181,6 +207,22 @@ def test_bootstrap_keeps_numerator_and_denominator_of_a_problem_together():
     assert statistics.bootstrap_ratio(0.3 * tokens, tokens) == pytest.approx((0.3, 0.3, 0.3)), (
         "a constant rate has no spread, whatever is resampled"
     )
+
+
+@pytest.mark.parametrize(
+    ("numerators", "denominators", "message"),
+    [
+        ([1, 2], [1, 2, 3], "2 numerators and 3 denominators"),
+        ([1], [2], "at least two problems"),
+        ([], [], "0 numerators"),
+        ([1, np.nan, 3], [1, 1, 1], "1 of 3 problems have no value"),
+        ([1, 2, 3], [0, 0, 0], "add up to 0"),
+        ([1, 2, 3], [0, 0, 5], "resamples of 3 problems"),
+    ],
+)
+def test_bootstrap_refuses_ratios_without_a_value(numerators, denominators, message):
+    with pytest.raises(ValueError, match=message):
+        statistics.bootstrap_ratio(numerators, denominators)
 
 
 @pytest.fixture
@@ -217,6 +259,15 @@ def test_accuracy_table_counts_each_run_and_split(records):
         "one without a box, one cut, tokens 0 to 9"
     )
     assert (row.low, row.high) == statistics.wilson(7, 10), "Wilson's interval"
+
+
+def test_accuracy_table_counts_as_unparsed_whatever_could_not_be_read(records):
+    status = dict(zip(range(4), ["unreadable", "no box", "cut box", "boxed"], strict=True))
+    hard = records[records.split == "hard"]
+    hard = hard.assign(status=hard.problem_id.str[1:].astype(int).map(status))
+    assert statistics.accuracy_table(hard).unparsed.tolist() == [0.75] * 3, (
+        "all but the answers with status boxed"
+    )
 
 
 def test_accuracy_table_holds_whole_numbers_as_integers(records):
@@ -266,6 +317,68 @@ def test_mcnemar_table_of_given_pairs_tests_each_on_what_both_answered_and_corre
 def test_mcnemar_table_refuses_runs_on_different_problems(records):
     with pytest.raises(ValueError, match="problem"):
         statistics.mcnemar_table(records[~((records.run == "sft") & (records.problem_id == "p0"))])
+
+
+BOTH_TABLES = pytest.mark.parametrize(
+    "table", [statistics.accuracy_table, statistics.mcnemar_table], ids=["accuracy", "mcnemar"]
+)
+
+
+@BOTH_TABLES
+def test_tables_refuse_several_answers_to_a_problem(table, records):
+    sampled = pd.concat([records.assign(sample_id=number) for number in range(4)])
+    with pytest.raises(ValueError, match=r"4 answers to problem .* set.*one sample_id.*clustered"):
+        table(sampled)
+    one = table(sampled[sampled.sample_id == 0])
+    pd.testing.assert_frame_equal(one, table(records), obj="the way out that the message names")
+
+
+@BOTH_TABLES
+@pytest.mark.parametrize("column", ["correct", "split", "run", "problem_id"])
+def test_tables_refuse_a_missing_value(table, column, records):
+    records = records.astype(object).reset_index(drop=True)
+    records.loc[[3, 8], column] = np.nan
+    with pytest.raises(ValueError, match=f"2 of 42 records have no '{column}', the first one of"):
+        table(records)
+
+
+@BOTH_TABLES
+def test_tables_refuse_shares_in_the_place_of_answers(table, records):
+    shares = records.astype({"correct": float}).reset_index(drop=True)
+    shares.loc[5, "correct"] = 0.25
+    with pytest.raises(ValueError, match=r"'correct' is 0.25 for problem \w+ of run .* set"):
+        table(shares)
+
+
+@BOTH_TABLES
+def test_tables_refuse_to_be_empty(table, records):
+    with pytest.raises(ValueError, match="no records"):
+        table(records.iloc[:0])
+
+
+def test_mcnemar_table_refuses_records_without_a_pair(records):
+    with pytest.raises(ValueError, match="no pair of runs to test: the records are of sft"):
+        statistics.mcnemar_table(records[records.run == "sft"])
+    with pytest.raises(ValueError, match=r"no pair of runs to test: .*no empty list"):
+        statistics.mcnemar_table(records, [])
+
+
+def test_mcnemar_table_refuses_a_run_without_records(records):
+    with pytest.raises(ValueError, match="no record of 'rft' in the test set, only of base, sft,"):
+        statistics.mcnemar_table(records, [("base", "rft")])
+    one_set = records[(records.run != "sft") | (records.split == "test")]
+    for pairs in (None, [("base", "sft")]):
+        with pytest.raises(ValueError, match="no record of 'sft' in the hard set, only of base, d"):
+            statistics.mcnemar_table(one_set, pairs)
+    rows = statistics.mcnemar_table(one_set, [("base", "dpo")])
+    assert rows.split.tolist() == ["test", "hard"], "a run that no pair names may lack a set"
+
+
+def test_mcnemar_table_refuses_a_pair_without_a_common_problem(records):
+    number = records.problem_id.str[1:].astype(int)
+    apart = records[(records.run == "base") == (number < 2)]
+    with pytest.raises(ValueError, match=r"'base' and 'dpo' have no problem of the \w+ set"):
+        statistics.mcnemar_table(apart, [("base", "dpo")])
 
 
 # --- crossed designs -----------------------------------------------------------------------------
@@ -416,16 +529,105 @@ def test_jackknife_of_two_levels_has_no_interval_where_one_level_says_nothing():
     assert np.isnan(interval).all(), "but not what they would be with other levels"
 
 
-def test_clustered_mean_is_statsmodels_cluster_robust_interval():
-    rng = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(30), 16)
-    values = rng.random(len(clusters)) < np.repeat(rng.beta(0.5, 0.5, 30), 16)
-    fitted = sm.OLS(values.astype(float), np.ones(len(values))).fit(
-        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
+def beta_binomial(rate, likeness, sizes, draws, seed):
+    """Answers (draws, all) to problems in clusters of these sizes, where two answers to one problem
+    have the intra-class correlation `likeness`; and the clusters."""
+    rng, total = np.random.default_rng(seed), 1 / likeness - 1
+    rates = rng.beta(rate * total, (1 - rate) * total, (draws, len(sizes)))
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    return rng.random((draws, len(clusters))) < rates[:, clusters], clusters
+
+
+def width(interval):
+    return interval[2] - interval[1]
+
+
+@pytest.mark.parametrize("likeness", [0.05, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("rate", [0.03, 0.1, 0.5, 0.97])
+def test_clustered_mean_covers_the_truth_in_95_percent_of_studies(rate, likeness):
+    draws = 400
+    studies, clusters = beta_binomial(rate, likeness, [16] * 30, draws, 7)
+    intervals = [statistics.clustered_mean(answers, clusters) for answers in studies]
+    coverage = np.mean([low <= rate <= high for _, low, high in intervals])
+    error = np.sqrt(0.95 * 0.05 / draws)
+    assert coverage >= 0.95 - 2 * error, f"coverage {coverage:.3f}, its standard error {error:.3f}"
+    independent = 480 / (1 + 15 * likeness)  # as many would have the variance of the truth
+    low, high = statistics.wilson(rate * independent, independent)
+    assert np.mean([width(interval) for interval in intervals]) < 2 * (high - low), (
+        "at most twice as wide as if the correlation were known"
     )
-    assert statistics.clustered_mean(values, clusters) == pytest.approx(
-        (fitted.params[0], *fitted.conf_int()[0])
-    ), "30 problems, 16 answers each"
+
+
+def test_clustered_mean_covers_the_truth_where_two_problems_have_most_of_the_answers():
+    studies, clusters = beta_binomial(0.3, 0.6, [4] * 20 + [64] * 2, 400, 8)
+    intervals = [statistics.clustered_mean(answers, clusters) for answers in studies]
+    coverage = np.mean([low <= 0.3 <= high for _, low, high in intervals])
+    assert coverage > 0.928, f"coverage {coverage:.3f}, two standard errors below .95 at most"
+
+
+@pytest.mark.parametrize("right", [0, 1, 2, 15, 29, 30])
+def test_clustered_mean_of_problems_always_or_never_solved_is_wilson_over_problems(right):
+    answers, problems = np.repeat(np.arange(30) < right, 16), np.repeat(np.arange(30), 16)
+    expected = (right / 30, *statistics.wilson(right, 30))
+    assert statistics.clustered_mean(answers, problems) == pytest.approx(expected), (
+        "sixteen equal answers to a problem are one"
+    )
+    once = statistics.clustered_mean(np.arange(30) < right, list(map(str, range(30))))
+    assert once == pytest.approx(expected), "one answer to a problem needs no clusters"
+
+
+@given(draw.lists(draw.tuples(draw.integers(0, 9), draw.integers(0, 9)), min_size=2, max_size=12))
+def test_clustered_mean_stays_between_0_and_1_and_mirrors(counts):
+    answers = np.concatenate([[1] * right + [0] * wrong + [0, 1] for right, wrong in counts])
+    clusters = np.repeat(np.arange(len(counts)), [sum(pair) + 2 for pair in counts])
+    share, low, high = statistics.clustered_mean(answers, clusters)
+    assert 0 <= low < share < high <= 1, "a proper interval"
+    assert statistics.clustered_mean(1 - answers, clusters) == pytest.approx(
+        (1 - share, 1 - high, 1 - low)
+    ), "wrong answers in the place of right ones"
+    effective = len(answers) ** 2 / (np.bincount(clusters) ** 2).sum()
+    widest = statistics.wilson(share * effective, effective)
+    assert widest[0] - 1e-9 <= low, "never wider than one answer to each problem would be"
+    assert high <= widest[1] + 1e-9, "on neither side"
+
+
+def test_clustered_mean_of_right_answers_alone_counts_clusters_as_kish_does():
+    sizes = [1, 2, 3, 10]
+    _, low, high = statistics.clustered_mean([1] * 16, np.repeat(list("abcd"), sizes))
+    effective = 16**2 / (1 + 4 + 9 + 100)
+    assert (low, high) == pytest.approx((effective / (effective + 1.959964**2), 1)), (
+        "Wilson's lower end at n of n is n / (n + z^2)"
+    )
+
+
+def test_clustered_mean_of_many_unequal_clusters_has_the_standard_error_of_statsmodels():
+    sizes = np.random.default_rng(0).integers(1, 12, 5000)
+    (right,), clusters = beta_binomial(0.4, 0.3, sizes, 1, 9)
+    fitted = sm.OLS(right.astype(float), np.ones(len(right))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters}
+    )
+    interval = statistics.clustered_mean(right, clusters)
+    assert interval == pytest.approx((fitted.params[0], *fitted.conf_int()[0]), abs=1e-4), (
+        "cluster-robust, where the normal approximation holds"
+    )
+    assert width(interval) == pytest.approx(2 * 1.959964 * fitted.bse[0], rel=5e-3), "its error"
+
+
+@pytest.mark.parametrize(
+    ("answers", "clusters", "message"),
+    [
+        ([0, 1, np.nan], [0, 1, 2], "1 of 3 answers are missing"),
+        ([0, 0.25, 1], [0, 1, 2], "0.25 is neither a right answer"),
+        ([0, 1, -1], [0, 1, 2], "-1 is neither a right answer"),
+        ([0, 1, 1], ["a", "a", "a"], "clusters .*'a'.*at least two"),
+        ([], [], "0 answers, and clusters"),
+        ([0, 1, 1], [0, 1], "3 answers and 2 clusters"),
+        ([0, 1, 1], [0, 1, np.nan], "1 of them missing"),
+    ],
+)
+def test_clustered_mean_refuses_what_has_no_interval(answers, clusters, message):
+    with pytest.raises(ValueError, match=message):
+        statistics.clustered_mean(answers, clusters)
 
 
 def test_more_answers_to_the_same_problems_do_not_make_more_problems():
@@ -468,6 +670,12 @@ def test_mantel_has_the_rank_correlation_and_the_band_of_exchanged_objects():
         first[np.ix_(order, order)], second[np.ix_(order, order)]
     ) == pytest.approx((value, low, high)), "names of objects do not matter"
     assert low < 0 < high, "unrelated matrices lie on both sides of zero"
+
+
+def test_mantel_refuses_matrices_that_do_not_belong_together():
+    for second in (pd.DataFrame(np.eye(5)), np.triu(np.ones((4, 4)))):
+        with pytest.raises(ValueError, match="two symmetric ones over the same objects"):
+            statistics.mantel(np.eye(4), second)
 
 
 def test_mantel_s_band_is_wider_than_that_of_independent_pairs_where_one_object_is_apart():

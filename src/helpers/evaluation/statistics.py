@@ -28,8 +28,17 @@ ValueAndInterval = tuple[float, float, float]
 # --- accuracies ----------------------------------------------------------------------------------
 
 
-def wilson(correct: Count, n: Count) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, `correct` of n: (low, high)."""
+def wilson(correct: Count | float, n: Count | float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `correct` of n: (low, high); ValueError for no share.
+
+    Counts, or with an effective number of answers n, which need not be whole, the same share of
+    it.
+    """
+    if not (0 <= correct <= n and n > 0):
+        raise ValueError(
+            f"{correct} right of {n} is no share: give the number of right answers and that of all "
+            "answers, of which there is at least one"
+        )
     low, high = proportion_confint(correct, n, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)
 
@@ -41,7 +50,8 @@ def mcnemar(b: Count, c: Count) -> float:
 
 
 def holm(p_values: Numbers) -> Float[np.ndarray, " tests"]:
-    """Holm's adjusted p-values, in the order given."""
+    """Holm's adjusted p-values, in the order given. A NaN, of a test that could not be made, stays
+    one, and counts among the tests."""
     return np.asarray(multipletests(p_values, method="holm")[1])
 
 
@@ -50,9 +60,14 @@ def newcombe_paired(both: Count, b: Count, c: Count, neither: Count) -> ValueAnd
     low, high).
 
     The arguments count problems: solved by both models, by the first alone, by the second alone,
-    and by neither.
+    and by neither. ValueError without any problem.
     """
     n = both + b + c + neither
+    if min(both, b, c, neither) < 0 or n == 0:
+        raise ValueError(
+            f"{both} problems solved by both, {b} and {c} by one alone, {neither} by neither: "
+            "a difference of shares needs counts of at least one problem"
+        )
     first, second = (both + b) / n, (both + c) / n
     (low_1, high_1), (low_2, high_2) = wilson(both + b, n), wilson(both + c, n)
     # phi: the correlation of the two models' answers, a positive one corrected for continuity.
@@ -81,8 +96,14 @@ def detectable_difference(n: int, discordant: float, power: float = 0.8) -> floa
     1987).
 
     n: problems. `discordant` is the share of problems on which the two models differ; NaN where
-    even that share is too small.
+    even that share is too small. ValueError for no problems, for what is no share, and for a power
+    that the test has without any difference, or never.
     """
+    if n < 1 or not 0 <= discordant <= 1 or not 1 - LEVEL < power < 1:
+        raise ValueError(
+            f"{n} problems, a share of {discordant} discordant ones and a power of {power}: give "
+            f"at least one problem, a share from 0 to 1, and a power between {1 - LEVEL:g} and 1"
+        )
     z_level, z_power = norm.ppf(1 - (1 - LEVEL) / 2), norm.ppf(power)
 
     def missing(difference: float) -> float:
@@ -97,12 +118,18 @@ def detectable_difference(n: int, discordant: float, power: float = 0.8) -> floa
 
 
 def accuracy_table(records: pd.DataFrame) -> pd.DataFrame:
-    """The `accuracy` table from records with columns run, split, correct, status, truncated,
-    tokens: one row per split and run.
+    """The `accuracy` table from records with columns run, split, problem_id, correct, status,
+    truncated, tokens: one row per split and run.
 
     Columns: split, run, n (problems), correct (how many), accuracy, low, high (`wilson`), unparsed
-    and truncated (shares), mean_tokens.
+    (share of answers that could not be read, those of any status but "boxed"), truncated (share),
+    mean_tokens.
+
+    ValueError without records, with a value missing, and with several answers to a problem.
     """
+    _refuse_incomplete(
+        records, ["run", "split", "problem_id", "correct", "status", "truncated", "tokens"]
+    )
 
     def line(group: pd.DataFrame) -> pd.Series:
         correct = int(group.correct.sum())
@@ -124,6 +151,38 @@ def accuracy_table(records: pd.DataFrame) -> pd.DataFrame:
     return lines.astype({"n": int, "correct": int}).reset_index()
 
 
+def _refuse_incomplete(records: pd.DataFrame, columns: Sequence[str]) -> None:
+    """ValueError unless the records, with these columns, hold one answer, right or wrong, of a run
+    to a problem of a split."""
+    if records.empty:
+        raise ValueError("no records, where a table needs at least one answer of one run")
+    for column in columns:
+        missing = records[column].isna()
+        if missing.any():
+            first = records[missing].iloc[0]
+            raise ValueError(
+                f"{missing.sum()} of {len(records)} records have no {column!r}, the first one of "
+                f"run {first['run']!r} in the {first['split']} set: answer its problem again, or "
+                "leave it out"
+            )
+    is_answer = records.correct.isin([0, 1])
+    if not is_answer.all():
+        first = records[~is_answer].iloc[0]
+        raise ValueError(
+            f"'correct' is {first['correct']} for problem {first['problem_id']} of run "
+            f"{first['run']!r} in the {first['split']} set, neither right nor wrong: give single "
+            "answers, not their means"
+        )
+    number = records.groupby(["split", "run", "problem_id"], sort=False).size()
+    if number.max() > 1:
+        split, run, problem_id = number.idxmax()
+        raise ValueError(
+            f"{run!r} has {number.max()} answers to problem {problem_id} of the {split} set, where "
+            "one is expected: take the records of one sample_id, or `clustered_mean` of all, whose "
+            "interval is over problems"
+        )
+
+
 def mcnemar_table(
     records: pd.DataFrame, pairs: Sequence[tuple[str, str]] | None = None
 ) -> pd.DataFrame:
@@ -136,11 +195,28 @@ def mcnemar_table(
 
     All pairs by default, for which every model must have answered every problem, or ValueError.
     With `pairs`, a list of (run_a, run_b), each pair is tested on the problems that both answered.
+    ValueError also for what leaves a test without a meaning: fewer than two runs, no pairs, a run
+    without a record in one of the splits, a pair without a common problem, a value missing, and
+    several answers to a problem.
     """
+    _refuse_incomplete(records, ["run", "split", "problem_id", "correct"])
+    runs = records.run.unique()
+    wanted = list(combinations(runs, 2)) if pairs is None else pairs
+    if not wanted:
+        raise ValueError(
+            f"no pair of runs to test: the records are of {', '.join(runs)}; give those of two "
+            "runs, and no empty list of pairs"
+        )
     rows = []
     for split, group in records.groupby("split", sort=False):
         by_run = group.pivot(index="problem_id", columns="run", values="correct")
         by_run = by_run[list(group.run.unique())]  # in the order of the records
+        for run in chain.from_iterable(wanted):
+            if run not in by_run:
+                raise ValueError(
+                    f"no record of {run!r} in the {split} set, only of {', '.join(by_run)}: let it "
+                    "answer these problems, or leave out its pairs or the set"
+                )
         if pairs is None and by_run.isna().any(axis=None):
             run, problem_id = next(
                 (run, problem_id)
@@ -154,6 +230,11 @@ def mcnemar_table(
             )
         for run_a, run_b in combinations(by_run.columns, 2) if pairs is None else pairs:
             first, second = by_run[[run_a, run_b]].dropna().to_numpy(bool).T
+            if not len(first):
+                raise ValueError(
+                    f"{run_a!r} and {run_b!r} have no problem of the {split} set in common: paired "
+                    "tests need answers of both to the same problems"
+                )
             paired = _paired_line(first, second)
             rows.append({"split": split, "run_a": run_a, "run_b": run_b, **paired})
     table = pd.DataFrame(rows)
@@ -184,32 +265,90 @@ def _paired_line(
 # --- means, ratios and correlations --------------------------------------------------------------
 
 
-def clustered_mean(values: Numbers, clusters: Numbers | Sequence[str]) -> ValueAndInterval:
-    """(mean, low, high) of values that are alike within clusters, such as many answers to each of a
-    few problems; clusters: which one each value belongs to.
+def clustered_mean(answers: Numbers, clusters: Numbers | Sequence[str]) -> ValueAndInterval:
+    """(share, low, high) of answers that are right, 1, or wrong, 0, and alike within clusters, such
+    as many answers to each of a few problems; clusters: which one each answer belongs to.
 
-    The standard error is the cluster-robust one, and the interval Student's with one degree of
-    freedom less than there are clusters: more answers to 30 problems make each problem's rate
-    exact, and leave it 30 problems.
+    The 95 % interval is `wilson`'s at the effective number of answers: so many independent ones
+    would have the cluster-robust standard error that is found, widened by Student's t (Korn and
+    Graubard 1998, with the exact interval in place of Wilson's). It is at least the number of
+    clusters, for unequal ones (sum of sizes)^2 / sum of sizes^2 (Kish 1965), and at most that of
+    the answers. More answers to 30 problems make each problem's rate exact, and leave it 30
+    problems.
+
+    Where nearly all answers are wrong, a share that came out too low comes with a standard error
+    that is too small, and the interval would miss the truth in up to one of seven cases instead of
+    one of twenty; likewise where nearly all are right. The variance is therefore that with one more
+    cluster, which is all right or all wrong with equal chance. It makes the effective number that
+    of the clusters where all answers are right or all are wrong, and matters little where many
+    clusters differ.
+
+    ValueError for anything but 0 and 1, such as a missing value or a mean of answers, and for a
+    single cluster, which says nothing about others.
     """
-    series = pd.Series(np.asarray(values, float))
-    mean = series.mean()
-    sums = (series - mean).groupby(np.asarray(clusters)).sum()
-    count = len(sums)
-    error = np.sqrt((sums**2).sum() * count / (count - 1)) / len(series)
-    half = t.ppf((1 + LEVEL) / 2, count - 1) * error
-    return float(mean), float(mean - half), float(mean + half)
+    right, groups = np.asarray(answers, float), np.asarray(clusters)
+    if len(right) != len(groups) or pd.isna(groups).any():
+        raise ValueError(
+            f"{len(right)} answers and {len(groups)} clusters, {pd.isna(groups).sum()} of them "
+            "missing: name the cluster of each answer"
+        )
+    if np.isnan(right).any():
+        raise ValueError(
+            f"{np.isnan(right).sum()} of {len(right)} answers are missing: leave them out, or "
+            "grade them"
+        )
+    if not np.isin(right, [0, 1]).all():
+        raise ValueError(
+            f"{right[~np.isin(right, [0, 1])][0]:g} is neither a right answer, 1, nor a wrong one, "
+            "0: give single answers, not their means"
+        )
+    codes, names = pd.factorize(groups)
+    if len(names) < 2:
+        raise ValueError(
+            f"{len(right)} answers, and clusters {list(names)}: an interval over clusters needs at "
+            "least two of them"
+        )
+    n, share = len(right), float(right.mean())
+    # variance: the squared cluster-robust standard error.
+    sums, sizes = np.bincount(codes, right), np.bincount(codes)
+    variance = len(names) / (len(names) - 1) * ((sums - share * sizes) ** 2).sum() / n**2
+    count = n**2 / (sizes**2).sum()
+    # The variance as a part of what it is where each cluster is all right or all wrong; the one
+    # cluster more adds its own, 1/4, to both.
+    alike = (count * variance + 1 / (4 * count)) / (share * (1 - share) + 1 / (4 * count))
+    quantile = (1 + LEVEL) / 2
+    penalty = (norm.ppf(quantile) / t.ppf(quantile, count - 1)) ** 2
+    effective = float(np.clip(count / alike * penalty, count, n))
+    return share, *wilson(share * effective, effective)
 
 
 def bootstrap_ratio(
     numerators: Numbers, denominators: Numbers, seed: int = 0, draws: int = 2000
 ) -> ValueAndInterval:
     """95 % interval of sum(numerators) / sum(denominators), one of each per problem, by resampling
-    problems: (ratio, low, high)."""
+    problems: (ratio, low, high).
+
+    ValueError for fewer than two problems, of which all resamples are the same, for a value
+    missing, and where denominators add up to 0.
+    """
     upper, lower = np.asarray(numerators, float), np.asarray(denominators, float)
+    if len(upper) != len(lower) or len(upper) < 2:
+        raise ValueError(
+            f"{len(upper)} numerators and {len(lower)} denominators: give one of each per problem, "
+            "of at least two problems"
+        )
+    missing = int((np.isnan(upper) | np.isnan(lower)).sum())
+    if missing:
+        raise ValueError(f"{missing} of {len(upper)} problems have no value: leave them out")
     # (draws, problems): which problems each draw takes.
     chosen = np.random.default_rng(seed).integers(len(upper), size=(draws, len(upper)))
-    ratios = upper[chosen].sum(1) / lower[chosen].sum(1)
+    totals = lower[chosen].sum(1)
+    if lower.sum() == 0 or (totals == 0).any():
+        raise ValueError(
+            f"the denominators add up to {lower.sum():g}, and to 0 in {(totals == 0).sum()} of "
+            f"{draws} resamples of {len(lower)} problems: a ratio needs more that are not 0"
+        )
+    ratios = upper[chosen].sum(1) / totals
     return upper.sum() / lower.sum(), *_middle_interval(ratios)
 
 
@@ -221,7 +360,8 @@ def _middle_interval(values: Numbers) -> tuple[float, float]:
 
 def rank_correlation(first: Numbers, second: Numbers) -> ValueAndInterval:
     """Spearman's rank correlation of a few numbers with a few others: (value, low, high), with the
-    middle 95 % of its values over all orders of one of them."""
+    middle 95 % of its values over all orders of one of them. NaN where a value is missing, or all
+    of one are equal."""
     ranks, other_ranks = rankdata(first), rankdata(second)
     # permutations begins with the order as it is, so the first value is the correlation itself.
     values = [
@@ -239,9 +379,19 @@ def mantel(
 
     value: Spearman's rank correlation of the entries above the diagonals. low, high: the middle
     95 % of its values when the objects of one matrix are exchanged in every possible way, since
-    entries that share an object are not independent (Mantel 1967).
+    entries that share an object are not independent (Mantel 1967). NaN where an entry is missing,
+    or all of one matrix are equal.
+
+    ValueError for matrices of different sizes, and for one that is not symmetric.
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
+    if first.shape != second.shape or not all(
+        np.allclose(matrix, matrix.T, equal_nan=True) for matrix in (first, second)
+    ):
+        raise ValueError(
+            f"matrices of {first.shape} and {second.shape} entries: Mantel's test needs two "
+            "symmetric ones over the same objects"
+        )
     above = np.triu_indices(len(first), 1)
     ranks = rankdata(second[above])
     values = [
