@@ -115,7 +115,7 @@ def benchmark_sampling(study, count):
         for problem in chosen
         for _ in range(study.rollouts.samples)
     ]
-    limit = study.rollouts.max_new_tokens
+    limit, end_ids = study.rollouts.max_new_tokens, sampling.end_ids_of(model, tokenizer)
 
     def plain(batch_size):
         for first in range(0, len(prompts), batch_size):
@@ -130,7 +130,7 @@ def benchmark_sampling(study, count):
                 do_sample=True,
                 top_k=0,
                 top_p=1.0,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=sorted(end_ids),
                 pad_token_id=tokenizer.pad_token_id,
             )
 
@@ -139,7 +139,7 @@ def benchmark_sampling(study, count):
             model,
             prompts,
             max_new_tokens=limit,
-            end_id=tokenizer.eos_token_id,
+            end_ids=end_ids,
             batch_size=batch_size,
             temperature=1.0,
         )

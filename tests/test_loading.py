@@ -22,7 +22,7 @@ def adapted(workplace, smoke):
     for weight in (weight for weight in model.parameters() if weight.requires_grad):
         weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
     model.save_pretrained(workplace / "adapter")
-    return smoke.model_copy(update={"models": {"base": "adapter"}}), model
+    return smoke.model_copy(update={"models": {**smoke.models, "base": "adapter"}}), model
 
 
 def test_an_adapter_is_merged_into_the_model_that_it_names(adapted):

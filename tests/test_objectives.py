@@ -2,6 +2,7 @@
 step, and its gradient."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -459,17 +460,21 @@ def test_positions_outside_the_completion_have_no_weight_and_no_influence(name, 
     ), f"{name} must not see masked positions"
 
 
-# KTO's baseline is a mean over the batch.
-@pytest.mark.parametrize("name", sorted(set(objectives.OBJECTIVES) - {"kto"}))
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_loss_and_weight_add_up_over_micro_batches(name, logp, rows):
+    objective, options = objectives.objective(name), OPTIONS.get(name, {})
+    logp = logp + 0.5 * rows.mask  # so that KTO's baseline is above 0
+    whole = objective.loss(logp, rows, **options)
+    if objective.step_mean is not None:
+        mean = objective.step_mean(logp, rows).mean()
+        assert mean > 0.1
+        options = options | {"step_mean": mean}
+
     def part(numbers):
         fields = {field: getattr(rows, field)[numbers] for field in rows.__dataclass_fields__}
-        return objectives.objective(name).loss(
-            logp[numbers], objectives.Rows(**fields), **OPTIONS.get(name, {})
-        )
+        return objective.loss(logp[numbers], objectives.Rows(**fields), **options)
 
     parts = [part([0, 1]), part([2, 3, 4, 5])]
-    whole = part(list(range(6)))
     for *summands, total, what in zip(*parts, whole, ("loss", "weight"), strict=True):
         assert sum(summands).item() == pytest.approx(total.item(), rel=1e-12), (
             f"{name}: the {what} of a step adds up"
@@ -523,6 +528,21 @@ def test_unknown_aggregation_is_refused(logp, rows):
         ValueError, match="unknown aggregation 'mean': choose one of token, sequence, sum"
     ):
         objectives.sft(logp, rows, aggregation="mean")
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_an_objective_says_whether_it_reads_what_the_writer_gave_the_rollouts(name, logp, rows):
+    unknown = replace(rows, behaviour=rows.behaviour * math.nan)
+    loss = value(name, logp, unknown, **OPTIONS.get(name, {}))
+    assert math.isnan(loss) == objectives.OBJECTIVES[name].reads_behaviour, (
+        f"{name}: a loss that reads what is not known is not known"
+    )
+
+
+def test_what_the_trainer_gives_a_loss_is_no_option():
+    objectives.check_options("kto", ["beta"])
+    with pytest.raises(ValueError, match="'kto' has no option 'step_mean': it has beta"):
+        objectives.check_options("kto", ["step_mean"])
 
 
 def test_unknown_objective_is_refused_naming_those_that_exist():

@@ -1,5 +1,9 @@
 """Online training: TRL's loss is ours on the policy's own rollouts, the prompts are the study's,
-and runs repeat and resume exactly."""
+and runs repeat and resume exactly, in one process as in several."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -19,7 +23,7 @@ from helpers.training.trainer import _Recorder, _trainer, run_folder, train
 def coin(monkeypatch):
     """A reward that an untrained model earns now and then: every other length of text is right."""
     monkeypatch.setattr(
-        grading, "grade", lambda text, answer: grading.Grade(answer, len(text) % 2 == 0, "boxed")
+        grading, "grade", lambda text, gold, *_: grading.Grade(gold, len(text) % 2 == 0, "boxed")
     )
 
 
@@ -31,6 +35,29 @@ def online(smoke, objective, **changes):
 
 def weights(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same_update(adapter, whole, message):
+    """Weights that agree to 1e-6, of an update that is a thousand times as large."""
+    assert max(weight.abs().max() for name, weight in whole.items() if "lora_B" in name) > 1e-3, (
+        "the run must have moved, or nothing was compared"
+    )
+    for name, weight in whole.items():
+        torch.testing.assert_close(
+            adapter[name], weight, rtol=0, atol=1e-6, msg=f"{message}: {name} differs"
+        )
+
+
+def with_ends(monkeypatch, named):
+    """Let the models name end tokens of their own."""
+    load_model = loading.load_model
+
+    def load(*arguments):
+        model = load_model(*arguments)
+        model.generation_config.eos_token_id = named
+        return model
+
+    monkeypatch.setattr(loading, "load_model", load)
 
 
 @pytest.mark.parametrize(("objective", "aggregation"), [("grpo", "sequence"), ("dapo", "token")])
@@ -110,6 +137,35 @@ def test_only_dapo_leaves_truncated_completions_out(
     )
 
 
+def test_dapo_takes_a_completion_for_whole_at_each_end_token_of_the_model_and_at_no_padding(
+    smoke, table, coin, monkeypatch, tmp_path
+):
+    tokenizer = loading.load_tokenizer(smoke)
+    with_ends(monkeypatch, [7, 9])
+    written = [[40, 41, 7], [50, 51, 52, tokenizer.pad_token_id], [60, 9], [70, 2]]
+    monkeypatch.setattr(sampling, "sample", lambda model, prompts, **_: written)
+    texts = []
+    monkeypatch.setattr(
+        grading,
+        "grade",
+        lambda text, answer, *_: (
+            texts.append(text) or grading.Grade(answer, len(texts) % 2 == 0, "boxed")
+        ),
+    )
+    trainer, _ = _trainer(smoke, online(smoke, "dapo"), tmp_path)
+    trainer.model.train()
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    lengths = {
+        int(ids[0]): int(mask.sum())
+        for ids, mask in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
+    }
+    assert lengths == {40: 3, 50: 0, 60: 2, 70: 2}, (
+        "tokens of each completion that take part, by its first token"
+    )
+    assert set(trainer.eos_token_ids) == {2, 7, 9}, "TRL's end tokens are the model's"
+    assert texts[0] == tokenizer.decode([40, 41]), "7 is no special token, and not graded"
+
+
 def test_prompts_and_their_order_are_those_of_the_other_methods(
     smoke, table, coin, monkeypatch, tmp_path
 ):
@@ -182,6 +238,78 @@ def test_a_killed_run_goes_on_to_the_same_adapter(smoke, table, coin, monkeypatc
         torch.testing.assert_close(
             resumed[name], weight, rtol=0, atol=0, msg=f"resumed after step 2 of 4: {name} differs"
         )
+
+
+# An eighth of the vocabulary ends a completion, so that some are whole and of unlike lengths.
+ENDS = list(range(0, 640, 8))
+STEPS = {"batch_size": 8, "steps": 4}
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dapo"])
+def test_a_step_in_parts_makes_the_update_of_one_batch(objective, smoke, table, coin, monkeypatch):
+    with_ends(monkeypatch, ENDS)
+    whole, parts = (
+        weights(train(smoke, online(smoke, objective, **STEPS, accumulation=accumulation)))
+        for accumulation in (1, 4)
+    )
+    assert_same_update(parts, whole, "four parts of two completions")
+
+
+TRAIN = f"""
+import sys
+from pathlib import Path
+from helpers import profiles, store
+from helpers.data import grading
+from helpers.models import loading
+from helpers.training import trainer
+store.ROOT = Path(sys.argv[1])
+load_model = loading.load_model
+
+def load(*arguments):
+    model = load_model(*arguments)
+    model.generation_config.eos_token_id = {ENDS}
+    return model
+
+loading.load_model = load
+grading.grade = lambda text, answer, *_: grading.Grade(answer, len(text) % 2 == 0, "boxed")
+profile = profiles.load("smoke")
+changes = dict({STEPS}, name="online", objective=sys.argv[2], accumulation=2, snapshots=())
+run = profile.runs["sft"].model_copy(update=changes)
+sys.stdout.write(f"{{trainer.train(profile, run)}}\\n")  # in one piece, since two processes write
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["grpo", "dapo"])
+def test_two_processes_that_share_a_group_make_the_update_of_one(objective, table, workplace):
+    script, environment = workplace / "train.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    script.write_text(TRAIN)
+    adapters, rewards = {}, {}
+    for processes in (1, 2):
+        storage.remove(workplace / "results" / "smoke" / "runs")
+        command = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()
+        done = subprocess.run(
+            [sys.executable, *command, script, workplace, objective],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        (folder,) = set(done.stdout.split())
+        adapters[processes] = weights(workplace / folder)
+        rewards[processes] = list(pd.read_parquet(workplace / folder / "history.parquet").reward)
+    assert len(set(rewards[1])) > 1, "mixed groups, or nothing is learned"
+    assert rewards[2] == rewards[1], "the same completions, so the same rewards"
+    assert_same_update(adapters[2], adapters[1], f"{objective} in two processes")
+
+
+def test_a_step_that_needs_more_problems_than_there_are_is_refused(smoke, table, tmp_path):
+    assert smoke.problems.train == 8
+    with pytest.raises(
+        ValueError,
+        match="run 'grpo': batch_size 72 asks for 9 problems in a step, and profile 'smoke' has 8",
+    ):
+        _trainer(smoke, online(smoke, "grpo", batch_size=72), tmp_path)
 
 
 def test_a_batch_without_whole_groups_is_refused(smoke, table, tmp_path):

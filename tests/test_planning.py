@@ -132,8 +132,9 @@ def test_qwen3_4b_by_hand(large):
 
 
 def test_llama_3b_has_its_published_parameters():
-    models = {"base": "hub:meta-llama/Llama-3.2-3B-Instruct"}
-    config = planning.architecture(profiles.load("tiny").model_copy(update={"models": models}))
+    tiny = profiles.load("tiny")
+    models = {**tiny.models, "base": "hub:meta-llama/Llama-3.2-3B-Instruct"}
+    config = planning.architecture(tiny.model_copy(update={"models": models}))
     layer = 2 * 3072 * 3072 + 2 * 3072 * 1024 + 3 * 3072 * 8192 + 2 * 3072
     by_hand = 128256 * 3072 + 28 * layer + 3072
     assert planning.parameters(config) == by_hand == 3_212_749_824
@@ -160,7 +161,8 @@ def test_sizes_of_existing_profiles_are_known_without_weights(monkeypatch):
     ],
 )
 def test_a_source_without_sizes_says_what_to_do(source, error, message):
-    profile = profiles.load("tiny").model_copy(update={"models": {"base": source}})
+    tiny = profiles.load("tiny")
+    profile = tiny.model_copy(update={"models": {**tiny.models, "base": source}})
     with pytest.raises(error, match=message):
         planning.architecture(profile)
 

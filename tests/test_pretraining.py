@@ -83,7 +83,11 @@ def test_a_pretrained_model_is_adapted_by_lora_and_read_as_one_model(little):
     adapted = little.model_copy(
         update={
             "pretraining": how,
-            "models": {"start": TINY.models["base"], "base": "results/little/adapter"},
+            "models": {
+                **TINY.models,
+                "start": TINY.models["base"],
+                "base": "results/little/adapter",
+            },
         }
     )
     pretraining.pretrain(adapted, "base")

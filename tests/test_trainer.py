@@ -97,6 +97,27 @@ def test_accumulation_changes_nothing(name, divided, table, smoke):
             )
 
 
+def test_ktos_baseline_is_that_of_the_whole_step(table, smoke, monkeypatch):
+    def losses(accumulation):
+        changes = {"steps": 6, "learning_rate": 1e-2, "accumulation": accumulation}
+        run = edited(smoke, "kto", rows="all", **changes)  # whose gains have a mean above 0
+        history = pd.read_parquet(trainer.train(smoke, run) / "history.parquet")
+        storage.remove(store.results("smoke") / "runs")
+        return history.loss
+
+    whole = losses(1)
+    for accumulation in (2, 4):
+        np.testing.assert_allclose(
+            losses(accumulation), whole, rtol=1e-4, err_msg=f"{accumulation} micro-batches"
+        )
+    of_parts = objectives.Objective(objectives.kto, "pairs", "a test")
+    monkeypatch.setitem(objectives.OBJECTIVES, "kto", of_parts)
+    assert (losses(1) == whole).all(), "one micro-batch is the whole step, to the last bit"
+    assert (losses(2) - whole).abs().max() > 1e-3, (
+        "a baseline for each micro-batch must differ, or nothing was compared"
+    )
+
+
 def test_padding_changes_nothing(table, smoke):
     model = loading.attach_adapter(loading.load_model(smoke), smoke.lora, 1)
     short, long = sorted(
@@ -492,21 +513,69 @@ def test_options_of_the_objective_take_part(table, smoke):
 # --- messages ------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(table, smoke, monkeypatch):
+# The first step of a warm-up has the rate 0.
+@pytest.mark.parametrize(
+    ("warmup", "step", "cause"),
+    [
+        (0.0, 1, "the learning rate is not the cause: look at the base model"),
+        (0.0, 2, "Lower the learning rate"),
+        (0.3, 2, "the learning rate is not the cause: look at the base model"),
+        (0.3, 3, "Lower the learning rate"),
+    ],
+)
+def test_a_loss_that_is_not_a_number_stops_the_run_and_blames_the_rate_only_if_it_acted(
+    warmup, step, cause, table, smoke, monkeypatch
+):
+    steps = []
+
     def broken(logp, rows):
-        return logp.sum() * float("nan"), rows.mask.sum()
+        steps.extend([None] * logp.requires_grad)  # not for the step's weight
+        return logp.sum() * (math.nan if len(steps) == step else 1.0), rows.mask.sum()
 
     monkeypatch.setitem(
         objectives.OBJECTIVES, "broken", objectives.Objective(broken, "all", "a test")
     )
-    run = edited(smoke, "sft", objective="broken")
+    run = edited(smoke, "sft", objective="broken", warmup=warmup)
     with pytest.raises(
         FloatingPointError,
-        match=r"training sft: loss nan at step 1, of rows \d+(, \d+)+ of the table"
-        r".*Lower the learning rate",
+        match=rf"training sft: loss nan, .* at step {step}, of rows \d+(, \d+)+ of the table"
+        f".*{cause}",
     ):
         trainer.train(smoke, run)
     assert not trainer.run_folder(smoke, run).exists(), "nothing that looks finished is left"
+
+
+def with_unknown_writer(table):
+    """The table where the writer of wrong rollouts is a server, whose log-probabilities are not
+    known."""
+    is_right = table.reward > 0
+    logps = table.logp_behaviour
+    return table.assign(logp_behaviour=logps.where(is_right, logps * np.float32(math.nan)))
+
+
+@pytest.mark.parametrize("name", ["topr", "offline-grpo-clipped"])
+def test_a_ratio_to_an_unknown_writer_is_refused_before_training(
+    name, table, smoke, monkeypatch, never_train
+):
+    unknown, wrong = with_unknown_writer(table), int((table.reward == 0).sum())
+    monkeypatch.setattr(rollouts, "load_table", lambda *_: unknown)
+    never_train()
+    with pytest.raises(
+        ValueError,
+        match=f"run {name!r}: objective {name!r} needs the log-probabilities .* the table of "
+        f"the teacher's rollouts .* for {wrong} of the {len(table)} rows .* choose an objective",
+    ):
+        trainer.train(smoke, smoke.runs[name])
+
+
+def test_only_rows_that_a_run_trains_on_need_a_known_writer(table, smoke):
+    unknown = with_unknown_writer(table)
+    assert batches.rows_of(unknown, edited(smoke, "topr", rows="correct")) == rollouts.select(
+        table, "correct"
+    ), "the writer of the right rollouts is known"
+    assert batches.rows_of(unknown, smoke.runs["sft"]) == rollouts.select(table, "all"), (
+        "SFT needs no writer"
+    )
 
 
 def test_unknown_objective_rows_and_options_are_refused(table, smoke):

@@ -646,7 +646,9 @@ def smallest_change(profile: Profile, run: Run, memory: Number) -> str | None:
         if run.batch_size % (accumulation * settings["processes"]):
             continue
         changed_run = run.model_copy(update={"accumulation": accumulation})
-        changed = compute.model_copy(update=settings)
+        changed = compute.model_copy(
+            update={name: value for name, value in settings.items() if name != "accumulation"}
+        )
         terms = training_memory(config, profile.lora, changed, changed_run, longest, samples)
         if sum(terms.values()) <= memory:
             fitting.append(

@@ -4,11 +4,12 @@ Beside `sampling`, whose `sample` hands over to it. Never run on the machines th
 on, which have no GPU: the tests put a stand-in for vLLM behind it and see what it is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import vllm
+from transformers import AutoConfig, GenerationConfig
 
 from adapter_geometry.language_models import TokenIds
 from helpers.models import loading
@@ -26,8 +27,9 @@ class Engine:
     def __init__(self, profile: Profile, name: str, adapter: Path | None = None) -> None:
         from vllm.lora.request import LoRARequest
 
+        folder = loading.local_folder(loading.source_of(profile, name))
         self.llm = vllm.LLM(
-            model=str(loading.local_folder(loading.source_of(profile, name))),
+            model=str(folder),
             dtype=profile.compute.dtype,
             max_model_len=profile.evaluation.max_new_tokens + _PROMPT,
             # The rest is for the loaded model, which afterwards takes a divergence on the same GPU.
@@ -36,12 +38,18 @@ class Engine:
             max_lora_rank=profile.lora.rank,
         )
         self.adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None
+        # As transformers has it for a model that it loads.
+        self.generation_config = (
+            GenerationConfig.from_pretrained(folder)
+            if (folder / "generation_config.json").exists()
+            else GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+        )
 
     def sample(
         self,
         prompts: Sequence[TokenIds],
         max_new_tokens: int,
-        end_id: int,
+        end_ids: Collection[int],
         temperature: float,
         seed: int,
         indices: Sequence[int],
@@ -53,7 +61,7 @@ class Engine:
             vllm.SamplingParams(
                 temperature=temperature,
                 max_tokens=max_new_tokens,
-                stop_token_ids=[end_id],
+                stop_token_ids=sorted(end_ids),
                 detokenize=False,
                 seed=seed * 2**20 + index,
             )

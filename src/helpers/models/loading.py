@@ -74,13 +74,13 @@ def source_of(profile: Profile, name: str) -> str:
 
 @functools.cache
 def model_digest(profile_name: str, name: str) -> str:
-    """Hash of a model's weights and tokenizer, or of the recipe of a random one; of the model's
-    name at a server; of a file of rollouts."""
+    """Hash of a model's weights and tokenizer, or of the recipe of a random one; of a server's
+    `EndpointSettings.identity`; of a file of rollouts."""
     profile = profiles.load(profile_name)
     source = source_of(profile, name)
     if source == "endpoint":
         assert profile.endpoint is not None, f"{profile_name}.yaml describes no endpoint"
-        return storage.digest({"endpoint": profile.endpoint.model})
+        return storage.digest({"endpoint": profile.endpoint.identity})
     if source.startswith("file:"):
         return store.file_digest(store.ROOT / source.removeprefix("file:"))
     if source == "random":
@@ -240,15 +240,23 @@ def _file(source: str, name: str) -> Path:
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, question: str, instruction: str = ""
 ) -> list[int]:
-    """Token ids of a question in the chat template, up to where the answer starts."""
+    """Token ids of a question in the chat template, up to where the answer starts; a control token
+    within the question is read as plain text."""
     content = f"{question} {instruction}".strip()
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         return_dict=False,
         date_string=_TODAY,
+        sanitize_control_tokens=True,
     )
     return cast(list[int], ids)
+
+
+def empty_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str = "") -> str:
+    """The prompt of a question without words, as text: what stands before every completion, where a
+    template may open a thought."""
+    return cast(str, tokenizer.decode(prompt_ids(tokenizer, "", instruction)))
 
 
 def attach_adapter(

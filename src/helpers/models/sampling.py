@@ -4,14 +4,14 @@ Comes after `loading` in the flow of data, before the table of rollouts and the 
 and writes no file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
 from adapter_geometry import language_models
@@ -28,11 +28,13 @@ _REFILL_SHARE = 1 / 8
 class SamplingEngine(Protocol):
     """A model that is no PyTorch module and samples by itself (`engine.Engine`)."""
 
+    generation_config: GenerationConfig
+
     def sample(
         self,
         prompts: Sequence[TokenIds],
         max_new_tokens: int,
-        end_id: int,
+        end_ids: Collection[int],
         temperature: float,
         seed: int,
         indices: Sequence[int],
@@ -41,13 +43,42 @@ class SamplingEngine(Protocol):
         """Completions of tokenised prompts, as the function `sample`."""
 
 
+def end_ids_of(
+    model: LanguageModel | SamplingEngine, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """The end tokens of a model, each of which ends a completion: those that its generation
+    settings name and the tokenizer's.
+
+    The settings of a chat model may name several, as Qwen3's two and Llama 3's three; those of a
+    base model may name another one than the tokenizer's, which training puts behind texts.
+    """
+    named: Any = model.generation_config.eos_token_id
+    return frozenset(
+        {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    )
+
+
+def is_truncated(completion: TokenIds, end_ids: Collection[int]) -> bool:
+    """Whether a completion was cut, at a limit, before an end token."""
+    return len(completion) == 0 or completion[-1] not in end_ids
+
+
+def text_of(
+    tokenizer: PreTrainedTokenizerBase, completion: TokenIds, end_ids: Collection[int]
+) -> str:
+    """The text of a completion without its end token, which need not be a special token of the
+    tokenizer, and without special tokens."""
+    ids = completion if is_truncated(completion, end_ids) else completion[:-1]
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
 @torch.inference_mode()
 def sample(
     model: LanguageModel | SamplingEngine,
     prompts: Sequence[TokenIds],
     *,
     max_new_tokens: int,
-    end_id: int,
+    end_ids: Collection[int],
     batch_size: int,
     temperature: float = 0.0,
     seed: int = 0,
@@ -55,10 +86,10 @@ def sample(
     progress: Any = None,
 ) -> list[list[int]]:
     """Completions of tokenised prompts: for each the ids of its tokens, the end token included
-    where it was reached.
+    where one was reached.
 
-    max_new_tokens: the end token included. batch_size: how many decode side by side. progress: a
-    bar of tqdm, which counts finished completions.
+    max_new_tokens: the end token included. end_ids: the model's, of `end_ids_of`. batch_size: how
+    many decode side by side. progress: a bar of tqdm, which counts finished completions.
     temperature 0 is greedy. Otherwise completion i is drawn by inverse transform from uniform
     numbers that depend on (seed, indices[i]) alone, so it does not depend on which others are
     sampled in the same batch, up to rounding; indices: 0, 1, 2, ... by default.
@@ -68,7 +99,7 @@ def sample(
     """
     indices = range(len(prompts)) if indices is None else indices
     if not isinstance(model, torch.nn.Module):
-        return model.sample(prompts, max_new_tokens, end_id, temperature, seed, indices, progress)
+        return model.sample(prompts, max_new_tokens, end_ids, temperature, seed, indices, progress)
     context = model.config.max_position_embeddings
     for index, prompt in zip(indices, prompts, strict=True):
         if len(prompt) >= context:
@@ -78,7 +109,7 @@ def sample(
             )
     with torch.device(model.device):
         batch = _Batch(
-            model, prompts, list(indices), max_new_tokens, end_id, batch_size, temperature, seed
+            model, prompts, list(indices), max_new_tokens, end_ids, batch_size, temperature, seed
         )
         return batch.run(progress)
 
@@ -102,13 +133,13 @@ class _Batch:
         prompts: Sequence[TokenIds],
         indices: list[int],
         max_new_tokens: int,
-        end_id: int,
+        end_ids: Collection[int],
         batch_size: int,
         temperature: float,
         seed: int,
     ) -> None:
         self.model, self.prompts, self.indices = model, prompts, indices
-        self.max_new_tokens, self.end_id = max_new_tokens, end_id
+        self.max_new_tokens, self.end_ids = max_new_tokens, end_ids
         self.temperature, self.seed = temperature, seed
         self.context: int = model.config.max_position_embeddings
         self.size = min(batch_size, len(prompts))
@@ -145,8 +176,9 @@ class _Batch:
         # Equal prompts are read once: K completions of each prompt are the rule.
         texts = [tuple(self.prompts[number]) for number in numbers]
         distinct = {text: position for position, text in enumerate(dict.fromkeys(texts))}
-        # (distinct, tokens), padded on the right, where causal attention does not look.
-        input_ids, _ = language_models.pad(list(distinct), [[]] * len(distinct), self.end_id)
+        # (distinct, tokens), padded on the right, where causal attention does not look, with any
+        # token.
+        input_ids, _ = language_models.pad(list(distinct), [[]] * len(distinct), 0)
         first, count = len(self.owners), len(distinct)
         rows = torch.arange(first, first + count)
         positions = torch.arange(input_ids.shape[1]).expand(count, -1)
@@ -227,7 +259,7 @@ class _Batch:
         """Whether a completion ends with this token: by itself, at its limit, or at the model's."""
         length = len(self.completions[owner])
         return (
-            token == self.end_id
+            token in self.end_ids
             or length >= self.max_new_tokens
             or len(self.prompts[owner]) + length >= self.context
         )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from helpers.profiles.schema import (
     SCALED,
+    THOUGHT,
     CollectionSettings,
     ComputeSettings,
     ConnectivitySettings,
@@ -30,10 +31,12 @@ from helpers.profiles.schema import (
     Run,
     SampledSettings,
     Source,
+    first_fault,
 )
 
 __all__ = [
     "SCALED",
+    "THOUGHT",
     "CollectionSettings",
     "ComputeSettings",
     "ConnectivitySettings",
@@ -99,12 +102,7 @@ def load(name: str) -> Profile:
     try:
         return Profile(name=name, **fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        # Without the tags by which pydantic tells the two kinds of problems apart.
-        parts = [str(part) for part in first["loc"] if part not in ("templated", "collections")]
-        raise ValueError(
-            f"{name}.yaml: {'.'.join(parts)}: {first['msg']} (found {first['input']!r})"
-        ) from error
+        raise ValueError(f"{name}.yaml: {first_fault(error)}") from error
 
 
 def run(profile: Profile, name: str) -> Run:

@@ -6,8 +6,8 @@ whose default changes, makes another study of every profile. Of `LoraSettings` t
 out of identities: they must never change.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -15,23 +15,72 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from helpers.profiles.appearance import Appearance, appearance
 
+THOUGHT = ("<think>", "</think>")  # what opens and what closes a thought, in most models' words
 # A path's end `scaled-dpo` is DPO's update stretched to the norm of the update at the other end.
 SCALED = "scaled-"
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first field that is wrong, why, and the value found, in one line."""
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # of a validator here, which names what it compares
+        reason = str(first["ctx"]["error"])
+    else:
+        reason = f"{first['msg']} (found {first['input']!r})"
+    # Without the tags by which pydantic tells the two kinds of problems apart.
+    field = ".".join(str(part) for part in first["loc"] if part not in ("templated", "collections"))
+    return f"{field}: {reason}" if field else reason
+
+
+_Copied = TypeVar("_Copied", bound="_Settings")
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def model_copy(
+        self: _Copied, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> _Copied:
+        """A copy with other values, which are checked and converted as in a profile's file;
+        pydantic's own takes them as they are.
+
+        Raises ValueError naming the settings and the field.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        name = getattr(self, "name", None)
+        what = type(self).__name__ + (f" {name!r}" if name else "")
+        if unknown := set(update) - set(type(self).model_fields):
+            raise ValueError(
+                f"{what} has no field {min(unknown)!r}: it has {', '.join(type(self).model_fields)}"
+            )
+        # Only what was set: a copy's defaults stay defaults.
+        values = {field: getattr(self, field) for field in self.model_fields_set} | dict(update)
+        try:
+            copy = type(self).model_validate(values)
+        except ValidationError as error:
+            raise ValueError(f"{what}: {first_fault(error)}") from error
+        return copy.model_copy(deep=deep)
+
 
 # --- problems ------------------------------------------------------------------------------------
 
 _INSTRUCTION = "text after each question, for models that need to be told the answer's format"
+_THOUGHT = (
+    "marks around what a model thinks before it answers, where no box counts; none = all that it "
+    "writes is the answer. Left out of identities where it is the default"
+)
+
+
+def _is_default_thought(marks: tuple[str, str] | None) -> bool:
+    return marks == THOUGHT
 
 
 class ProblemSettings(_Settings):
@@ -46,6 +95,9 @@ class ProblemSettings(_Settings):
     test: int = Field(ge=1, description="problems of the accuracy table; 1319 as in GSM8K")
     hard: int = Field(ge=1, description="longer problems, the place of AIME")
     instruction: str = Field(default="", description=_INSTRUCTION)
+    thought: tuple[str, str] | None = Field(
+        default=THOUGHT, exclude_if=_is_default_thought, description=_THOUGHT
+    )
 
 
 class Source(_Settings):
@@ -84,12 +136,15 @@ class CollectionSettings(_Settings):
     hard: Source = Field(description="the small hard set")
     further: dict[str, Source] = Field(default={}, description="more test sets, by name")
     instruction: str = Field(default="", description=_INSTRUCTION)
+    thought: tuple[str, str] | None = Field(
+        default=THOUGHT, exclude_if=_is_default_thought, description=_THOUGHT
+    )
 
 
 def _kind_of_problems(settings: Any) -> str:
     """Which of the two classes a profile's problems are read as, so that an error names the field
     that is wrong in that one."""
-    train = settings.get("train") if isinstance(settings, dict) else settings.train
+    train = settings.get("train") if isinstance(settings, dict) else getattr(settings, "train", "")
     return "collections" if isinstance(train, (dict, Source)) else "templated"
 
 
@@ -240,6 +295,14 @@ class EndpointSettings(_Settings):
         description="up to and including the version, for example http://localhost:8000/v1"
     )
     model: str = Field(description="the model's name at the server")
+    parameters: dict[
+        Literal["temperature", "max_tokens", "seed", "n"],
+        Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None,
+    ] = Field(
+        default={},
+        description="what the server calls a parameter of the protocol, where it has another name "
+        "for it; null = it takes none, and none is sent",
+    )
     key: str | None = Field(
         default=None,
         description="name of the environment variable that holds the key; the key itself is "
@@ -260,6 +323,27 @@ class EndpointSettings(_Settings):
     price_output: float = Field(
         default=0, ge=0, description="dollars for a million completion tokens"
     )
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "EndpointSettings":
+        kept = {"temperature", "max_tokens", "seed", "n"} - self.parameters.keys()
+        names = ["model", "messages", *kept, *filter(None, self.parameters.values())]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"with these parameters two fields are sent as {twice[0]!r}")
+        return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the answers to a request, for the identities of kept answers and tables.
+
+        Many servers take any name for the one model that they have, so the URL counts, its port
+        included: what listens at another one may be another model. A table that is made asks the
+        server no more, so that its profile can keep the URL of a server that is gone. Left out are
+        the pace, the prices, the key, and what becomes of n, which only says how many answers come
+        at once.
+        """
+        parameters = {name: sent for name, sent in self.parameters.items() if name != "n"}
+        return {"url": self.url.rstrip("/"), "model": self.model, "parameters": parameters}
 
 
 # --- measurements --------------------------------------------------------------------------------
@@ -379,8 +463,7 @@ class Run(_Settings):
     def _schedule_covers_the_steps(self) -> "Run":
         if self.schedule is not None and self.schedule < self.steps:
             raise ValueError(
-                f"run {self.name!r}: a schedule of {self.schedule} steps ends before training "
-                f"does, after {self.steps}"
+                f"a schedule of {self.schedule} steps ends before training does, after {self.steps}"
             )
         return self
 
@@ -388,8 +471,7 @@ class Run(_Settings):
     def _micro_batches_fill_the_batch(self) -> "Run":
         if self.batch_size % self.accumulation:
             raise ValueError(
-                f"run {self.name!r}: accumulation {self.accumulation} does not divide "
-                f"batch_size {self.batch_size}"
+                f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}"
             )
         return self
 

@@ -43,8 +43,25 @@ def row_order(
 
 def rows_of(table: pd.DataFrame, run: Run) -> RowNumbers:
     """The rows of the table that a run trains on: those it names, or those its objective asks
-    for."""
-    return rollouts.select(table, run.rows or objectives.objective(run.objective).rows)
+    for.
+
+    Raises ValueError where the objective reads the writer's log-probabilities and those of a row
+    are not known.
+    """
+    objective = objectives.objective(run.objective)
+    row_numbers = rollouts.select(table, run.rows or objective.rows)
+    if objective.reads_behaviour:
+        numbers = sorted({number for of_prompt in row_numbers.values() for number in of_prompt})
+        unknown = sum(np.isnan(logp).any() for logp in table.logp_behaviour.iloc[numbers])
+        if unknown:
+            raise ValueError(
+                f"run {run.name!r}: objective {run.objective!r} needs the log-probabilities that "
+                f"the writer gave its rollouts, and the table of the {run.writer}'s rollouts does "
+                f"not know them (logp_behaviour) for {unknown} of the {len(numbers)} rows of this "
+                "run, as for all that a server or a file wrote: choose an objective without a "
+                "ratio to the writer, or have the rollouts written by a model that can be loaded"
+            )
+    return row_numbers
 
 
 def run_order(table: pd.DataFrame, row_numbers: RowNumbers, run: Run, steps: int) -> list[int]:

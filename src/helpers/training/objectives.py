@@ -7,7 +7,8 @@ completion logp_t is 0 and so is the mask, of the same shape.
 
 Each function returns the sum of its losses over *units*, and the units' total weight; the loss of a
 step is sum(loss) / sum(weight), both summed over all micro-batches and processes before dividing.
-A unit is a token (token mean), a completion or a pair.
+A unit is a token (token mean), a completion or a pair. One loss is more than a sum over its units:
+KTO's, whose baseline is a mean over all rows of the step (`Objective.step_mean`).
 
 Where a method's citation says something else than arXiv:2606.23740 prints, both are here under
 names of their own.
@@ -242,15 +243,23 @@ def simpo(
     return _total(-logsigmoid(beta * _margin(mean_logp) - margin))
 
 
-def kto(logp: Float[Tensor, "rows tokens"], rows: Rows, beta: float = 0.1) -> LossAndWeight:
+def kto(
+    logp: Float[Tensor, "rows tokens"],
+    rows: Rows,
+    beta: float = 0.1,
+    *,
+    step_mean: Float[Tensor, ""] | None = None,
+) -> LossAndWeight:
     """1 - sigmoid(+-beta (S - S0 - z)), + for correct and - for wrong completions, z >= 0 a
     baseline without gradient (2402.01306, eq. 8).
 
     The paper estimates z from completions of other prompts; here it is the mean of S - S0 over the
-    batch, where it is positive.
+    step's batch, where it is positive. step_mean: that mean, where `rows` are a part of the batch;
+    none = they are all of it.
     """
     gain = _gain(logp, rows)  # (rows,)
-    baseline = gain.mean().clamp(min=0).detach()
+    mean = gain.mean() if step_mean is None else step_mean
+    baseline = mean.clamp(min=0).detach()
     signs = torch.where(rows.reward > 0, 1.0, -1.0)  # (rows,)
     return _total(1 - torch.sigmoid(signs * beta * (gain - baseline)))
 
@@ -261,11 +270,19 @@ def kto(logp: Float[Tensor, "rows tokens"], rows: Rows, beta: float = 0.1) -> Lo
 @dataclass(frozen=True)
 class Objective:
     """A loss with the rows it trains on: "all", "correct" or "pairs", and where its formula is from
-    (an arXiv number, or a repository)."""
+    (an arXiv number, or a repository).
+
+    reads_behaviour: whether it needs the log-probabilities of the policy that wrote the rollouts,
+    which are not known for those of a server or a file.
+    step_mean: (rows,) of what the loss needs the mean over all rows of a step, as its keyword
+    `step_mean`; none = the losses of rows are independent of each other.
+    """
 
     loss: Callable[..., LossAndWeight]
     rows: str
     source: str
+    reads_behaviour: bool = False
+    step_mean: Callable[[Tensor, Rows], Float[Tensor, " rows"]] | None = None
 
 
 OBJECTIVES = {
@@ -276,16 +293,18 @@ OBJECTIVES = {
     "rift-naive": Objective(rift_naive, "all", "2601.09253"),
     "rift-paper": Objective(rift_as_printed, "all", "2606.23740"),
     "offline-grpo": Objective(offline_grpo, "all", "2606.23740"),
-    "offline-grpo-clipped": Objective(offline_grpo_clipped, "all", "2402.03300"),
+    "offline-grpo-clipped": Objective(
+        offline_grpo_clipped, "all", "2402.03300", reads_behaviour=True
+    ),
     "offline-grpo-probability": Objective(
         offline_grpo_probability, "all", "effective_llm_alignment"
     ),
-    "topr": Objective(topr, "all", "2503.14286"),
+    "topr": Objective(topr, "all", "2503.14286", reads_behaviour=True),
     "dpo": Objective(dpo, "pairs", "2305.18290"),
     "dpo-length-normalised": Objective(dpo_length_normalised, "pairs", "2411.15124"),
     "ipo": Objective(ipo, "pairs", "2310.12036"),
     "simpo": Objective(simpo, "pairs", "2405.14734"),
-    "kto": Objective(kto, "pairs", "2402.01306"),
+    "kto": Objective(kto, "pairs", "2402.01306", step_mean=_gain),
 }
 # Trained on rollouts that the policy generates itself (`online`), with TRL's losses. {name: its
 # arXiv number}
@@ -302,7 +321,9 @@ def objective(name: str) -> Objective:
 
 def check_options(name: str, options: Iterable[str]) -> None:
     """Raise ValueError for an option that the objective does not have, naming those it has."""
-    known = list(inspect.signature(objective(name).loss).parameters)[2:]  # after logp and rows
+    # After logp and rows; what follows a * comes from the trainer.
+    parameters = list(inspect.signature(objective(name).loss).parameters.values())[2:]
+    known = [given.name for given in parameters if given.kind is not given.KEYWORD_ONLY]
     if unknown := set(options) - set(known):
         raise ValueError(
             f"objective {name!r} has no option {sorted(unknown)[0]!r}: "

@@ -52,10 +52,25 @@ def trainer(
     mixed, and its soft punishment of length are not in TRL's loss and not here. With one update per
     batch the ratio is 1, and no clip ever acts.
 
-    Raises ValueError, from TRL, for a batch that holds no whole number of groups.
+    Started in several processes, each samples and learns from its part of a step's completions; a
+    group may lie in two parts. Prompts, draws, advantages and update are those of one process.
+
+    Raises ValueError for a step that needs more problems than there are to train on, and, from TRL,
+    for a batch that holds no whole number of groups.
     """
     tokenizer = loading.load_tokenizer(profile, run.base)
+    end_ids = sampling.end_ids_of(model, tokenizer)
+    # TRL takes a completion for a whole one too if its last token is the one for padding.
+    tokenizer.pad_token = tokenizer.eos_token
     training_problems = problems.problem_sets(profile.problems)["train"]
+    group = min(ROLLOUTS_PER_PROMPT, run.batch_size)
+    if run.batch_size // group > len(training_problems):
+        # TRL would stop before the first step.
+        raise ValueError(
+            f"run {run.name!r}: batch_size {run.batch_size} asks for {run.batch_size // group} "
+            f"problems in a step, and profile {profile.name!r} has {len(training_problems)} to "
+            "train on: lower batch_size or raise problems.train"
+        )
     order = np.random.default_rng([run.seed, 0]).permutation(len(training_problems))
     dataset = Dataset.from_list(
         [
@@ -64,21 +79,29 @@ def trainer(
         ]
     )
 
-    def reward(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float | None]:
+    prompt = loading.empty_prompt(tokenizer, profile.problems.instruction)
+
+    def reward(
+        completion_ids: Sequence[list[int]], answer: Sequence[str], **_: Any
+    ) -> list[float | None]:
+        texts = [sampling.text_of(tokenizer, ids, end_ids) for ids in completion_ids]
         return [
-            float(grading.grade(text, gold).correct)
-            for text, gold in zip(completions, answer, strict=True)
+            float(grading.grade(text, gold, profile.problems.thought, prompt).correct)
+            for text, gold in zip(texts, answer, strict=True)
         ]
 
     def rollout(questions: Sequence[str], trainer: Any) -> dict[str, Any]:
         instruction = profile.problems.instruction
         prompts = [loading.prompt_ids(tokenizer, question, instruction) for question in questions]
-        first = trainer.state.global_step * len(prompts)
+        # The processes sample consecutive parts of a step's completions.
+        processes = trainer.accelerator
+        part = trainer.state.global_step * processes.num_processes + processes.process_index
+        first = part * len(prompts)
         completions = sampling.sample(
             trainer.model,
             prompts,
             max_new_tokens=profile.rollouts.max_new_tokens,
-            end_id=tokenizer.eos_token_id,
+            end_ids=end_ids,
             batch_size=len(prompts),
             temperature=1.0,
             seed=run.seed,
@@ -91,7 +114,7 @@ def trainer(
         **_OPTIONS[run.objective],
         beta=0.0,
         num_iterations=1,
-        num_generations=min(ROLLOUTS_PER_PROMPT, run.batch_size),
+        num_generations=group,
         max_completion_length=profile.rollouts.max_new_tokens,
         temperature=1.0,
         shuffle_dataset=False,

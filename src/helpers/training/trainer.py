@@ -11,7 +11,7 @@ import functools
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +60,7 @@ class ObjectiveTrainer(Trainer):
     processes of a step.
 
     loss: takes log-probabilities, (rows, tokens), and `Rows`, returns sum and weight.
+    step_mean: of the same, what the loss needs the mean over a step of (`Objective.step_mean`).
 
     The model's forward pass returns log-probabilities (`logprobs.token_logprobs`): what runs
     several processes synchronises gradients only for a forward pass of its own.
@@ -69,17 +70,43 @@ class ObjectiveTrainer(Trainer):
         self,
         *,
         model: PeftModel,
-        loss: Callable[[Tensor, Rows], LossAndWeight],
+        loss: Callable[..., LossAndWeight],
+        step_mean: Callable[[Tensor, Rows], Float[Tensor, " rows"]] | None = None,
         **kwargs: Any,
     ) -> None:
         forward = functools.partial(logprobs.token_logprobs, model)
         model.forward = forward  # type: ignore[method-assign]
         super().__init__(model=model, **kwargs)
-        self.loss = loss
+        self.loss, self.step_mean = loss, step_mean
+        self._of_step: dict[str, Tensor] = {}  # what the loss is given besides a micro-batch
         self.loss_is_scaled_for_ga = True  # Trainer does not divide by the number of micro-batches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(batches.RunRows, self.train_dataset))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Float[Tensor, ""]]:
+        """The micro-batches of a step, and its weight.
+
+        A mean that the loss needs over the step is taken here, under the policy before the step:
+        with several micro-batches or processes this costs one more forward pass without gradient
+        for each row. With one, the loss sees the whole step itself.
+        """
+        batch_samples, weight = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._of_step = {}
+        if self.step_mean is not None and len(batch_samples) * self.accelerator.num_processes > 1:
+            with torch.no_grad():
+                values = [
+                    self.step_mean(
+                        *self._logp_and_rows(self.model_wrapped, self._prepare_inputs(batch))
+                    )
+                    for batch in batch_samples
+                ]
+            # (rows,) of all micro-batches and processes
+            of_rows = cast(Tensor, self.accelerator.gather(torch.cat(values)))
+            self._of_step = {"step_mean": of_rows.mean()}
+        return batch_samples, cast(Tensor, weight)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -102,10 +129,17 @@ class ObjectiveTrainer(Trainer):
     ) -> Float[Tensor, ""]:
         """The part of the step's loss that comes from one micro-batch of `batches.collate`;
         num_items_in_batch: the step's weight."""
-        logp = model(inputs["input_ids"], inputs["completion_mask"])  # (rows, tokens - 1)
-        loss, _ = self.loss(logp, inputs["rows"].to(logp.device))
+        loss, _ = self.loss(*self._logp_and_rows(model, inputs), **self._of_step)
         # Gradients are averaged over processes, and the loss is a sum over them.
         return cast(Tensor, loss / num_items_in_batch * self.accelerator.num_processes)
+
+    @staticmethod
+    def _logp_and_rows(
+        model: torch.nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Float[Tensor, "rows predicted"], Rows]:
+        """What a loss takes of one micro-batch of `batches.collate`."""
+        logp = model(inputs["input_ids"], inputs["completion_mask"])
+        return logp, inputs["rows"].to(logp.device)
 
 
 class _Snapshots(TrainerCallback):
@@ -183,10 +217,20 @@ class _Recorder(TrainerCallback):
             )  # items per step
             step_items = items[(state.global_step - 1) * size : state.global_step * size]
             numbers = ", ".join(str(number) for item in step_items for number in item)
+            # The last line of the history is this step's, whose loss was taken before its update;
+            # the first steps of a warm-up may have the rate 0.
+            has_moved = any(line.get("learning_rate", 0) > 0 for line in state.log_history[:-1])
             raise FloatingPointError(
-                f"{self.bar.desc}: loss {logs['loss']} at step {state.global_step}, "
-                f"of {f'rows {numbers} of the table of' if numbers else 'its own'} rollouts; "
-                "the last checkpoint is kept. Lower the learning rate."
+                f"{self.bar.desc}: loss {logs['loss']}, norm of the gradient {logs['grad_norm']} "
+                f"at step {state.global_step}, "
+                f"of {f'rows {numbers} of the table of' if numbers else 'its own'} rollouts"
+                + (
+                    "; the last checkpoint is kept. Lower the learning rate."
+                    if has_moved
+                    else ", before any update, so that the learning rate is not the cause: look at "
+                    "the base model, at the log-probabilities of these rollouts and at the options "
+                    "of the objective."
+                )
             )
         self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
 
@@ -252,7 +296,8 @@ def train(profile: Profile, run: Run) -> Path:
     takes its share of a step's rows, the update is that of one process, and the first process
     writes.
 
-    Raises ValueError for options that the objective does not have, for a batch that the processes
+    Raises ValueError for options that the objective does not have, for rollouts whose writer's
+    log-probabilities it needs and nobody knows (`batches.rows_of`), for a batch that the processes
     do not divide and for a damaged run, FileNotFoundError without a table of rollouts,
     FloatingPointError at a loss that is not a number.
     """
@@ -358,7 +403,8 @@ def _trainer(profile: Profile, run: Run, checkpoints: Path) -> tuple[Trainer, di
         data_collator=lambda items: batches.collate(
             table, [number for item in items for number in item]
         ),
-        loss=lambda logp, rows: objective.loss(logp, rows, **run.options),
+        loss=functools.partial(objective.loss, **run.options),
+        step_mean=objective.step_mean,
     )
     numbers = [number for of_prompt in row_numbers.values() for number in of_prompt]
     return trainer, {"rows": len(set(numbers)), "passes": len(order) / len(numbers)}
