@@ -125,19 +125,20 @@ for style in templates.STYLES:
 #
 # ## What a completion is worth
 #
-# A completion is graded by its last `\boxed{}`. The text in the box goes to `math-verify`, which parses it and compares it with the gold
-# answer as mathematics, not as text. The {term}`reward` of a completion $y$ to a problem with answer $v_n$ is
+# A completion is graded by what stands in its last `\boxed{}`, its {term}`answer`. The text in the box goes to `math-verify`, which parses it and
+# compares it with the gold answer as mathematics, not as text. The {term}`reward` of a completion $y$ to a problem with answer $v_n$ is
 #
 # ```{math}
 # :label: eq-problems-reward
-# r(y) = \begin{cases} 1 & \text{if the last box of } y \text{ equals } v_n, \\ 0 & \text{otherwise, or if there is no box.}\end{cases}
+# r(y) = \begin{cases} 1 & \text{if the last box of } y \text{ equals } v_n, \\ 0 & \text{otherwise, or if there is no whole box.}\end{cases}
 # ```
 #
 # A few cases that a grader must get right:
 
 # %%
 cases = ["So \\boxed{12}", "\\boxed{7} no, \\boxed{12}", "\\boxed{12.0}",
-         "\\boxed{\\frac{24}{2}}", "The answer is 12", "\\boxed{twelve}"]
+         "\\boxed{\\frac{24}{2}}", "The answer is 12", "\\boxed{see above}",
+         "\\boxed{12} or rather \\boxed{1"]
 graded = [grading.grade(case, "12") for case in cases]
 shown = pd.DataFrame({"completion": cases,
                       "answer": [grade.answer for grade in graded],
@@ -146,8 +147,10 @@ shown = pd.DataFrame({"completion": cases,
 shown.style.hide(axis="index").set_properties(**left_aligned)
 
 # %% [markdown]
-# By equation {eq}`eq-problems-reward` the fifth completion earns nothing although its answer is right: it has no box. Such cases are
-# counted as *unparsed* wherever an accuracy is shown, so that a model that loses the format is not mistaken for one that cannot reason.
+# By equation {eq}`eq-problems-reward` the fifth completion earns nothing although its answer is right: it has no box. The sixth has one that
+# cannot be read as a number. In the last one the box that decides was cut off, and the earlier one does not take its place: that would pay
+# a model for what it was about to correct. All three are counted as *unparsed* wherever an accuracy is shown, so that a model that loses
+# the format is not mistaken for one that cannot reason.
 #
 # ## The three models
 #

@@ -28,10 +28,11 @@ profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+import yaml
+from IPython.display import Markdown, display
 from scipy.stats import binom
 
-from helpers import profiles
+from helpers import profiles, store
 from helpers.book import figures
 from helpers.data import grading, problems, rollouts
 
@@ -159,7 +160,8 @@ Markdown(f"Right rollouts have {lengths['right'].mean():.1f} tokens on average, 
 #
 # ## An audit of the reward
 #
-# A reward of 0 can mean a wrong answer, a missing box, or a text that the verifier cannot read. Only the first is about reasoning.
+# A reward of 0 can mean a wrong answer ("boxed" below: it was read), a text that the verifier cannot read ("unreadable"), a box that was cut
+# off ("cut box") or a missing one ("no box"). Only the first is about reasoning.
 
 # %%
 by_outcome = table.groupby(["status", "reward"]).truncated
@@ -167,13 +169,37 @@ audit = by_outcome.agg(rollouts="size", truncated="sum").reset_index()
 audit.style.format({"reward": "{:.0f}"}).hide(axis="index")
 
 # %% [markdown]
+# The grader itself can be wrong. Here it meets answers in all the ways in which models write them, each with what a careful human says of it
+# (`data/answers.yaml`; most of the situations are from public reports about graders):
+
+# %%
+answers = store.ROOT / "data" / "answers.yaml"
+pairs = pd.DataFrame(yaml.safe_load(answers.read_text()))
+graded = [grading.grade(pair.completion, pair.gold) for pair in pairs.itertuples()]
+pairs["graded"] = ["right" if grade.correct else "wrong" for grade in graded]
+pairs["status"] = [grade.status for grade in graded]
+pairs["human"] = pairs.right.map({True: "right", False: "wrong"})
+differs = pairs[pairs.graded != pairs.human]
+paid, unpaid = (differs.graded == "right").sum(), (differs.graded == "wrong").sum()
+shown = differs[["gold", "completion", "human", "graded", "status"]]
+display(shown.style.hide(axis="index").set_properties(**left_aligned))
+Markdown(f"Of {len(pairs)} answers, {pairs.right.sum()} of them right, {paid} are paid "
+         f"although they are wrong, and {unpaid} right ones are not paid.")
+
+# %% [markdown]
+# What is left is of two kinds. The grader wants one box, and gives nothing for an answer without one or in two halves: a rule of the study.
+# The rest is `math-verify`'s: it drops units and the base of a number, rounds to six decimals and so takes very small numbers for equal, reads
+# a decimal comma as a list, does not turn an inequality into an interval, and does not assume that a letter is positive. None of it occurs
+# in the problems of this book, whose answers are whole numbers. For problems of other kinds the table says what a reward may miss.
+#
 # And is a reward of 1 always earned by right reasoning? Two errors can cancel. The equations that a completion writes can be checked one by
 # one, which large-scale tables never allow:
 
 # %%
 def all_true(text):
     equations = [line.split("=") for line in grading.written_equations(text)]
-    return all(eval(left.replace("/", "//")) == int(right) for left, right in equations)
+    return all(eval(left.replace("/", "//")) == float(right)
+               for left, right in equations)
 
 
 sound = table.completion.map(all_true)

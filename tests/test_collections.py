@@ -215,6 +215,9 @@ def test_a_problem_is_named_by_its_question_and_has_no_story(collections):
         ("#### -3", "-3"),
         ("#### 2.50", "2.50"),
         ("#### 1,2", "1,2"),
+        ("#### 10,00,000", "1000000"),
+        ("#### 1,23,456.5", "123456.5"),
+        ("#### 12,34", "12,34"),
         ("He ran #### 3 miles\n#### 4", "4"),
     ],
 )
@@ -409,21 +412,25 @@ def test_overlaps_are_those_that_a_search_of_every_window_finds(trained, tested,
 
 
 def test_what_is_read_is_kept_or_accounted_for(collections):
-    deepscaler(collections, [*TRAIN, TRAIN[0], (PLANTED, "11")])
+    deepscaler(collections, [*TRAIN, TRAIN[0], (PLANTED, "11"), ("Prove it.", None)])
     gsm8k(collections, [(PLANTED, "#### 11"), (PLANTED, "#### 11"), ("How many eggs?", "#### 12")])
-    counts, _ = report(settings())
+    with pytest.warns(UserWarning, match="1 of 43 rows are left out"):
+        counts, _ = report(settings())
     assert counts.columns.tolist() == [
         "split",
         "read",
+        "incomplete",
         "duplicates",
         "overlaps",
         "kept",
         "ungradable",
     ], "one column per fate"
     total = counts.drop(columns="split").sum()
-    assert total["read"] - total["duplicates"] - total["overlaps"] == total["kept"], (
-        "no row may vanish without a reason"
-    )
+    assert (
+        total["read"] - total["incomplete"] - total["duplicates"] - total["overlaps"]
+        == total["kept"]
+    ), "no row may vanish without a reason"
+    assert counts.incomplete.tolist() == [1, 0, 0, 0, 0], "a training row without an answer"
     assert counts.set_index("split").loc["test", ["read", "duplicates", "kept"]].tolist() == [
         3,
         1,
@@ -502,21 +509,133 @@ def test_a_missing_split_is_named_with_those_that_exist(collections):
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("row", "reason"),
     [
-        ([("How many?", "#### 1"), ("How much?", "")], "row 1 .*no answer behind ####"),
-        ([("How many?", "#### 1"), ("How much?", None)], "row 1 .*no answer behind ####"),
-        (
-            [("How many?", "12"), ("How much?", "#### 1")],
-            "row 0 .*no answer behind ####; question 'How many.'",
-        ),
-        ([("How many?", "#### 1"), (" ", "#### 1")], "row 1 .*no question"),
+        (("How much?", ""), "no answer behind ####"),
+        (("How much?", "12"), "no answer behind ####"),
+        (("How much?", "12 ####"), "no answer behind ####"),
+        (("How much?", None), "the answer is missing"),
+        ((" ", "#### 1"), "the question is missing"),
+        ((None, "#### 1"), "the question is missing"),
     ],
 )
-def test_a_row_without_question_or_answer_is_refused_by_its_number(collections, rows, message):
-    gsm8k(collections, rows)
-    with pytest.raises(ValueError, match=f"gsm8k, split 'test', {message}"):
+def test_a_row_without_question_or_answer_is_left_out_and_named(collections, row, reason):
+    gsm8k(collections, [("How many?", "#### 1"), row, ("How far?", "#### 2"), row])
+    with pytest.warns(
+        UserWarning,
+        match=rf"gsm8k, split 'test': 2 of 4 rows are left out, row 1 \(the first is 0\): {reason}",
+    ):
+        assert answers() == ["1", "2"], "the others are read"
+    counts, _ = report(settings())
+    assert counts.set_index("split").loc["test", ["read", "incomplete", "kept"]].tolist() == [
+        4,
+        2,
+        2,
+    ], "what is left out is counted"
+
+
+def test_a_column_of_which_nothing_can_be_read_is_refused_by_its_first_row(collections):
+    gsm8k(collections, [("How many?", "12"), ("How much?", "13")])
+    with pytest.raises(
+        ValueError,
+        match=r"gsm8k, split 'test': no row can be read, row 0 .*no answer behind ####; "
+        "column 'question' 'How many.', column 'answer' '12'",
+    ):
         problem_sets(settings())
+
+
+def asked(text, role="user"):
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("value", "gold"),
+    [
+        (25, "25"),
+        (-3, "-3"),
+        (25.0, "25"),
+        (0.5, "0.5"),
+        (1e-7, "0.0000001"),
+        (1e16, "10000000000000000"),
+        (True, "True"),
+        (["\\frac{1}{2}"], "\\frac{1}{2}"),
+        ([7], "7"),
+        (asked("so 4", "assistant"), "so 4"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ending", ["json", "parquet"])
+def test_answers_that_are_numbers_a_list_of_one_or_a_chat_are_read_as_text(
+    collections, value, gold, ending
+):
+    write(collections / "copy" / f"test.{ending}", [{"problem": "How many?", "answer": value}])
+    assert answers(test={**MATH500, "path": "copy"}) == [gold], "the answer as one would write it"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (["1", "2"], "the answer is a list of 2, which does not say whether one is enough"),
+        ({"value": "1"}, "the answer is no text but the record"),
+        (asked("1"), "the answer is a chat of messages by user"),
+        ([], "the answer is no text but the list"),
+        (float("nan"), "the answer is missing"),
+    ],
+    ids=str,
+)
+def test_answers_that_can_be_read_in_two_ways_are_left_out(collections, value, reason):
+    rows = [{"problem": "How many?", "answer": value}]
+    write(collections / "copy" / "test.parquet", rows)
+    with pytest.raises(ValueError, match=f"copy, split 'test': no row .* row 0 .*: {reason}"):
+        problem_sets(settings(test={**MATH500, "path": "copy"}))
+
+
+def test_missing_integers_make_no_floats_of_the_others(collections):
+    rows = [{"problem": f"{letter}?", "answer": value} for letter, value in (("A", 7), ("B", None))]
+    write(collections / "copy" / "test.csv", rows)
+    assert "7.0" in (collections / "copy" / "test.csv").read_text(), "as pandas writes them"
+    with pytest.warns(UserWarning, match=r"1 of 2 rows are left out, row 1 .*answer is missing"):
+        assert answers(test={**MATH500, "path": "copy"}) == ["7"], "an integer as one writes it"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (asked("Sum up.", "system") + asked("How many?"), "a chat of messages by system, user"),
+        (5, "no text but the number 5"),
+        ({"text": "How many?"}, "no text but the record"),
+        ([{"role": "user", "content": asked("How many?")}], "a message with a content that is no"),
+    ],
+    ids=str,
+)
+def test_a_question_is_a_text_or_a_chat_of_one_message(collections, value, reason):
+    write(collections / "good" / "test.json", [{"problem": asked("How many?"), "answer": "1"}])
+    (problem,) = problem_sets(settings(test={**MATH500, "path": "good"}))["test"]
+    assert problem.question == "How many?", "the user's only message is the question"
+    write(collections / "bad" / "test.json", [{"problem": value, "answer": "1"}])
+    with pytest.raises(ValueError, match=f"bad, split 'test'.* row 0 .*the question is {reason}"):
+        problem_sets(settings(test={**MATH500, "path": "bad"}))
+
+
+@pytest.mark.parametrize("name", [None, "main"])
+def test_a_folder_of_save_to_disk_is_read(collections, name):
+    rows = [{"question": "How many?", "answer": "#### 5"}]
+    saved = collections / "saved" / (name or "")
+    datasets.Dataset.from_list(rows).save_to_disk(saved)
+    assert answers(test={**GSM8K, "path": "saved", "name": name}) == ["5"], "a single data set"
+    datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(
+        collections / "all" / (name or "")
+    )
+    assert answers(test={**GSM8K, "path": "all", "name": name}) == ["5"], "one of several splits"
+
+
+def test_a_folder_of_save_to_disk_that_holds_another_split_is_refused(collections):
+    rows = [{"question": "How many?", "answer": "#### 5"}]
+    datasets.Dataset.from_list(rows, split="train").save_to_disk(collections / "saved")
+    with pytest.raises(
+        ValueError, match="saved, split 'test': the folder was saved of the split 'train' alone"
+    ):
+        problem_sets(settings(test={**GSM8K, "path": "saved", "name": None}))
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_the_name_of_its_data_set(collections):

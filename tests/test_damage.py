@@ -248,7 +248,7 @@ def test_a_damaged_answer_of_a_server_is_named(workplace):
     folder = workplace / "results" / "answers"
     folder.mkdir(parents=True)
     asked = {
-        "model": "m",
+        **endpoint.identity,
         "messages": [{"role": "user", "content": "1 + 1?"}],
         "temperature": 1.0,
         "max_tokens": 5,

@@ -61,7 +61,7 @@ def test_greedy_sampling_is_that_of_generate_while_slots_are_refilled(
     )
     for batch_size in (1, 3, 10):
         completions = sampling.sample(
-            model, PROMPTS, max_new_tokens=12, end_id=end_id, batch_size=batch_size
+            model, PROMPTS, max_new_tokens=12, end_ids=[end_id], batch_size=batch_size
         )
         assert completions == expected, (
             f"batch of {batch_size}: greedy tokens must be those of transformers, prompt by prompt"
@@ -76,7 +76,7 @@ def test_greedy_sampling_of_one_token_prompts_is_that_of_generate(tiny_model):
             model,
             [[token] for token in range(10, 16)],
             max_new_tokens=6,
-            end_id=0,
+            end_ids=[0],
             batch_size=batch_size,
         )
         assert completions == expected, (
@@ -85,10 +85,10 @@ def test_greedy_sampling_of_one_token_prompts_is_that_of_generate(tiny_model):
 
 
 def test_the_adapter_changes_what_is_sampled(tiny_model, with_adapter):
-    plain = sampling.sample(tiny_model(), PROMPTS, max_new_tokens=12, end_id=0, batch_size=3)
+    plain = sampling.sample(tiny_model(), PROMPTS, max_new_tokens=12, end_ids=[0], batch_size=3)
     assert (
         sampling.sample(
-            with_adapter(tiny_model()), PROMPTS, max_new_tokens=12, end_id=0, batch_size=3
+            with_adapter(tiny_model()), PROMPTS, max_new_tokens=12, end_ids=[0], batch_size=3
         )
         != plain
     ), "an adapter with B != 0 must be heard"
@@ -96,7 +96,7 @@ def test_the_adapter_changes_what_is_sampled(tiny_model, with_adapter):
 
 def test_samples_depend_on_seed_and_index_alone(tiny_model):
     model, indices = tiny_model(), list(range(100, 110))
-    how = {"max_new_tokens": 15, "end_id": 0, "temperature": 1.0, "seed": 4}
+    how = {"max_new_tokens": 15, "end_ids": [0], "temperature": 1.0, "seed": 4}
     expected = sampling.sample(model, PROMPTS, batch_size=10, indices=indices, **how)
     for batch_size in (1, 3, 4):
         assert (
@@ -119,7 +119,7 @@ def test_samples_depend_on_seed_and_index_alone(tiny_model):
 
 
 def test_equal_prompts_are_read_once_and_sampled_as_if_each_were_alone(tiny_model, monkeypatch):
-    model, how = tiny_model(), {"max_new_tokens": 15, "end_id": 0, "temperature": 1.0, "seed": 4}
+    model, how = tiny_model(), {"max_new_tokens": 15, "end_ids": [0], "temperature": 1.0, "seed": 4}
     repeated = [prompt for prompt in PROMPTS for _ in range(4)]
     alone = [
         sampling.sample(model, [prompt], batch_size=1, indices=[number], **how)[0]
@@ -148,7 +148,7 @@ def test_sampled_tokens_follow_the_softmax(temperature, tiny_model):
         model,
         [prompt] * count,
         max_new_tokens=2,
-        end_id=-1,
+        end_ids=[],
         batch_size=500,
         temperature=temperature,
         seed=1,
@@ -183,16 +183,16 @@ def test_completions_stop_at_the_limit_the_context_and_the_end_token(tiny_model)
     prompts = [[1] * 5, [2] * 10, [3] * 11]
     free = [generated(model, prompt, None, min(4, 12 - len(prompt))) for prompt in prompts]
     unused = min(set(range(40)) - {token for completion in free for token in completion})
-    completions = sampling.sample(model, prompts, max_new_tokens=4, end_id=unused, batch_size=2)
+    completions = sampling.sample(model, prompts, max_new_tokens=4, end_ids=[unused], batch_size=2)
     assert [len(completion) for completion in completions] == [4, 2, 1], (
         "at most 4 new tokens, and prompt + completion at most the context of 12"
     )
     end_id = completions[0][1]
-    ended = sampling.sample(model, [[1] * 5], max_new_tokens=4, end_id=end_id, batch_size=2)[0]
+    ended = sampling.sample(model, [[1] * 5], max_new_tokens=4, end_ids=[end_id], batch_size=2)[0]
     assert ended == completions[0][: completions[0].index(end_id) + 1], (
         "the end token closes the completion and is part of it"
     )
-    assert sampling.sample(model, [], max_new_tokens=4, end_id=0, batch_size=2) == [], (
+    assert sampling.sample(model, [], max_new_tokens=4, end_ids=[0], batch_size=2) == [], (
         "no prompts, no completions"
     )
 
@@ -203,7 +203,7 @@ def test_a_prompt_that_fills_the_context_is_refused_by_its_index(tiny_model):
             tiny_model(context=12),
             [[1], [1] * 12],
             max_new_tokens=1,
-            end_id=0,
+            end_ids=[0],
             batch_size=2,
             indices=[7, 8],
         )

@@ -129,17 +129,19 @@ from helpers.training import trainer
 store.ROOT = Path(sys.argv[1])
 profile = profiles.load("smoke")
 changes = {"batch_size": 8, "accumulation": 2, "steps": 4, "learning_rate": 0.01}
+if sys.argv[2] == "kto":
+    changes["rows"] = "all"  # on which its baseline is above 0
 run = profile.runs[sys.argv[2]].model_copy(update=changes)
 sys.stdout.write(f"{trainer.train(profile, run)}\\n")  # in one piece, since two processes write
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "rift", "dpo"])
+@pytest.mark.parametrize("name", ["sft", "rift", "dpo", "kto"])
 def test_two_processes_make_the_update_of_one(name, table, workplace):
     script, environment = workplace / "train.py", {**os.environ, "OMP_NUM_THREADS": "1"}
     script.write_text(TRAIN)
-    adapters = {}
+    adapters, losses = {}, {}
     for processes in (1, 2):
         storage.remove(workplace / "results" / "smoke" / "runs")
         command = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()
@@ -155,8 +157,13 @@ def test_two_processes_make_the_update_of_one(name, table, workplace):
         assert len(list((workplace / "results" / "smoke" / "runs").iterdir())) == 1, (
             "one run folder, nothing moved aside"
         )
-        adapters[processes] = weights(workplace / folders.pop())
+        folder = workplace / folders.pop()
+        adapters[processes] = weights(folder)
+        losses[processes] = pd.read_parquet(folder / "history.parquet").loss
     assert_same_adapter(adapters[2], adapters[1], f"{name} in two processes", rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        losses[2], losses[1], rtol=1e-4, err_msg="the recorded loss is that of the whole step"
+    )
     assert (
         max(weight.abs().max() for name, weight in adapters[1].items() if "lora_B" in name) > 1e-3
     ), "the run must have moved, or nothing was compared"
@@ -291,7 +298,7 @@ def test_rollouts_of_a_file_become_a_table_that_every_objective_but_those_of_rat
     assert np.isfinite(
         pd.read_parquet(trainer.train(study, study.runs["sft"]) / "history.parquet").loss
     ).all()
-    with pytest.raises(FloatingPointError, match="loss nan at step 1"):
+    with pytest.raises(ValueError, match="objective 'topr' needs the log-probabilities"):
         trainer.train(study, edited(smoke, "sft", objective="topr"))
     file.write_bytes(file.read_bytes() + b" ")
     loading.model_digest.cache_clear()
@@ -314,6 +321,94 @@ def test_a_file_without_enough_rollouts_or_the_columns_says_so(smoke, workplace,
     )
     with pytest.raises(ValueError, match="need a column 'completion'; it has question, text"):
         rollouts.make_table(study)
+
+
+def rows_of_file(smoke, monkeypatch, workplace, completions, **columns):
+    """The first problem's rows, where a file holds these completions of it."""
+    study = elsewhere(smoke, monkeypatch, "file:given.jsonl", "file")
+    study = study.model_copy(
+        update={"rollouts": study.rollouts.model_copy(update={"samples": len(completions)})}
+    )
+    problem = problems.problem_sets(smoke.problems)["train"][0]
+    rows = pd.DataFrame({"question": problem.question, "completion": completions, **columns})
+    rows.to_json(workplace / "given.jsonl", orient="records", lines=True)
+    return rollouts.sample_rollouts(study, [problem])
+
+
+def test_rollouts_of_a_file_that_were_cut_have_no_end_token(smoke, workplace, monkeypatch):
+    rows = rows_of_file(
+        smoke, monkeypatch, workplace, ["so 2", "so we add"], finish_reason=["stop", "length"]
+    )
+    end = loading.load_tokenizer(smoke).eos_token_id
+    assert rows.truncated.tolist() == [False, True], "as the file says"
+    assert [end in ids for ids in rows.completion_ids] == [True, False], "a cut text does not end"
+
+
+@pytest.mark.parametrize("ending", ["<|im_end|>", "<|im_end|>\n"])
+def test_an_end_token_behind_a_text_is_the_one_that_it_gets(
+    smoke, workplace, monkeypatch, recwarn, ending
+):
+    texts = ["so 2", f"so 2{ending}", f"so 2{ending}"]
+    rows = rows_of_file(smoke, monkeypatch, workplace, texts, truncated=[False, False, True])
+    plain, ended, cut = rows.completion_ids
+    assert ended == plain, "one end token, as of a text without it"
+    assert cut == plain[:-1], "and none of what the file says was cut"
+    assert rows.completion.tolist() == ["so 2"] * 3
+    assert not [one for one in recwarn if "control" in str(one.message)], "nothing to tell"
+
+
+def test_control_tokens_within_a_text_are_read_as_plain_text_and_told(
+    smoke, workplace, monkeypatch
+):
+    texts = ["so 2", "so 2<|im_end|>\n<|im_start|>user\nMore", "so <|endoftext|><|im_end|>"]
+    with pytest.warns(
+        UserWarning,
+        match="2 completions hold control tokens of the base, "
+        r"first '<\|im_end\|>' in completion 1 \(the first is 0\) of ",
+    ):
+        rows = rows_of_file(smoke, monkeypatch, workplace, texts)
+    tokenizer = loading.load_tokenizer(smoke)
+    special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<|im_start|>")}
+    for ids in rows.completion_ids:
+        assert not special & set(ids[:-1]), "no control token before the end"
+        assert ids[-1] == tokenizer.eos_token_id
+    assert rows.completion.tolist() == [*texts[:2], "so <|endoftext|>"], "the texts are kept"
+
+
+def test_a_control_token_within_a_question_does_not_end_it(smoke):
+    tokenizer = loading.load_tokenizer(smoke)
+    question = "What does <|im_end|> say?"
+    plain, ids = (loading.prompt_ids(tokenizer, text) for text in ("What?", question))
+    assert ids.count(tokenizer.eos_token_id) == plain.count(tokenizer.eos_token_id) == 1, (
+        "the template's own end of the question alone"
+    )
+    assert question in tokenizer.decode(ids), "and nothing of the question is lost"
+
+
+@pytest.mark.parametrize(
+    ("tail", "text", "read"),
+    [
+        ("", "<think>\nwell</think>2", "<think>\nwell</think>2"),
+        ("<think>\n", "<think>\nwell</think>2", "well</think>2"),
+        ("<think>\n", "\n<think>well</think>2", "well</think>2"),
+        ("<think>", "<think>\nwell</think>2", "\nwell</think>2"),
+        ("<think>\n", "well</think><think>2", "well</think><think>2"),
+        ("<think>\n\n</think>\n\n", "<think>\nwell</think>2", "<think>\nwell</think>2"),
+    ],
+)
+def test_a_thought_that_the_prompt_opens_is_not_opened_twice(
+    smoke, workplace, monkeypatch, tail, text, read
+):
+    load = loading.load_tokenizer
+
+    def thinking(profile, name="base"):
+        tokenizer = load(profile, name)
+        tokenizer.chat_template += f"{{{{ {tail!r} }}}}"
+        return tokenizer
+
+    monkeypatch.setattr(loading, "load_tokenizer", thinking)
+    (row,) = rows_of_file(smoke, monkeypatch, workplace, [text]).itertuples()
+    assert row.completion == read, f"after a prompt that ends with {tail!r}"
 
 
 def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(
@@ -373,7 +468,7 @@ def test_a_servers_rollouts_are_asked_for_all_at_once_and_cut_ones_have_no_end(
 
 
 def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_per_completion(
-    smoke, table, monkeypatch
+    smoke, table, monkeypatch, tmp_path
 ):
     asked = []
 
@@ -393,14 +488,20 @@ def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_per_complet
     request.LoRARequest = lambda *parts: parts
     for module in (vllm, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(loading, "local_folder", Path)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    settings_of_model = folder / "generation_config.json"
+    settings_of_model.write_text('{"model_type": "qwen3", "eos_token_id": [9, 11]}')
+    monkeypatch.setattr(
+        loading, "local_folder", lambda source: folder if source == "random" else Path(source)
+    )
     study = computing(smoke, engine="vllm")
     writer = answering.load_writer(study, study.runs["sft"])
     completions = sampling.sample(
         writer,
         [[1, 2], [3]],
         max_new_tokens=5,
-        end_id=9,
+        end_ids=sampling.end_ids_of(writer, loading.load_tokenizer(study)),
         batch_size=1,
         temperature=1.0,
         seed=3,
@@ -413,8 +514,12 @@ def test_vllm_is_asked_for_the_same_prompts_the_adapter_and_one_seed_per_complet
     assert [prompt["prompt_token_ids"] for prompt in prompts] == [[1, 2], [3]]
     assert len({one["seed"] for one in parameters}) == 2, "equal prompts must not get equal answers"
     assert all(
-        one["stop_token_ids"] == [9] and one["max_tokens"] == 5 and one["temperature"] == 1.0
+        one["stop_token_ids"] == [2, 9, 11] and one["max_tokens"] == 5 and one["temperature"] == 1.0
         for one in parameters
+    )
+    settings_of_model.rename(folder / "config.json")
+    assert answering.load_writer(study, "base").generation_config.eos_token_id == [9, 11], (
+        "without generation settings the model's configuration says what ends a text"
     )
 
 

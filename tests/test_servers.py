@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from helpers import profiles
-from helpers.data import problems, servers
+from helpers.data import problems, rollouts, servers
 from helpers.models import loading, sampling
 from helpers.profiles import EndpointSettings
 
@@ -60,8 +61,19 @@ def one_choice(body, number):
     return echo({**body, "n": 1}, number)
 
 
+def one_of_two(body, number):
+    return reply(said("whole"), said(None))
+
+
 def failing(status, words="no"):
     return lambda body, number: (status, {"error": {"message": words}})
+
+
+def unless_bad(behave):
+    """Each question but the question `bad` is answered."""
+    return lambda body, number: (
+        behave(body, number) if body["messages"][0]["content"] == "bad" else echo(body, number)
+    )
 
 
 class Teacher:
@@ -217,16 +229,69 @@ def test_a_server_that_writes_one_choice_whatever_n_is_asked_for_the_rest_with_o
     )
 
 
-def test_a_server_that_refuses_the_field_n_is_asked_without_it(tmp_path):
+def test_a_server_that_refuses_the_field_n_is_asked_with_it_once(tmp_path):
     with Teacher(
         lambda body, number: failing(422)(body, number) if "n" in body else echo(body, number)
     ) as teacher:
         completions = servers.complete(
-            teacher.endpoint(), questions(2), folder=tmp_path, **{**HOW, "samples": 3}
+            teacher.endpoint(concurrency=1), questions(20), folder=tmp_path, **{**HOW, "samples": 4}
         )
-    assert [len(set(answers)) for answers in texts(completions)] == [3, 3], (
+    assert [len(set(answers)) for answers in texts(completions)] == [4] * 20, (
         "a refusal is believed only of a request for one completion"
     )
+    assert len(teacher.asked) == 1 + 20 * 4, "one request in vain, not one a prompt"
+
+
+def test_a_prompt_that_is_refused_does_not_end_the_use_of_n(tmp_path):
+    with Teacher(unless_bad(failing(400))) as teacher:
+        servers.complete(
+            teacher.endpoint(concurrency=1),
+            ["bad", "a", "b"],
+            folder=tmp_path,
+            **{**HOW, "samples": 4},
+        )
+    assert [body.get("n") for body in teacher.asked] == [4, None, 4, 4], (
+        "the refused prompt with n and without it, the others at once"
+    )
+
+
+def test_parameters_are_renamed_or_left_out_as_the_profile_says(tmp_path):
+    parameters = {"max_tokens": "max_completion_tokens", "seed": None, "n": None}
+    with Teacher(lambda body, number: reply(said(f"answer {number}"))) as teacher:
+        completions = servers.complete(
+            teacher.endpoint(parameters=parameters),
+            ["a"],
+            folder=tmp_path,
+            **{**HOW, "samples": 3},
+        )
+    assert (
+        teacher.asked
+        == [
+            {
+                "model": "teacher",
+                "messages": [{"role": "user", "content": "a"}],
+                "temperature": 0.7,
+                "max_completion_tokens": 20,
+            }
+        ]
+        * 3
+    ), "nothing of the protocol's names, and one request for each completion"
+    assert texts(completions) == [["answer 1", "answer 2", "answer 3"]], "all three are kept"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"top_p": "p"}, "'temperature', 'max_tokens', 'seed' or 'n'"),
+        ({"seed": "random seed"}, "should match pattern"),
+        ({"seed": "messages"}, "two fields are sent as 'messages'"),
+        ({"max_tokens": "seed"}, "two fields are sent as 'seed'"),
+        ({"max_tokens": "most", "n": "most"}, "two fields are sent as 'most'"),
+    ],
+)
+def test_names_of_parameters_are_checked(parameters, words):
+    with pytest.raises(ValueError, match=words):
+        Teacher().endpoint(parameters=parameters)
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
@@ -237,8 +302,10 @@ def test_a_server_that_refuses_the_field_n_is_asked_without_it(tmp_path):
         ("\n2+2 is 4\n", "\n\nIt is 4.", "stop", "<think>\n2+2 is 4\n</think>\n\nIt is 4."),
         ("2+2 is", None, "length", "<think>\n2+2 is"),
         (None, "It is 4.", "stop", "It is 4."),
+        ("2+2 is", "", "max_tokens", "<think>\n2+2 is"),
+        ("2+2 is 4", "It is", "content_filter", "<think>\n2+2 is 4\n</think>\n\nIt is"),
+        ("2+2 is 4", None, "stop", "<think>\n2+2 is 4\n</think>\n\n"),
         (None, "\nIt is", "length", "\nIt is"),
-        (None, None, "stop", ""),
     ],
 )
 def test_reasoning_and_answer_are_joined_as_the_model_wrote_them(
@@ -254,6 +321,37 @@ def test_reasoning_and_answer_are_joined_as_the_model_wrote_them(
     assert completions[0][0].finish_reason == finish_reason, (
         "an answer that was cut is stored and says so"
     )
+
+
+@pytest.mark.parametrize("thinking", ["2+2", [{"type": "text", "text": "2+2"}]])
+def test_the_parts_of_a_content_are_joined(thinking, tmp_path):
+    parts = [
+        {"type": "thinking", "thinking": thinking},
+        {"type": "text", "text": "It is "},
+        {"type": "text", "text": "4."},
+    ]
+    with Teacher(lambda body, number: reply(said(parts))) as teacher:
+        completions = servers.complete(teacher.endpoint(), ["2+2?"], folder=tmp_path, **HOW)
+    assert texts(completions) == [["<think>\n2+2\n</think>\n\nIt is 4."]], (
+        "thinking is reasoning, and text is the answer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "is_cut"),
+    [
+        *((reason, False) for reason in ("stop", "STOP", "eos", "eos_token", "end_turn")),
+        *((reason, True) for reason in ("length", "max_tokens", "model_length", "content_filter")),
+        ("a reason of its own", True),
+        (None, True),
+    ],
+)
+def test_a_text_is_whole_only_if_the_server_says_so(finish_reason, is_cut, tmp_path):
+    with Teacher(lambda body, number: reply(said("First we add", finish_reason))) as teacher:
+        for _ in range(2):
+            completions = servers.complete(teacher.endpoint(), ["2+2?"], folder=tmp_path, **HOW)
+    assert [(one.text, one.is_cut) for one in completions[0]] == [("First we add", is_cut)]
+    assert len(teacher.asked) == 1, "it is an answer either way, and kept"
 
 
 def test_equal_prompts_are_asked_once(tmp_path):
@@ -318,6 +416,29 @@ def test_what_may_pass_is_tried_again_after_a_pause(status, headers, least, tmp_
     assert completions[0][0].text.startswith("a/"), "the answer of the second try"
 
 
+@pytest.mark.parametrize("code", [429, "503"])
+def test_an_error_inside_a_reply_of_status_200_is_tried_again_as_its_code_is(code, tmp_path):
+    error = {"error": {"message": "Rate limit exceeded: free-models-per-min", "code": code}}
+    with Teacher(
+        lambda body, number: (
+            (200, error, {"Retry-After": "0.3"}) if number == 1 else echo(body, number)
+        )
+    ) as teacher:
+        completions = servers.complete(teacher.endpoint(retries=1), ["a"], folder=tmp_path, **HOW)
+    assert len(teacher.asked) == 2, "one try and one more"
+    assert teacher.times[1] - teacher.times[0] > 0.29, "after the server's pause"
+    assert completions[0][0].text.startswith("a/"), "the answer of the second try"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(429, ConnectionError), (401, ValueError)])
+def test_an_error_inside_a_reply_of_status_200_is_shown_in_the_servers_words(code, kind, tmp_path):
+    error = {"error": {"message": "not for you today", "code": code}}
+    with Teacher(lambda body, number: (200, error, {"retry-after-ms": "1"})) as teacher:
+        with pytest.raises(kind, match=f"{code} - not for you today"):
+            servers.complete(teacher.endpoint(retries=2), ["a"], folder=tmp_path, **HOW)
+        assert len(teacher.asked) == (3 if code == 429 else 1), "tried again where it may pass"
+
+
 # --- what is stored ------------------------------------------------------------------------------
 
 
@@ -371,7 +492,7 @@ def test_completions_of_an_unfinished_prompt_are_kept_and_a_larger_k_asks_for_th
     ("setting", "value"),
     [("temperature", 0.8), ("max_tokens", 21), ("seed", 4), ("model", "other"), ("prompts", ["b"])],
 )
-def test_answers_to_other_settings_are_never_taken(setting, value, tmp_path):
+def test_answers_to_other_settings_are_never_taken_nor_their_seeds(setting, value, tmp_path):
     with Teacher() as teacher:
         for settings in (
             {"model": "teacher", "prompts": ["a"], **HOW},
@@ -382,6 +503,48 @@ def test_answers_to_other_settings_are_never_taken(setting, value, tmp_path):
             )
     assert len(teacher.asked) == 2, "asked anew"
     assert teacher.asked[0]["seed"] != teacher.asked[1]["seed"], "and drawn anew"
+
+
+def test_answers_of_another_server_are_never_taken_under_the_same_name(tmp_path):
+    found = []
+    for text in ("a small model", "a large model"):
+        with Teacher(lambda body, number, text=text: reply(said(text))) as teacher:
+            found += servers.complete(teacher.endpoint(), ["2+2?"], folder=tmp_path, **HOW)
+    assert texts(found) == [["a small model"], ["a large model"]], "each was asked"
+
+
+def test_answers_to_parameters_of_other_names_are_never_taken(tmp_path):
+    how = {**HOW, "folder": tmp_path}
+    with Teacher() as teacher:
+        servers.complete(teacher.endpoint(), ["a"], **how)
+        servers.complete(teacher.endpoint(parameters={"temperature": None}), ["a"], **how)
+        assert len(teacher.asked) == 2, "drawn at another temperature, so asked anew"
+        servers.complete(teacher.endpoint(parameters={"n": None}, concurrency=1), ["a"], **how)
+        assert len(teacher.asked) == 2, "however many come at once, they are the same answers"
+
+
+def test_a_servers_digest_is_of_what_determines_its_answers(monkeypatch):
+    tiny = profiles.load("tiny")
+
+    def digest(**settings):
+        endpoint = EndpointSettings(**{"url": "http://one:8000/v1", "model": "m", **settings})
+        study = tiny.model_copy(
+            update={"models": {**tiny.models, "teacher": "endpoint"}, "endpoint": endpoint}
+        )
+        monkeypatch.setattr(profiles, "load", lambda name: study)
+        return loading.model_digest.__wrapped__("tiny", "teacher")
+
+    same = [digest(), digest(url="http://one:8000/v1/"), digest(parameters={"n": None})]
+    same.append(digest(concurrency=3, retries=1, timeout=9, price_input=1, key="KEY"))
+    assert len(set(same)) == 1, "neither the pace nor the price nor how many come at once"
+    others = [
+        digest(url="http://one:8001/v1"),
+        digest(url="http://two:8000/v1"),
+        digest(model="other"),
+        digest(parameters={"seed": None}),
+        digest(parameters={"max_tokens": "max_completion_tokens"}),
+    ]
+    assert len({*same, *others}) == 6, "each of these may be another writer"
 
 
 @pytest.fixture
@@ -413,43 +576,184 @@ def test_an_interrupt_keeps_what_is_under_way_and_starts_nothing_new(tmp_path):
 # --- refusals and mistakes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_refused_prompt_does_not_end_the_call_and_is_asked_again_by_the_next(status, tmp_path):
+NO_ANSWERS = {
+    "HTTP 400": ((400, {"error": {"message": "content filter"}}), "400 - content filter"),
+    "HTTP 413": ((413, {"error": {"message": "too long"}}), "413 - too long"),
+    "HTTP 422": ((422, {"detail": [{"msg": "too deep"}]}), "422 .*too deep"),
+    "HTTP 403, moderation": (
+        (403, {"error": {"message": "flagged", "code": 403, "metadata": {"reasons": ["war"]}}}),
+        "403 - flagged",
+    ),
+    "no choices": (
+        (200, {"choices": [], "prompt_feedback": {"block_reason": "PROHIBITED_CONTENT"}}),
+        "no choices: .*PROHIBITED_CONTENT",
+    ),
+    "choices null": ((200, {"choices": None, "id": "7"}), 'no choices: .*"id": "7"'),
+    "an error of code 400": (
+        (200, {"error": {"message": "no such field", "code": 400}}),
+        "400 - no such field",
+    ),
+    "an error without code": ((200, {"error": {"message": "sorry"}}), "no choices: .*sorry"),
+    "an error that is a text": ((200, {"error": "Unexpected"}), "no choices: .*Unexpected"),
+    "message null": (
+        reply({"message": None, "finish_reason": "content_filter"}),
+        "an empty answer .*content_filter",
+    ),
+    "filtered": (reply(said("", "content_filter")), "an empty answer .*content_filter"),
+    "null": (reply(said(None, reasoning=None)), "an empty answer .*stop"),
+    "white space": (reply(said(" \n", reasoning_content="\n")), "an empty answer .*stop"),
+    "no parts": (reply(said([])), "an empty answer .*stop"),
+    "refusal": (reply(said(None, refusal="I can't help with that.")), "I can't help with that"),
+    "system": (
+        reply(said("First we", "insufficient_system_resource")),
+        "the server gave up .*insufficient_system_resource",
+    ),
+    "abort": (reply(said("First we", "abort")), "the server gave up .*abort"),
+    "error": (reply(said("First we", "error")), "the server gave up .*error"),
+    "an error of the choice": (
+        reply({**said("First we", "error"), "error": {"code": 502, "message": "provider down"}}),
+        "the server gave up .*provider down",
+    ),
+    "another part": (
+        reply(said([{"type": "text", "text": "See"}, {"type": "image_url", "image_url": "x"}])),
+        "a part of the kind 'image_url'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "words"), NO_ANSWERS.values(), ids=NO_ANSWERS)
+def test_a_prompt_without_an_answer_is_said_and_left_out_and_asked_again_by_the_next_call(
+    behaviour, words, tmp_path
+):
+    asked = ["a", "bad", "b"]
+    with Teacher(unless_bad(lambda body, number: behaviour)) as teacher:
+        first = servers.complete(teacher.endpoint(retries=2), asked, folder=tmp_path, **HOW)
+        assert len(teacher.asked) == 3, "each once: it is nothing that passes in seconds"
+        assert first[1][0].text == "", "no answer has a text"
+        assert re.search(words, first[1][0].finish_reason), "why, in the server's words"
+        assert "/v1" not in first[1][0].finish_reason, "the URL is right"
+        assert all(one.text for answers in first[::2] for one in answers), "others are answered"
+        second = servers.complete(teacher.endpoint(), asked, folder=tmp_path, **HOW)
+        assert second == first, "nor does it end a later call"
+        teacher.behave = echo
+        third = servers.complete(teacher.endpoint(), asked, folder=tmp_path, **HOW)
+    again = [body["messages"][0]["content"] for body in teacher.asked[3:]]
+    assert again == ["bad", "bad"], "what is no answer is not stored, what is one is"
+    assert third[1][0].text.startswith("bad/"), "and it can be answered yet"
+    assert third[::2] == first[::2], "the others stay as they were"
+
+
+def test_the_good_choices_of_a_reply_are_kept_and_only_the_missing_one_is_asked_again(tmp_path):
+    def second_is_empty(body, number):
+        status, content = echo(body, number)
+        content["choices"][1]["message"]["content"] = None
+        return status, content
+
+    how = {**HOW, "samples": 4, "folder": tmp_path}
+    with Teacher() as whole:
+        expected = servers.complete(whole.endpoint(), ["a"], **{**how, "folder": tmp_path / "all"})
+    with Teacher(second_is_empty) as teacher:
+        first = servers.complete(teacher.endpoint(), ["a"], **how)
+        assert [bool(one.text) for one in first[0]] == [True, False, True, True]
+        teacher.behave = echo
+        second = servers.complete(teacher.endpoint(), ["a"], **how)
+    assert [body.get("n") for body in teacher.asked] == [4, None], "one is asked for"
+    assert texts(second) == texts(expected), "with the seed that it would have had"
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        # As Mistral has it: not in the place where OpenAI's words are, and with the seed.
+        lambda body, number: (
+            422,
+            {"detail": [{"msg": "no such field", "input": body["seed"], "loc": ["seed"]}]},
+        ),
+        lambda body, number: (200, {"choices": [], "id": f"x{number}", "why": "no such field"}),
+        failing(400, "no such field"),
+    ],
+)
+def test_a_server_that_answers_nothing_for_one_reason_is_asked_a_few_times_only(behave, tmp_path):
+    with (
+        Teacher(behave) as teacher,
+        pytest.raises(
+            ValueError,
+            match=r"answers none of the 8 prompts .*no such field.*endpoint\.parameters",
+        ) as error,
+    ):
+        servers.complete(teacher.endpoint(concurrency=16), questions(100), folder=tmp_path, **HOW)
+    assert len(teacher.asked) == 8, "the first prompts"
+    assert "/v1" not in str(error.value).split(teacher.endpoint().url)[1], "no word of the URL"
+
+
+def test_prompts_without_an_answer_for_their_own_reasons_end_nothing(tmp_path):
+    with (
+        Teacher(lambda body, number: (200, {"choices": [], "why": chr(96 + number)})) as teacher,
+        pytest.raises(ValueError, match=r"answers none of the 12 prompts .*a"),
+    ):
+        servers.complete(teacher.endpoint(concurrency=1), questions(12), folder=tmp_path, **HOW)
+    assert len(teacher.asked) == 12, "all are asked where the reasons differ"
+
+
+def test_one_answer_is_enough_for_the_others_to_be_asked(tmp_path):
     def behave(body, number):
-        return (
-            failing(status, "content filter")(body, number)
-            if body["messages"][0]["content"] == "bad"
-            else echo(body, number)
-        )
+        if body["messages"][0]["content"] == "question 3":
+            time.sleep(0.2)  # an answer takes its time, a refusal none
+            return echo(body, number)
+        return failing(400)(body, number)
 
     with Teacher(behave) as teacher:
-        completions = servers.complete(
-            teacher.endpoint(retries=2), ["a", "bad", "b"], folder=tmp_path, **{**HOW, "samples": 2}
-        )
-        assert [
-            (one.text, one.finish_reason.startswith("refused: ")) for one in completions[1]
-        ] == [("", True)] * 2, "K refused completions with empty texts"
-        assert "content filter" in completions[1][0].finish_reason, "in the server's words"
-        assert all(one.text for answers in (completions[0], completions[2]) for one in answers), (
-            "the others are answered"
-        )
-        asked = len(teacher.asked)
-        servers.complete(
-            teacher.endpoint(), ["a", "bad", "b"], folder=tmp_path, **{**HOW, "samples": 2}
-        )
-    assert {body["messages"][0]["content"] for body in teacher.asked[asked:]} == {"bad"}, (
-        "a refusal is not stored"
-    )
+        for _ in range(2):
+            completions = servers.complete(
+                teacher.endpoint(concurrency=12), questions(12), folder=tmp_path, **HOW
+            )
+    assert [bool(text) for (text,) in texts(completions)] == [index == 3 for index in range(12)]
+    assert len(teacher.asked) == 12 + 11, "it takes the parameters, so the prompts are refused"
 
 
-def test_a_server_that_refuses_every_prompt_is_a_mistake_in_the_settings(tmp_path):
-    with (
-        Teacher(failing(400, "no such field")) as teacher,
-        pytest.raises(
-            ValueError, match=r"refuses every prompt .*no such field.*check endpoint\.url"
-        ),
-    ):
-        servers.complete(teacher.endpoint(), questions(3), folder=tmp_path, **HOW)
+def test_rollouts_say_why_problems_are_left_out_and_which_texts_were_cut(workplace):
+    smoke = profiles.load("smoke")
+    chosen = problems.problem_sets(smoke.problems)["train"][:4]
+    replies = {
+        chosen[0].question: reply(said("whole")),
+        chosen[1].question: reply(said("cut", "model_length")),
+        chosen[2].question: (200, {"choices": [], "why": "PROHIBITED"}),
+        chosen[3].question: reply(said("half", "abort")),
+    }
+    with Teacher(lambda body, number: replies[body["messages"][0]["content"]]) as teacher:
+        study = smoke.model_copy(
+            update={
+                "models": {**smoke.models, "teacher": "endpoint"},
+                "rollouts": smoke.rollouts.model_copy(update={"source": "endpoint", "samples": 1}),
+                "endpoint": teacher.endpoint(),
+            }
+        )
+        with (
+            pytest.warns(UserWarning, match="1 completions .* count as cut .*1 x 'model_length'"),
+            pytest.warns(UserWarning, match="2 of 4 problems .*next call") as warned,
+        ):
+            table = rollouts.sample_rollouts(study, chosen)
+        with pytest.raises(ValueError, match=r"answers none of the 1 prompts .*PROHIBITED"):
+            rollouts.sample_rollouts(study, chosen[2:3])
+        teacher.behave = one_of_two
+        with pytest.raises(ValueError, match=r"1 of 1 problems are left out: teacher .*empty"):
+            rollouts.sample_rollouts(
+                study.model_copy(
+                    update={"rollouts": study.rollouts.model_copy(update={"samples": 2})}
+                ),
+                chosen[3:],
+            )
+    said_of_all = " ".join(str(warning.message) for warning in warned)
+    assert re.search("1 x no choices: .*PROHIBITED", said_of_all), "with each reason"
+    assert re.search("1 x the server gave up .*'abort'", said_of_all)
+    end = loading.load_tokenizer(study).eos_token_id
+    assert [
+        (row.prompt, row.completion, row.truncated, row.completion_ids[-1] == end)
+        for row in table.itertuples()
+    ] == [
+        (chosen[0].question, "whole", False, True),
+        (chosen[1].question, "cut", True, False),
+    ], "what was cut for any reason has no end token"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -472,9 +776,21 @@ def test_a_wrong_key_or_model_stops_at_once_and_names_what_to_check(status, key,
 def test_a_page_in_place_of_an_answer_asks_whether_the_url_is_right(tmp_path):
     with (
         Teacher(lambda body, number: (200, "<html>welcome</html>")) as teacher,
-        pytest.raises(ConnectionError, match="without choices: does the URL go up to"),
+        pytest.raises(
+            ConnectionError,
+            match=r"no chat completion: <html>welcome</html>\): does the URL go up to",
+        ),
     ):
         servers.complete(teacher.endpoint(), ["a"], folder=tmp_path, **HOW)
+
+
+def test_a_page_after_an_answer_says_nothing_of_the_url(tmp_path):
+    with Teacher(unless_bad(lambda body, number: (200, {"status": "starting"}))) as teacher:
+        servers.complete(teacher.endpoint(), ["a"], folder=tmp_path, **HOW)
+        with pytest.raises(
+            ConnectionError, match=r'no chat completion: \{"status": "starting"\}\): 1 of 2'
+        ):
+            servers.complete(teacher.endpoint(), ["a", "bad"], folder=tmp_path, **HOW)
 
 
 # --- the key -------------------------------------------------------------------------------------
@@ -497,7 +813,8 @@ def test_no_other_key_is_sent_to_a_server_that_wants_none(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(401, ValueError), (400, ValueError), (429, ConnectionError)]
+    ("status", "kind"),
+    [(401, ValueError), (400, ValueError), (429, ConnectionError), (200, ValueError)],
 )
 def test_the_key_is_sent_and_written_nowhere(status, kind, key, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
@@ -521,28 +838,6 @@ def test_the_key_is_sent_and_written_nowhere(status, kind, key, tmp_path, caplog
     assert KEY not in " ".join(
         [str(error.value), repr(completions), caplog.text, *capfd.readouterr(), *files]
     ), "errors, refusals, logs, output and files"
-
-
-# --- the estimate --------------------------------------------------------------------------------
-
-
-def test_the_estimate_bounds_requests_tokens_and_dollars():
-    endpoint = EndpointSettings(
-        url="http://localhost:1/v1", model="teacher", price_input=2, price_output=10
-    )
-    bounds = servers.estimate(
-        endpoint,
-        ["one two", [{"role": "user", "content": "three"}]],
-        samples=4,
-        max_tokens=100,
-        count_tokens=lambda messages: sum(len(message["content"].split()) for message in messages),
-    )
-    assert bounds == {
-        "requests": 8,
-        "prompt_tokens": 12,
-        "completion_tokens": 800,
-        "dollars": pytest.approx((12 * 2 + 800 * 10) / 1e6),
-    }, "K times each prompt"
 
 
 # --- a real server -------------------------------------------------------------------------------
@@ -591,7 +886,11 @@ def test_a_real_server_that_is_killed_and_started_again_answers_as_the_model_doe
     asked = [problem.question for problem in problems.problem_sets(profile.problems)["test"][:40]]
     prompts = [loading.prompt_ids(tokenizer, question) for question in asked]
     expected = sampling.sample(
-        model, prompts, max_new_tokens=60, end_id=tokenizer.eos_token_id, batch_size=8
+        model,
+        prompts,
+        max_new_tokens=60,
+        end_ids=sampling.end_ids_of(model, tokenizer),
+        batch_size=8,
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

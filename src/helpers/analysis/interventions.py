@@ -398,7 +398,7 @@ def _stored(
             "evaluation": profile.evaluation.model_dump(),
             "problems": profile.problems.model_dump(mode="json"),
             "count": answering.CONTROL_PROBLEMS,
-            "recipe": RECIPE,
+            "recipe": [RECIPE, answering.RECIPE],
         }
     )
     file_name = re.sub(r"[^a-z0-9]+", "-", name) + part

@@ -10,8 +10,10 @@ import dataclasses
 import functools
 import hashlib
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,13 +21,14 @@ import numpy as np
 import pandas as pd
 
 from helpers import store
-from helpers.data import grading
+from helpers.data import grading, texts, verifier
 from helpers.data.problem import SPLITS, TRAINED_ON, Problem, ProblemSets
 from helpers.profiles import CollectionSettings, Source
 
 Words = tuple[str, ...]
 
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+# Between thousands, and in the Indian way between hundreds of thousands too: 10,00,000.
+_COMMA = re.compile(r"(?<=\d),(?=(?:\d\d,)*\d{3}\b)")
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -37,9 +40,12 @@ def problem_sets(settings: CollectionSettings) -> ProblemSets:
     left, so that they depend neither on the order of the rows nor, but for what overlaps, on the
     test sets.
 
+    Rows without a question or an answer that can be read are left out, with a warning.
+
     Raises FileNotFoundError for a collection that is no folder and can't be had from the hub, and
-    ValueError for one without the split, column, question or answer asked for, for a further set
-    with the name of a split, and where validation would leave nothing to train on.
+    ValueError for one without the split or column asked for or without any row that can be read,
+    for a further set with the name of a split, and where validation would leave nothing to train
+    on.
     """
     # As text, since the settings hold a dict and so have no hash of their own.
     return _problem_sets(settings.model_dump_json())
@@ -48,7 +54,7 @@ def problem_sets(settings: CollectionSettings) -> ProblemSets:
 @functools.lru_cache
 def _problem_sets(fields: str) -> ProblemSets:
     settings = CollectionSettings.model_validate_json(fields)
-    raw, _ = _raw_sets(fields)
+    raw, *_ = _raw_sets(fields)
     overlapping = set(overlaps(raw).train_id)
     prompts = {problem.problem_id: problem for problem in raw["train"]}
     # Every prompt is drawn, and those that overlap are passed over, so that another test set moves
@@ -76,19 +82,21 @@ def report(settings: CollectionSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What was read and what was left out, as (counts, overlaps); raises what `problem_sets`
     raises.
 
-    `counts` has one row per split with the numbers of rows `read`, of `duplicates` and `overlaps`
-    left out, of problems `kept`, and of those kept that are `ungradable`. Validation problems are
-    read and cleaned as training ones: their row says only how many were set aside. `overlaps` is
-    that function's table for the sets without duplicates, before what overlaps was left out.
+    `counts` has one row per split with the numbers of rows `read`, of `incomplete` ones (without a
+    question or an answer that can be read), `duplicates` and `overlaps` left out, of problems
+    `kept`, and of those kept that are `ungradable`. Validation problems are read and cleaned as
+    training ones: their row says only how many were set aside. `overlaps` is that function's table
+    for the sets without duplicates, before what overlaps was left out.
     """
-    raw, read = _raw_sets(settings.model_dump_json())
+    raw, read, complete = _raw_sets(settings.model_dump_json())
     overlapping, sets = overlaps(raw), problem_sets(settings)
     unreadable = Counter(ungradable(sets).split)
     rows = [
         {
             "split": split,
             "read": read.get(split, 0),
-            "duplicates": read.get(split, 0) - len(raw.get(split, ())),
+            "incomplete": read.get(split, 0) - complete.get(split, 0),
+            "duplicates": complete.get(split, 0) - len(raw.get(split, ())),
             "overlaps": overlapping.train_id.nunique() if split == "train" else 0,
             "kept": len(chosen),
             "ungradable": unreadable[split],
@@ -138,19 +146,26 @@ def overlaps(sets: Mapping[str, Sequence[Problem]], n: int = 13, common: int = 1
 
 
 def ungradable(sets: Mapping[str, Sequence[Problem]]) -> pd.DataFrame:
-    r"""Problems whose own gold answer in a `\boxed{}` is not graded as correct, so that no
-    completion could earn the reward.
+    r"""Problems whose gold answers the verifier can't read as mathematics: a DataFrame with columns
+    split, problem_id, answer and reason, from {split: problems}.
 
-    A DataFrame with columns split, problem_id and answer, from {split: problems}. Takes some
-    milliseconds for each answer that differs from all others.
+    reason: "never right" where even the gold answer itself in a `\boxed{}` is not graded as
+    correct, so that no completion could earn the reward; else "as text", where only the same words
+    are right. Takes some milliseconds for each answer that differs from all others.
     """
     rows = [
-        (split, problem.problem_id, problem.answer)
+        (split, problem.problem_id, problem.answer, reason)
         for split, chosen in sets.items()
         for problem in chosen
-        if not grading.grade(f"\\boxed{{{problem.answer}}}", problem.answer).correct
+        if (reason := _why_ungradable(problem.answer))
     ]
-    return pd.DataFrame(rows, columns=["split", "problem_id", "answer"])
+    return pd.DataFrame(rows, columns=["split", "problem_id", "answer", "reason"])
+
+
+def _why_ungradable(answer: str) -> str | None:
+    if not grading.grade(f"\\boxed{{{answer}}}", answer).correct:
+        return "never right"
+    return None if verifier.is_mathematics(answer) else "as text"
 
 
 def _words(question: str) -> Words:
@@ -165,9 +180,9 @@ def _grams(words: Words, n: int) -> set[Words]:
 
 
 @functools.lru_cache
-def _raw_sets(fields: str) -> tuple[ProblemSets, dict[str, int]]:
-    """({split: problems without duplicates}, {split: rows read}); `train` still holds the
-    validation problems and what overlaps with a test set."""
+def _raw_sets(fields: str) -> tuple[ProblemSets, dict[str, int], dict[str, int]]:
+    """({split: problems without duplicates}, {split: rows read}, {split: problems in them});
+    `train` still holds the validation problems and what overlaps with a test set."""
     settings = CollectionSettings.model_validate_json(fields)
     doubled = sorted(settings.further.keys() & set(SPLITS))
     if doubled:
@@ -176,18 +191,19 @@ def _raw_sets(fields: str) -> tuple[ProblemSets, dict[str, int]]:
             "give it another name"
         )
     named = {"train": settings.train, "test": settings.test, "hard": settings.hard}
-    sets, read = {}, {}
+    sets, read, complete = {}, {}, {}
     for split, source in (named | settings.further).items():
-        rows = _read(source, split)
+        chosen, read[split] = _read(source, split)
         first: dict[str, Problem] = {}  # of each question, white space apart
-        for problem in rows:
+        for problem in chosen:
             first.setdefault(" ".join(problem.question.split()), problem)
-        sets[split], read[split] = tuple(first.values()), len(rows)
-    return sets, read
+        sets[split], complete[split] = tuple(first.values()), len(chosen)
+    return sets, read, complete
 
 
-def _read(source: Source, split: str) -> list[Problem]:
-    """The problems of a source, one per row and in the order of the rows."""
+def _read(source: Source, split: str) -> tuple[list[Problem], int]:
+    """The problems of a source, one per row that has a question and an answer and in the order of
+    the rows, and the number of all rows."""
     table = _load(source)
     for column in (source.question, source.answer):
         if column not in table.column_names:
@@ -197,33 +213,70 @@ def _read(source: Source, split: str) -> list[Problem]:
             )
     questions = table[source.question][: source.limit]
     answers = table[source.answer][: source.limit]
-    problems = []
+    problems, faults = [], []
     for row, (raw_question, raw_answer) in enumerate(zip(questions, answers, strict=True)):
-        question, gold = _text(raw_question), _gold(_text(raw_answer), source.reads)
-        if not question or not gold:
-            answer_name = "answer behind ####" if source.reads == "after ####" else "answer"
-            missing = answer_name if question else "question"
-            raise ValueError(
-                f"{source.path}, split {source.split!r}, row {row} (the first is 0): no {missing}; "
-                f"question {question[:60]!r}, column {source.answer!r} {str(raw_answer)[-60:]!r}"
+        try:
+            question, gold = _question(raw_question), _gold(raw_answer, source.reads)
+        except ValueError as fault:
+            faults.append(
+                f"row {row} (the first is 0): {fault}; column {source.question!r} "
+                f"{str(raw_question)[:60]!r}, column {source.answer!r} {str(raw_answer)[-60:]!r}"
             )
+            continue
         identity = hashlib.sha256(question.encode()).hexdigest()[:12]
         problems.append(
             Problem(identity, split, question, gold, steps=0, chain=(), person="", things="")
         )
-    return problems
+    where = f"{source.path}, split {source.split!r}"
+    if not problems:
+        reason = f"no row can be read, {faults[0]}" if faults else "there are no rows"
+        raise ValueError(f"{where}: {reason}")
+    if faults:
+        warnings.warn(
+            f"{where}: {len(faults)} of {len(questions)} rows are left out, {faults[0]}",
+            stacklevel=2,
+        )
+    return problems, len(questions)
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+def _question(value: Any) -> str:
+    """The text of a question; raises ValueError for what is none."""
+    try:
+        text = texts.text_in(value, "user").strip()
+    except ValueError as fault:
+        raise ValueError(f"the question {fault}") from None
+    if not text:
+        raise ValueError("the question is missing")
+    return text
 
 
-def _gold(text: str, reads: str) -> str:
-    """The gold answer in the text of an answer's column; "" where it has none."""
-    if reads == "answer":
-        return text
-    _, mark, ending = text.rpartition("####")
-    return _THOUSANDS.sub("", ending.strip()) if mark else ""
+def _gold(value: Any, reads: str) -> str:
+    """The gold answer in the value of an answer's column; raises ValueError where it has none."""
+    if isinstance(value, list) and len(value) == 1 and not texts.is_chat(value):
+        (value,) = value
+    if isinstance(value, list) and len(value) > 1 and not texts.is_chat(value):
+        raise ValueError(
+            f"the answer is a list of {len(value)}, which does not say whether one is enough"
+        )
+    if isinstance(value, float):
+        if not np.isfinite(value):
+            raise ValueError("the answer is missing")
+        # 25 and not 25.0: a column of integers is one of floats where one of them is missing.
+        value = np.format_float_positional(value, trim="-")
+    elif isinstance(value, int):  # True and False too
+        value = str(value)
+    try:
+        text = texts.text_in(value, "assistant").strip()
+    except ValueError as fault:
+        raise ValueError(f"the answer {fault}") from None
+    if reads == "after ####":
+        _, mark, ending = text.rpartition("####")
+        text = _COMMA.sub("", ending.strip())
+        if not mark or not text:
+            raise ValueError("no answer behind ####")
+    if not text:
+        raise ValueError("the answer is missing")
+    return text
 
 
 def _load(source: Source) -> datasets.Dataset:
@@ -242,6 +295,8 @@ def _load(source: Source) -> datasets.Dataset:
                 and source.name not in datasets.get_dataset_config_names(path)
             ):
                 path, configuration = str(folder / source.name), None
+        if Path(path, datasets.config.DATASET_STATE_JSON_FILENAME).exists():
+            return _saved(path, source)
         return datasets.load_dataset(path, configuration, split=source.split)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
@@ -252,3 +307,11 @@ def _load(source: Source) -> datasets.Dataset:
         ) from error
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{source.path}, split {source.split!r}: {error}") from error
+
+
+def _saved(path: str, source: Source) -> datasets.Dataset:
+    """The data set in a folder that `save_to_disk` made of a single split."""
+    saved = datasets.load_from_disk(path)
+    if saved.split is not None and str(saved.split) != source.split:
+        raise ValueError(f"the folder was saved of the split {str(saved.split)!r} alone")
+    return saved

@@ -7,8 +7,10 @@ training by a table never samples.
 
 import functools
 import json
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,6 +94,7 @@ def sample_rollouts(
     """
     is_elsewhere = profile.is_elsewhere(writer)
     tokenizer = loading.load_tokenizer(profile, "base" if is_elsewhere else writer)
+    end_ids = frozenset({tokenizer.eos_token_id})  # what no model has sampled ends with this one
     if is_elsewhere:
         texts = texts or written_elsewhere(profile, chosen)
         chosen = [problem for problem in chosen if problem.problem_id in texts]
@@ -99,14 +102,11 @@ def sample_rollouts(
     elif profile.rollouts.source == "solutions":
         completions = _tokens_of_solutions(profile, tokenizer, chosen, writer)
     else:
-        completions = _sampled_tokens(
-            profile,
-            tokenizer,
-            chosen,
-            model or loading.load_model(profile, writer),
-            batch_size or profile.rollouts.batch_size,
-        )
-    return _graded_rows(profile, tokenizer, chosen, completions)
+        model = model or loading.load_model(profile, writer)
+        end_ids = sampling.end_ids_of(model, tokenizer)
+        size = batch_size or profile.rollouts.batch_size
+        completions = _sampled_tokens(profile, tokenizer, chosen, model, end_ids, size)
+    return _graded_rows(profile, tokenizer, chosen, completions, end_ids)
 
 
 def _tokens_of_texts(
@@ -139,6 +139,7 @@ def _sampled_tokens(
     tokenizer: PreTrainedTokenizerBase,
     chosen: Sequence[Problem],
     model: PreTrainedModel,
+    end_ids: Collection[int],
     batch_size: int,
 ) -> list[list[int]]:
     """Token ids sampled from a model, each with a draw of its own by its row in the whole table, so
@@ -160,7 +161,7 @@ def _sampled_tokens(
             model,
             prompts,
             max_new_tokens=rollout_settings.max_new_tokens,
-            end_id=tokenizer.eos_token_id,
+            end_ids=end_ids,
             batch_size=batch_size,
             temperature=rollout_settings.temperature,
             seed=rollout_settings.seed,
@@ -174,15 +175,17 @@ def _graded_rows(
     tokenizer: PreTrainedTokenizerBase,
     chosen: Sequence[Problem],
     completions: Sequence[list[int]],
+    end_ids: Collection[int],
 ) -> pd.DataFrame:
     """Rows of the table from K completions of each problem, one problem after the other."""
     samples = profile.rollouts.samples
     prompts = _prompts(profile, tokenizer, chosen)
+    prompt = loading.empty_prompt(tokenizer, profile.problems.instruction)
     rows = []
     for index, ids in enumerate(completions):
         problem = chosen[index // samples]
-        text = cast(str, tokenizer.decode(ids, skip_special_tokens=True))
-        grade = grading.grade(text, problem.answer)
+        text = sampling.text_of(tokenizer, ids, end_ids)
+        grade = grading.grade(text, problem.answer, profile.problems.thought, prompt)
         rows.append(
             {
                 "problem_id": problem.problem_id,
@@ -195,7 +198,7 @@ def _graded_rows(
                 "answer": grade.answer,
                 "reward": float(grade.correct),
                 "status": grade.status,
-                "truncated": ids[-1:] != [tokenizer.eos_token_id],
+                "truncated": sampling.is_truncated(ids, end_ids),
                 "tokens": len(ids),
             }
         )
@@ -210,23 +213,27 @@ def _prompts(
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    # A control token within a text is read letter by letter.
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    return list(encoded.input_ids)
 
 
 # --- texts that are written elsewhere ------------------------------------------------------------
 
 
 def written_elsewhere(profile: Profile, chosen: Sequence[Problem]) -> Texts:
-    """K texts of each problem from the profile's server or its file; without the problems that the
-    server refused to answer.
+    """K texts of each problem from the profile's server or its file, as the base reads them;
+    without the problems that the server refused to answer.
 
-    Raises ValueError for a file that can't be read, lacks a column, or has too few rollouts, and
-    what `servers.complete` raises.
+    Raises what `rollout_files.read` and `servers.complete` raise, and ValueError for a file with
+    too few rollouts.
     """
     where = loading.source_of(profile, "teacher")
     if where == "endpoint":
-        return _written_by_server(profile, chosen)
-    return _written_in_file(store.ROOT / where.removeprefix("file:"), profile, chosen)
+        texts = _written_by_server(profile, chosen)
+    else:
+        texts = _written_in_file(store.ROOT / where.removeprefix("file:"), profile, chosen)
+    return _as_the_base_reads(profile, chosen, texts)
 
 
 def _written_by_server(profile: Profile, chosen: Sequence[Problem]) -> Texts:
@@ -245,36 +252,40 @@ def _written_by_server(profile: Profile, chosen: Sequence[Problem]) -> Texts:
         # Shared by all profiles that ask the same server the same questions.
         folder=store.ROOT / "results" / "answers",
     )
-    texts = {
-        problem.problem_id: [(one.text, one.finish_reason == "length") for one in answers]
-        for problem, answers in zip(chosen, completions, strict=True)
-        if all(one.text for one in answers)
-    }
-    if len(texts) < len(chosen):
+    texts: Texts = {}
+    reasons: Counter[str] = Counter()  # why problems are left out: the first one of each
+    cut: Counter[str] = Counter()
+    for problem, answers in zip(chosen, completions, strict=True):
+        if missing := [one.finish_reason for one in answers if not one.text]:
+            reasons[missing[0]] += 1
+        else:
+            texts[problem.problem_id] = [(one.text, one.is_cut) for one in answers]
+            cut.update(one.finish_reason for one in answers if one.is_cut)
+    del cut["length"]
+    if cut:
+        said = ", ".join(f"{count} x {reason!r}" for reason, count in cut.most_common(3))
         warnings.warn(
-            f"{len(chosen) - len(texts)} of {len(chosen)} problems are left out: "
-            f"{endpoint.model} refused them, or gave an empty answer",
+            f"{cut.total()} completions of {endpoint.model} count as cut and get no end token, "
+            f"since their finish_reason is no clean stop: {said}",
             stacklevel=3,
         )
+    if reasons:
+        said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        left_out = (
+            f"{reasons.total()} of {len(chosen)} problems are left out: {endpoint.model} refused "
+            f"them or gave too few answers ({said}); the next call asks for what is missing"
+        )
+        if not texts:
+            raise ValueError(left_out)
+        warnings.warn(left_out, stacklevel=3)
     return texts
 
 
 def _written_in_file(file: Path, profile: Profile, chosen: Sequence[Problem]) -> Texts:
-    is_parquet = file.suffix == ".parquet"
-    try:
-        rows = pd.read_parquet(file) if is_parquet else pd.read_json(file, lines=True, dtype=False)
-    except ValueError as error:
-        kind = "Parquet" if is_parquet else "JSON lines"
-        raise ValueError(f"{file} can't be read as {kind}: {error}") from error
-    if missing := {"question", "completion"} - set(rows.columns):
-        raise ValueError(
-            f"{file}: rollouts need a column {sorted(missing)[0]!r}; "
-            f"it has {', '.join(rows.columns)}"
-        )
-    by_question = {
-        " ".join(question.split()): list(group.completion)
-        for question, group in rows.groupby("question", sort=False)
-    }
+    # Late as above: what a file says of cut answers is a server's word.
+    from helpers.data import rollout_files
+
+    by_question = rollout_files.read(file)
     samples = profile.rollouts.samples
     texts = {}
     for problem in chosen:
@@ -285,7 +296,50 @@ def _written_in_file(file: Path, profile: Profile, chosen: Sequence[Problem]) ->
                 f"the profile asks for {samples}: lower rollouts.samples, "
                 "or take the problems that the file answers as the training ones"
             )
-        texts[problem.problem_id] = [(text, False) for text in completions[:samples]]
+        texts[problem.problem_id] = [(one.text, one.is_cut) for one in completions[:samples]]
+    return texts
+
+
+def _as_the_base_reads(profile: Profile, chosen: Sequence[Problem], texts: Texts) -> Texts:
+    """The texts without what the base's tokens say already: an end token behind the text, and the
+    mark that opens a thought where the base's prompts end with it.
+
+    Warns of other control tokens in a text, which are read letter by letter: none of them may end a
+    completion in its middle.
+    """
+    tokenizer = loading.load_tokenizer(profile)
+    end, thought = cast(str, tokenizer.eos_token), profile.problems.thought
+    prompt = loading.empty_prompt(tokenizer, profile.problems.instruction)
+    _, opening, behind = prompt.rpartition(thought[0]) if thought else ("", "", "")
+    is_open = opening and not behind.strip()
+
+    def as_read(text: str) -> str:
+        if text.rstrip().endswith(end):
+            text = text.rstrip().removesuffix(end)
+        if is_open and text.lstrip().startswith(opening):
+            text = text.lstrip().removeprefix(opening)
+            # Either the prompt has the line break that follows the mark, or the text.
+            text = text.lstrip("\n") if behind else text
+        return text
+
+    texts = {
+        problem_id: [(as_read(text), is_cut) for text, is_cut in written]
+        for problem_id, written in texts.items()
+    }
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    control = re.compile("|".join(map(re.escape, special)))
+    found = [
+        f"{match.group()!r} in completion {number} (the first is 0) of {problem.question[:60]!r}"
+        for problem in chosen
+        for number, (text, _) in enumerate(texts.get(problem.problem_id, ()))
+        if (match := control.search(text))
+    ]
+    if found:
+        warnings.warn(
+            f"{len(found)} completions hold control tokens of the base, first {found[0]}: they are "
+            "read as plain text, so that none ends a completion in its middle",
+            stacklevel=3,
+        )
     return texts
 
 
@@ -303,8 +357,6 @@ def make_table(profile: Profile, writer: str = "teacher") -> Path:
     """
     chosen: Sequence[Problem] = problems.problem_sets(profile.problems)["train"]
     table_settings = settings(profile, writer)
-    code = store.code_digest("helpers.data.rollouts")
-    fingerprint = storage.digest({"settings": table_settings, "code": code})
     texts, models = None, {}
     if profile.is_elsewhere(writer):
         # For all problems at once, so that a server always has work.
@@ -315,6 +367,11 @@ def make_table(profile: Profile, writer: str = "teacher") -> Path:
         models[writer] = loading.load_model(profile, writer)
     if "base" not in models:
         models["base"] = loading.load_model(profile, "base")
+
+    code = store.code_digest("helpers.data.rollouts")
+    # With the texts, since a server may answer more problems today than when a part was made.
+    parts_of = {"settings": table_settings, "code": code} | ({"texts": texts} if texts else {})
+    fingerprint = storage.digest(parts_of)
 
     def make_part(part: Sequence[Problem]) -> pd.DataFrame:
         rows = sample_rollouts(profile, part, writer=writer, model=models.get(writer), texts=texts)

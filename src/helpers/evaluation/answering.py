@@ -27,7 +27,7 @@ RunOrModel = Run | str
 
 # The first ones of the test split, for every control; all 1319 would cost as much as training it.
 CONTROL_PROBLEMS = 600
-RECIPE = 1  # raised whenever the numbers of evaluation change, as `trainer.RECIPE`
+RECIPE = 2  # raised whenever the numbers of evaluation change, as `trainer.RECIPE`
 
 
 def name_of(run: RunOrModel) -> str:
@@ -123,18 +123,20 @@ def answer(
     """
     torch.set_num_threads(profile.evaluation.threads)
     tokenizer = loading.load_tokenizer(profile)
+    end_ids = sampling.end_ids_of(model, tokenizer)
     opening_ids = tokenizer(opening, add_special_tokens=False).input_ids if opening else []
     instruction = profile.problems.instruction
     prompts = [
         loading.prompt_ids(tokenizer, problem.question, instruction) + opening_ids
         for problem in chosen
     ]
+    before = loading.empty_prompt(tokenizer, instruction) + opening
     with tqdm(total=len(prompts), desc=f"answering {name}", unit="problem") as progress:
         completions = sampling.sample(
             model,
             prompts,
             max_new_tokens=profile.evaluation.max_new_tokens,
-            end_id=tokenizer.eos_token_id,
+            end_ids=end_ids,
             batch_size=profile.evaluation.batch_size,
             temperature=temperature,
             seed=seed,
@@ -142,8 +144,8 @@ def answer(
         )
     rows = []
     for problem, prompt, ids in zip(chosen, prompts, completions, strict=True):
-        text = cast(str, tokenizer.decode(ids, skip_special_tokens=True))
-        grade = grading.grade(text, problem.answer)
+        text = sampling.text_of(tokenizer, ids, end_ids)
+        grade = grading.grade(text, problem.answer, profile.problems.thought, before)
         rows.append(
             {
                 "problem_id": problem.problem_id,
@@ -155,7 +157,7 @@ def answer(
                 "correct": grade.correct,
                 "correct_flexible": grading.grade_by_last_number(text, problem.answer).correct,
                 "tokens": len(ids),
-                "truncated": ids[-1:] != [tokenizer.eos_token_id],
+                "truncated": sampling.is_truncated(ids, end_ids),
                 "prompt_ids": prompt,
                 "completion_ids": ids,
             }
