@@ -35,7 +35,7 @@ from adapter_geometry import geometry
 from helpers import profiles, store
 from helpers.analysis import replication
 from helpers.book import figures
-from helpers.data import problems, rollouts
+from helpers.data import diagnosis, problems, rollouts
 from helpers.evaluation import answering, likelihood, statistics
 from helpers.models import loading
 from helpers.training import trainer
@@ -164,6 +164,45 @@ Markdown(f"The two rules differ by at most {difference:.1%} for any model; unpar
 # The last column shows who writes in whose style: a terse solution has about half the tokens of a wordy one. A model whose mean length is
 # that of the base has kept its style.
 #
+# ## How do they fail?
+#
+# The generator knows the right chain of every problem, so each answer can be read step by step: which is the first step that it gets wrong, and
+# how? A *wrong equation* has the right operation on the right numbers, and another result. A *number miscopied* is neither the question's
+# nor the answer's own earlier result where one of these belongs. The chain can be right and the *box* wrong or missing. *Other* is another
+# operation, a step too few or too many, or no solution at all. An answer may also name another person or other things than the question,
+# which no box shows. All numbers are shares of a model's answers to the test problems:
+
+# %%
+test_problems = problems.problem_sets(study.problems)["test"]
+errors = store.write_table(profile, "errors",
+                           diagnosis.error_table(test_problems, records))
+shares = errors.select_dtypes("number").columns
+figures.table(errors).format("{:.1%}", subset=list(shares))
+
+# %%
+by_model = errors.set_index("run")
+commonest = by_model[list(diagnosis.CLASSES)].idxmax(axis=1)
+same = int((commonest[list(runs)] == commonest["base"]).sum())
+strangers = by_model["wrong name"]
+stranger = strangers[list(runs)].idxmax()
+Markdown(f"The base's commonest failure is: *{commonest['base']}*; so it is for {same} "
+         f"of the six students. The student that most often names another person or "
+         f"other things is {figures.LABELS[stranger]}, in {strangers[stranger]:.1%} of "
+         f"its answers (the base: {strangers['base']:.1%}).")
+
+# %% [markdown]
+# One problem, answered by all of them; the first of the longest test problems that some of them solve and others do not:
+
+# %%
+tested = records[records.split == "test"]
+solved = tested.groupby("problem_id").correct.mean()
+longest = sorted(test_problems, key=lambda problem: -problem.steps)
+chosen = next((problem for problem in longest
+               if 0 < solved[problem.problem_id] < 1), longest[0])
+print(answering.answers_side_by_side(
+    study, tested[tested.problem_id == chosen.problem_id]))
+
+# %% [markdown]
 # ## What the style costs
 #
 # There is a second suspicion. The trained models may write in the teacher's style, and the base, which saw that style in one text in ten,

@@ -19,17 +19,17 @@ Equation = tuple[int, str, int, int]  # left, operator, right, result
 
 STYLES = ("terse", "wordy")
 # fmt: off
-_PEOPLE = (
+PEOPLE = (
     "Tom", "Anna", "Ben", "Clara", "David", "Ella", "Felix", "Grace",
     "Hugo", "Iris", "Jonas", "Lena", "Max", "Nina", "Oscar", "Paula",
 )
-_THINGS = (
+THINGS = (
     "apples", "books", "coins", "marbles", "shells", "stamps", "pencils", "cards",
     "stones", "beads", "pears", "nuts", "tickets", "buttons", "flowers", "eggs",
 )
 # fmt: on
 _LARGEST = 99
-_OPERATORS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "lots": "+"}
+OPERATORS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "lots": "+"}
 
 
 def equations(
@@ -43,7 +43,7 @@ def equations(
     written: list[Equation] = []
     total = chain[0]
     for kind, *numbers in chain[1:]:
-        operator, operand = _OPERATORS[kind], numbers[0]
+        operator, operand = OPERATORS[kind], numbers[0]
         if kind == "lots":  # what is in all boxes is counted first, then added
             boxes, each = numbers
             operand = miscount(boxes * each)
@@ -124,7 +124,7 @@ def _one_of(rng: np.random.Generator, phrasings: Sequence[str]) -> str:
 def draw_problem(rng: np.random.Generator, steps: int, split: str = "train") -> Problem:
     """One templated problem of `steps` equations."""
     chain = _draw_chain(rng, steps)
-    person, things = _one_of(rng, _PEOPLE), _one_of(rng, _THINGS)
+    person, things = _one_of(rng, PEOPLE), _one_of(rng, THINGS)
     question = _story(rng, chain, person, things)
     identity = hashlib.sha256(question.encode()).hexdigest()[:12]
     answer = str(equations(chain)[-1][-1])
