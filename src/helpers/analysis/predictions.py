@@ -13,17 +13,20 @@ import pandas as pd
 from helpers import store
 
 _COLUMNS = ("number", "expected", "changes")  # of a table in book/predictions.md
+# Of other runs, with probabilities instead of ranges.
+_SECOND_PART = "\n## Second part"
 _OUTCOME = ("outcome", "value", "low", "high", "is_expected", "changes_mind")
 
 
 def load() -> pd.DataFrame:
-    """The predictions in their order.
+    """The predictions of the page's first part, in their order.
 
     Columns section, number (what was to be measured), expected, changes (what would change our
     mind).
     """
     section, rows = None, []
-    for line in (store.ROOT / "book" / "predictions.md").read_text().splitlines():
+    page = (store.ROOT / "book" / "predictions.md").read_text()
+    for line in page.partition(_SECOND_PART)[0].splitlines():
         if line.startswith("## "):
             section = line.removeprefix("## ")
         elif line.startswith("|") and not line.startswith(("| number", "|---")):
