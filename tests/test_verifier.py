@@ -133,9 +133,7 @@ def test_an_answer_beyond_its_seconds_is_unreadable_and_the_next_one_is_read(pro
         "    return (True, True, sum(range(10**12)) > 0 if written == 'long' else True)",
         SECONDS=1,
     )
-    started = time.monotonic()
-    assert verifier._reply("long", "12") == (False, False, False)
-    assert time.monotonic() - started < 10, "it is stopped at its limit"
+    assert verifier._reply("long", "12") == (False, False, False), "stopped long before its hours"
     assert verifier._reply("short", "12") == (True, True, True), "another process is in its place"
 
 
