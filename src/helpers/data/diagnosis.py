@@ -95,13 +95,14 @@ def _first_error(problem: Problem, completion: str) -> tuple[str | None, int]:
         first, sign, second, result = equation
         if sign != operator:
             return OTHER, number
-        follows = bool(written and written[0]) and written[0][:2] == (result, operator)
-        if follows and second != wanted[1] and second % 10 == 0 and written[0][2] < 10:
+        following = written[0] if written else None
+        goes_on = following is not None and following[:2] == (result, operator)
+        if following and goes_on and second % 10 == 0 and second != wanted[1] and following[2] < 10:
             # tens first
             if result != _calculated(first, operator, second):
                 return WRONG_EQUATION, number
-            ones, result = written.pop(0)[2:]
-            second += ones
+            second, result = second + following[2], following[3]
+            written = written[1:]
         is_swapped = operator in "+*" and [second, first] == wanted
         if [first, second] != wanted and not is_swapped:
             return MISCOPIED, number
