@@ -10,19 +10,21 @@
 # %% [markdown]
 # # Your own adapters
 #
-# *Previously,* [the verdict](23_verdict.ipynb) closed the study of six adapters. *Now* the same analysis is one command for any set of LoRA folders that
-# share a base model, and this page says what it reads, what it refuses, what it computes, and how far to trust the answer. The book's own six adapters stand in for yours.
+# *Previously,* [the verdict](23_verdict.ipynb) closed the study of six adapters. *Now* the same analysis is one command for any set of adapters or fine-tuned models that
+# share a base model, and this page says what it reads, what it refuses, what it computes, and how far to trust the answer. The book's own six adapters stand in for yours; those of a pretrained model are the worked example.
 #
 # **Key takeaways**
-# - One command or one call compares any PEFT LoRA folders, each number with its chance level. What is not of the form $\Delta W = s B A$ is refused by name.
+# - One command or one call compares any adapters of one base model, each number with its chance level. What has no such update, or cannot be read for certain, is refused by name.
+# - A cosine needs a yardstick twice: what unrelated updates give, and what another seed of the same method gives.
 # - A question without an answer, such as the direction of a zero update, gets NaN and not a number that looks like one.
 # - Counts of {term}`intruder dimensions <intruder dimension>` follow the *length* of an update: read them beside an update of equal length that has no meaning.
 # - A weighted sum of adapters is exact as factors of the summed rank; what a smaller rank loses is a number that one can ask for.
 #
-# You need: [norms and cosines](10_norms.ipynb), [principal angles](11_angles.ipynb). Reads all six runs. Time to run: under a minute, once they exist.
+# You need: [norms and cosines](10_norms.ipynb), [principal angles](11_angles.ipynb). Reads all six runs, and the adapters of the pretrained model, which come with the book. Time to run: under a minute, once they exist.
 
 # %% tags=["parameters"]
 profile = "tiny"  # the study to show: tiny, or smoke for a test of the plumbing
+pretrained = "smollm2-135m"  # the study whose adapters are the worked example
 
 # %%
 import contextlib
@@ -44,8 +46,9 @@ from safetensors.torch import load_file, save_file
 import adapter_geometry
 from adapter_geometry import geometry, spectra, updates
 from adapter_geometry.adapters import load_update
+from adapter_geometry.base_weights import BaseWeights
 from adapter_geometry.cli import main
-from adapter_geometry.spectra import THRESHOLD, TOP, BaseWeights
+from adapter_geometry.spectra import THRESHOLD, TOP
 from adapter_geometry.updates import Factors
 from helpers import profiles, store
 from helpers.analysis import edits
@@ -63,7 +66,7 @@ cache = store.results(study.name) / "decompositions"
 # %% [markdown]
 # ## One command, one call
 #
-# In a terminal, with folders or hub names of the form `owner/name` or `owner/name/folder`:
+# In a terminal, with folders or hub names of the form `owner/name`, with `@revision` and `/folder` if wanted:
 #
 # ```bash
 # adapter-geometry compare run-a/adapter run-b/adapter third=elsewhere/lora \
@@ -71,8 +74,18 @@ cache = store.results(study.name) / "decompositions"
 # ```
 #
 # The first adapter is the *reference* unless another is named; `NAME=FOLDER` gives a name of your own. Without `--base`, everything that needs only the factors
-# is computed; with it, also relative norms, intruder dimensions and {term}`spectral shifts <spectral shift>`; with `--texts FILE`, also losses along paths and {term}`CKA <centred kernel alignment>`. The
-# same from Python is one function, which takes a dictionary of folders:
+# is computed; with it, also relative norms, intruder dimensions and {term}`spectral shifts <spectral shift>`; with `--texts FILE`, also losses along paths, {term}`CKA <centred kernel alignment>` and behaviour. For programs, `--json` prints the numbers and `--fail-on 'cosine<0.9'` ends
+# with exit code 1 where that holds. Four other commands take one adapter or write one:
+#
+# ```bash
+# adapter-geometry inspect run-a/adapter --base path/to/base-model
+# adapter-geometry combine merged run-a/adapter run-b/adapter --weights .5 .5
+# adapter-geometry compress small run-a/adapter --rank 8
+# adapter-geometry export plain checkpoints/saved-by-another-trainer
+# ```
+#
+# `inspect` says how long an update is, what rank it uses and which modules are dead or stand out; `combine` writes a weighted sum, `compress` the best approximation of a rank with what it loses, and `export` an adapter of another saver or kind as plain LoRA factors. [The tool's Python interface](../api.md) lists the
+# functions behind them. That of `compare` takes a list or a dictionary of folders:
 
 # %%
 folders = {name: trainer.train(study, study.runs[name]) / "adapter"
@@ -82,21 +95,19 @@ for part in (loading.load_model(study), loading.load_tokenizer(study)):
     part.save_pretrained(base)
 report = adapter_geometry.compare_adapters(folders, base=base, reference="sft",
                                            cache=cache)
-
-# %%
 print(report.summary())
 
 # %% [markdown]
-# Each line ends in pairs: a number, then where chance would put it. *By chance, up to* is the upper end of the band of unrelated updates with the same spectra; *by chance, from* is the lower end of
-# the band of random subspaces, so a cosine speaks when it is above the first and an angle when it is below the second.
+# First come findings in sentences, then the table that they are written from. A cosine and an angle are followed by where chance would put them. *By chance, up to* is the upper end of the wider of two bands: of unrelated updates with the same spectra, and of Gaussian $B$ on the $A$ that each has. *By chance, from* is the lower end of
+# the band of medians over as many random subspaces, so a cosine speaks when it is above the first and an angle when it is below the second.
 
 # %%
 cosine = report.tables["cosine"].query("scope == 'global' and run_a == 'sft'")
 cosine = cosine.set_index("run_b")
-inside = cosine.query("chance_low <= cosine <= chance_high").index
+cosine["limit"] = cosine[["chance_high", "gaussian_high"]].max(axis=1)
+inside = cosine.query("-limit <= cosine <= limit").index
 angles = report.tables["angles"].query("side == 'left' and index == 1")
-angles = angles[angles.run_a == "sft"].groupby("run_b")
-angles = angles[["degrees", "chance_low"]].median()
+angles = angles.query("scope == 'global' and run_a == 'sft'").set_index("run_b")
 near = angles.query("degrees < chance_low").index
 in_band, near_sft = (", ".join(figures.LABELS[run] for run in runs) or "none"
                      for runs in (inside, near))
@@ -106,6 +117,45 @@ for: {near_sft}.""")
 
 # %% [markdown]
 # An adapter in the first list and in the second shares directions with SFT and yet has no cosine with it. The page on [angles](11_angles.ipynb) explains how both can be true.
+#
+# ## A worked example
+#
+# The adapters of [the pretrained model](22_pretrained.ipynb) come with the book: six methods with one seed, and SFT once more with another. What does the report say of them, and what would one do?
+
+# %%
+trained = {run: store.find(pretrained, f"runs/{run}/run.json").parent / "adapter"
+           for run in [*profiles.load(pretrained).main_runs, "sft-43-43"]}
+example = adapter_geometry.compare_adapters(trained)
+print(example.summary())
+
+# %%
+measured = {each["name"]: each for each in example.as_json()["adapters"]}
+cosines = pd.Series({name: each["cosine"] for name, each in measured.items()})
+alike, dpo = cosines[["rft", "rift", "offline-grpo"]], measured["dpo"]
+Markdown(f"""SFT with another seed has a cosine of
+**{cosines['sft-43-43']:.2f}** with SFT.
+RFT, RIFT and Offline GRPO, with SFT's seed, have {alike.min():.2f} to
+{alike.max():.2f}, DFT {cosines['dft']:.2f}. DPO's cosine of {cosines['dpo']:.3f} is
+above chance, up to {dpo['cosine_chance']:.3f}; its smallest angle is
+{dpo['angle']:.0f} degrees where chance begins at {dpo['angle_chance']:.0f}; and its
+update is {1 / dpo['norm_ratio']:.0f} times shorter than SFT's.""")
+
+# %% [markdown]
+# All of these cosines are far beyond chance, so each of the six has something in common with SFT; that alone is a weak statement, for they have the base, the problems and, but for the last, the initial $A$ and the order of the rows in common too. The second yardstick is the other seed. Methods that share a seed are nearer to
+# one another than SFT is to itself, so a part of their likeness belongs to the seed and not to the method. What one would do:
+#
+# - *RFT and RIFT beside SFT.* Treat them as variants of one update. To claim a difference between them, train each with several seeds, and compare within a seed and across seeds ([here](16_seeds.ipynb)); before two of them are shipped, test whether their answers differ at all.
+# - *DFT.* Less like SFT than SFT is with another seed: the difference is larger than the one that this seed makes, and a third seed would say how firm that is. Look at the maps of the report for where it is: in all layers, or in a few.
+# - *DPO.* Short, and partly in SFT's directions. Its length asks for a control first, DPO at a [matched rate](17_matched_dpo.ipynb), before its direction is called a property of the method. A merge of both is SFT's in all but name; what compression does to the shorter part comes further down.
+#
+# The first thing to look at in any one of them is itself:
+
+# %%
+lines = adapter_geometry.inspect_adapter(trained["dft"]).lines()
+print("\n".join(lines).replace(f"{store.ROOT}/", ""))
+
+# %% [markdown]
+# Few of the singular values hold most of the update, fewer in the values than in the queries and keys, and no module is dead: the rank of the factors leaves room, and `compress` would say what a smaller one loses. A module at a hundredth of the norm of its kind, or at zero, would be named here, and would be the first thing to explain.
 #
 # ## What is read
 #
@@ -141,10 +191,17 @@ Markdown(f"""In common: {len(both['sft'])} modules. Left out of SFT:
 other: {len(left_out['patterns'])}.""")
 
 # %% [markdown]
+# Everything on these pages is algebra on $s B A$, so whatever else is read becomes such factors first, and what that loses is said:
+#
+# - **Other savers.** Names that `torch.compile`, FSDP, DDP or checkpoint wrappers leave behind, the adapter's own name in a key, a missing prefix, MLX, several files: matched, and noted. Where a folder holds its adapters in subfolders, these are named.
+# - **Other kinds.** DoRA, LoHa, LoKr, AdaLoRA, OFT, fused experts and more: the difference that PEFT itself makes when it merges, module by module. Most need `--base`. A difference of high rank is cut at 64, or at `--rank`, and the relative error is stated.
+# - **Whole models.** A fine-tuned or merged model, with `--base`: $W_1 - W_0$, one matrix at a time, cut in the same way. So a full fine-tune can stand beside an adapter. What is stored in bfloat16 holds rounding too, which has no direction and lowers every cosine of a short update.
+# - **The base.** $W_0$ is what the model computes with: FP8 with scales, LLM.int8, bitsandbytes' 4 bits and compressed-tensors are dequantised; formats whose arithmetic isn't certain are refused by their name.
+#
 # ## What is refused
 #
-# Everything on these pages is algebra on $s B A$. DoRA rescales columns of the sum, trained biases and embeddings are not matrices of that form, and a NaN spoils every sum that it enters. A tool that
-# quietly left such parts out would compare something other than the models. So the folder is refused, with the file, the reason and a way out:
+# A trained head, biases and tokens are no update of a weight matrix, and a NaN spoils every sum that it enters. A tool that
+# quietly left such parts out would compare something other than the models. So the folder is refused, with the file, the reason and a way out; for heads and their like that is `--lora-only`, which leaves them out and says so:
 
 # %%
 def damaged(name, change, **settings):
@@ -166,12 +223,12 @@ damaged("mixed-up", lambda weights, key: None, r=study.lora.rank + 1)
 # %%
 for name in ("dora", "diverged", "incomplete", "mixed-up", "missing"):
     try:
-        adapter_geometry.load_update(scratch / name)
+        adapter_geometry.load(scratch / name)
     except (adapter_geometry.AdapterError, FileNotFoundError) as error:
         print(f"{type(error).__name__}: {str(error).replace(f'{scratch}/', '')}\n")
 
 # %% [markdown]
-# The list of refusals is longer: broken JSON, another `peft_type`, factors of convolutions, a truncated file, a link that leads out of its folder, no common module, two adapters of one name, and a `.bin` file, which is a
+# The list of refusals is longer: broken JSON, a kind that changes more than weight matrices, a truncated file, a pointer of git-lfs, a link that leads out of its folder, no common module, two adapters of one name, and a `.bin` file, which is a
 # pickle and can run code when it is opened; its message holds the command that converts it. No code from a folder or from the hub is ever run. On the command line the message goes to the error stream, and the exit code is 2:
 
 # %%
@@ -182,7 +239,7 @@ with contextlib.redirect_stderr(sys.stdout):
         print("exit code", stopped.code)
 
 # %% [markdown]
-# A different base model named in the configurations is a *warning* and no refusal: the matrices can be compared, and whether that means anything is for you to judge.
+# A different base model named in the configurations, or another one than `--base`, is a *warning* and no refusal: the matrices can be compared, and whether that means anything is for you to judge.
 #
 # ## Stored as they are, computed in float64
 #
@@ -337,8 +394,6 @@ here, it says little.""")
 rotated = {run: edits.rotated(update, "left", number)
            for number, (run, update) in enumerate(adapters.items())}
 by_chance = spectra.intruders_table(rotated, weights)
-
-# %%
 modules = report.tables["updates"].query("scope == 'module'")
 sizes = modules.groupby("run").relative_norm.mean()
 ours, null = (table.groupby("run").agg({"count": "sum", "spectral_shift": "mean"})
@@ -473,8 +528,6 @@ for other in ("rft", "dpo"):
     unrelated = edits.rotated(edits.rotated(update, "left", 1), "right", 2)
     pairs[label] = added(adapters["sft"], update)
     pairs[f"{label}, rotated"] = added(adapters["sft"], unrelated)
-
-# %%
 rank = study.lora.rank
 shares = (0.0625, 0.125, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
 ranks = sorted({max(1, round(share * rank)) for share in shares})
@@ -535,7 +588,7 @@ changes logits by up to {effect:.2g}.""")
 #
 # ## What the report holds
 #
-# With `--out`, or `report.write(folder)`, the tables are written as Parquet files, tidy, one value per row, and with them one HTML file that needs nothing else: its figures are inside, its texts are escaped, and it says which library versions made it.
+# With `--out`, or `report.write(folder)`, the tables are written as Parquet and CSV files, tidy, one value per row, and with them the numbers as JSON and one HTML page that needs nothing else: its figures are inside, its texts are escaped, and it says which command, base, files and versions made it. The folder is one unit and is replaced as a whole.
 
 # %%
 page = report.write(scratch / "report")
@@ -548,7 +601,7 @@ display(Markdown(f"`{page.name}`, {page.stat().st_size / 2**20:.1f} MiB, with th
         contents.set_properties(**{"text-align": "left"}))
 
 # %% [markdown]
-# The tables have the columns of the book's own, so every figure of these pages can be drawn from them. For losses along paths and CKA the tool needs texts, ten or more, as JSON lines with `prompt` and `completion`. The ten shortest of the teacher's held-out rollouts show the form; a statement needs hundreds.
+# The tables have the columns of the book's own, so every figure of these pages can be drawn from them. For losses along paths, CKA and behaviour the tool needs texts, ten or more, as JSON lines with `prompt` and `completion`. The ten shortest of the teacher's held-out rollouts show the form; a statement needs hundreds.
 
 # %%
 tokenizer = loading.load_tokenizer(study)
@@ -564,7 +617,7 @@ with capture_output():  # the progress bars
 figures.table(with_texts.tables["barriers"].drop(columns="metric"))
 
 # %% [markdown]
-# Each line is one path, from the reference to another adapter or to the base, with its {term}`barrier` above the {term}`chord` and above the mean of the ends.
+# Each line is one path, from the reference to another adapter or to the base, with its {term}`barrier` above the {term}`chord` and above the mean of the ends. The table `behaviour` has each adapter's divergence from the base and its loss, beside those of null adapters of the same norm and spectrum, and `generations` what the model says at multiples of the update.
 #
 # ## Larger models
 #
@@ -590,10 +643,27 @@ pd.DataFrame(rows).style.format({"from factors": "{:.1e}", "densely": "{:.1e}",
                                  "factors in float32, GB": "{:.2f}"}).hide()
 
 # %% [markdown]
-# By {eq}`eq-adapters-cost` the factors win as long as $n r$ is well below the width; the angles and spectra, which densely would each take a decomposition of a large matrix, are then almost free. The stored factors are mapped from their files and not copied into memory, so the system may drop them and fetch them again, and modules are converted to float64 a few at a time: 28 adapters need no more memory than six.
-# `make benchmark` times six such adapters on your machine. Intruders are the slow part with `--base`: each $W_0$ is decomposed once, and the decompositions are kept under `results/decompositions/` by a hash of the weights, so that the next comparison on the same base begins with them.
+# By {eq}`eq-adapters-cost` the factors win as long as $n r$ is well below the width; the angles and spectra, which densely would each take a decomposition of a large matrix, are then almost free. The stored factors are mapped from their files and not copied into memory, so the system may drop them and fetch them again, and modules are converted to float64 a few at a time.
+# `make benchmark` times six and 28 such adapters on your machine, and says what memory they take. Intruders are the slow part with `--base`: each $W_0$ is decomposed once, and the decompositions are kept in the user's cache folder, or where `--cache` says, by a hash of the weights, so that the next comparison on the same base begins with them.
 #
 # ## How to read your results
+#
+# Each number answers one question, has one yardstick, and is silent on something that it is often taken for:
+#
+# | number | what it says | its yardstick | what it doesn't say |
+# |---|---|---|---|
+# | cosine | how much of two updates is the same, as one number for all modules, which the longest ones rule | *by chance, up to*; another seed | which modules; whether the models answer alike |
+# | smallest angle | whether the leading directions meet at all, strong or weak | *by chance, from*, left and right apart | how much of the update lies there |
+# | norm, relative norm | how far training went | the other adapters; the base's weights | where to |
+# | effective rank | over how many directions the update is spread | the rank of the factors | whether these directions matter |
+# | intruders, spectral shift | what the update does to the base's own singular directions | a copy with turned outputs; equal length | whether something was forgotten |
+# | barrier, CKA | whether the loss rises between two adapters; how alike states are | noise of the texts; the base | anything about other texts |
+# | divergence from the base | how far the answers moved | null adapters of equal norm and spectrum | whether they got better |
+#
+# A cosine is no evidence of a common lesson when it lies within its band; when both runs began at one $A$ or saw the rows in one order, until another seed has been compared; when one of the two is cut from a high rank with a large stated error, or is a merged model whose rounding is as long as its update; and when a few long modules make it,
+# which the maps of the report show. Nor is a cosine near zero evidence of a different lesson: two gauges of one update have the cosine 1, but two solutions of one task needn't share a direction.
+#
+# Five habits follow.
 #
 # 1. **Band first, number second.** A cosine of .05 can be far outside its band and an angle of 80 degrees well inside. Bands depend on width, rank and spectrum, so numbers from different models are compared by their distance from their own bands.
 # 2. **Ask how $A$ was drawn.** PEFT starts with $B = 0$ and a random $A$. Runs with one initial $A$ share their right (input) subspaces [by construction](11_angles.ipynb), whatever they learnt; the band of the right angles takes each run's own $A$ as given and so accounts for it. Look at the left side for what training chose.
@@ -609,7 +679,7 @@ pd.DataFrame(rows).style.format({"from factors": "{:.1e}", "densely": "{:.1e}",
 paper = {"rft": (".977", "2.82"), "rift": (".967", "3.04"), "dft": (".572", "–"),
          "offline-grpo": ("about .74", "–"), "dpo": (".057 to .065", "2.84 / 13")}
 norms = report.tables["updates"].query("scope == 'global'").set_index("run").norm
-rows = [(run, stated, cosine.cosine[run], cosine.chance_high[run], length, norms[run])
+rows = [(run, stated, cosine.cosine[run], cosine.limit[run], length, norms[run])
         for run, (stated, length) in paper.items()]
 comparison = pd.DataFrame(rows, columns=[
     "run", "cosine with SFT, paper", "cosine, ours", "by chance, up to", "norm, paper",
@@ -619,14 +689,28 @@ figures.table(comparison)
 # %%
 order, low, high = statistics.rank_correlation(comparison["cosine, ours"],
                                                [.977, .967, .572, .74, .06])
+temporary.cleanup()
 Markdown(f"""The rank correlation of the two columns of cosines is {order:+.2f}, that of
 random orders {low:+.2f} to {high:+.2f}. SFT's norm is {norms['sft']:.2f} here and 2.84
 in the paper; over DPO's it is {norms['sft'] / norms['dpo']:.1f} here and 13 there.""")
 
-# %%
-temporary.cleanup()
-
 # %% [markdown]
+# ## Beside other tools
+#
+# Five tools look at adapters or at what training changed. What they say of themselves, on their pages of the Python Package Index in November 2026, is what this table has; none was run for it.
+#
+# | tool | takes | answers | beside |
+# |---|---|---|---|
+# | `adapter-geometry` | two or more adapters or models of one base; or one | in what directions, sizes and ranks they agree | unrelated updates, pair by pair; turned copies; null adapters |
+# | [AdapterSentry](https://pypi.org/project/adaptersentry/) 2.0 | one LoRA file | is it suspicious? A scan without running the model, with a verdict | each module beside its own family in the file; thresholds set on public adapters |
+# | [modeldelta](https://pypi.org/project/modeldelta/) 0.4 | two checkpoints | what changed, per module: norm, sparsity, effective rank, cosine of the weights | four profiles, from seven pairs of models |
+# | [Modeldiffr](https://pypi.org/project/modeldiffr/) 0.9 | a base and a derivative, both run | did behaviour change? Benchmarks and divergence | intervals by bootstrap, paired |
+# | [sway](https://pypi.org/project/dlm-sway/) (dlm-sway) 0.1 | a base and an adapter, run | did training change behaviour? | null adapters |
+# | [weightscope](https://pypi.org/project/weightscope/) 0.4 | two checkpoints | which tensors changed, and a patch of the difference | classes of change, such as "like LoRA" |
+#
+# The questions differ, and so these are companions more than rivals: a scan before an unknown file is loaded, a comparison of behaviour before a model is shipped. None of the five says that it compares two updates with each other beside what unrelated ones would give, which is what this book needed. `modeldelta`'s cosine, for instance, is one of the weights before and after, near 1 for any short
+# update.
+#
 # ## Try it
 #
 # 1. Compare `sft` with an adapter that is SFT's in another gauge: $(B M, M^{-1} A)$ for a random invertible $M$, written by `adapter_geometry.export_adapter`. What do you expect of the cosine, and of a cosine of the flattened factors?
@@ -649,5 +733,5 @@ temporary.cleanup()
 #
 # ## Summary
 #
-# Folders in, numbers with their chance levels out. Updates are read with each module's own rank and scale {eq}`eq-adapters-scale`; what is not such an update is refused; what is not defined is NaN. Intruders and shifts come from a diagonal matrix plus a thin product, checked here against dense decompositions, and grow with length for any update. Sums are exact
+# Folders in, numbers with their chance levels out. Updates are read with each module's own rank and scale {eq}`eq-adapters-scale`; other kinds become such factors, with their error stated; what has no such update is refused; what is not defined is NaN. Intruders and shifts come from a diagonal matrix plus a thin product, checked here against dense decompositions, and grow with length for any update. Sums are exact
 # as factors, and compression tells what it costs. The rest of the book is how to read what comes out.

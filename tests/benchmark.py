@@ -3,17 +3,27 @@
 Training: tokens per second of the Trainer against a bare PyTorch loop on the same batches.
 Sampling: completions per second of `sampling.sample` against transformers' `generate` at its best
 batch size. Geometry: all pairs of six adapters from their factors against dense matrices, of which
-a few are measured and the rest extrapolated.
+a few are measured and the rest extrapolated; what the tool measures of six, 28 and 100 large
+adapters, and what it reads, in seconds and memory.
 """
 
+import json
+import multiprocessing
 import resource
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
+from adapter_geometry import adapters as reading
 from adapter_geometry import geometry
+from adapter_geometry.bands import compare_beside_chance
 from adapter_geometry.chance import compare_by_chance
+from adapter_geometry.report import findings
 from adapter_geometry.updates import Factors
 from helpers import profiles
 from helpers.data import problems, rollouts
@@ -32,6 +42,18 @@ QWEN = {
     "o_proj": (2560, 4096),
 }
 QWEN_LAYERS, QWEN_RANK = 36, 32
+# Llama 3 70B: 80 layers of these seven
+LARGE = {
+    "k_proj": (1024, 8192),
+    "v_proj": (1024, 8192),
+    "q_proj": (8192, 8192),
+    "o_proj": (8192, 8192),
+    "gate_proj": (28672, 8192),
+    "up_proj": (28672, 8192),
+    "down_proj": (8192, 28672),
+}
+LARGE_LAYERS, LARGE_RANK = 80, 64
+PATTERNS = 2000  # modules of the adapter that is read, each with a rank of its own
 
 
 def best_of(repeats, work):
@@ -195,6 +217,51 @@ def dense_seconds(shapes, layers, rank, count=6):
     return total
 
 
+def alone(work, *arguments):
+    """What a function returns in a process of its own, whose peak of memory is no other's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def tool_seconds(shapes, layers, rank, count, threads, has_bands, references=None):
+    """(seconds, GB beyond the factors) of what `adapter-geometry compare` measures of adapters that
+    were read."""
+    torch.set_num_threads(threads)
+    adapters = random_adapters(shapes, layers, rank, count)
+
+    def measure():
+        compared = (
+            compare_beside_chance(adapters, references=references)[0]
+            if has_bands
+            else geometry.compare(adapters)
+        )
+        geometry.updates_table(compared)
+        geometry.cosine_table(compared, references)
+        geometry.orthogonal_table(compared, ["run0"])
+        findings.tree(compared)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = best_of(3 if count == 6 else 1, measure)
+    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
+
+
+def reading_seconds(count):
+    """Seconds to read an adapter of so many modules, each with a pattern for its rank."""
+    modules = [
+        f"model.layers.{number // 50}.mlp.experts.{number % 50}.up_proj" for number in range(count)
+    ]
+    ranks = {module: 1 + number % 4 for number, module in enumerate(modules)}
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "rank_pattern": ranks}
+    factors = {}
+    for module, rank in ranks.items():
+        factors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, 64)
+        factors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(64, rank)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / reading.CONFIG).write_text(json.dumps(config))
+        save_file(factors, Path(folder) / reading.WEIGHTS)
+        return best_of(2, lambda: reading.load(folder))
+
+
 def benchmark_geometry(study):
     configuration = loading.load_model(study).config
     shapes = {projection: 2 * (configuration.hidden_size,) for projection in study.lora.modules}
@@ -204,19 +271,28 @@ def benchmark_geometry(study):
         f"{best_of(3, lambda: whole_geometry(adapters)):.2f} s, with chance levels "
         f"{best_of(2, lambda: whole_geometry(adapters, 8)):.2f} s (wanted: 2 or less)"
     )
-    adapters = random_adapters(QWEN, QWEN_LAYERS, QWEN_RANK)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ours = best_of(3, lambda: whole_geometry(adapters))
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
-    chance = best_of(1, lambda: compare_by_chance(adapters, 5))
+    threads = torch.get_num_threads()
+    plain, memory = alone(tool_seconds, QWEN, QWEN_LAYERS, QWEN_RANK, 6, threads, False)
+    banded, more = alone(tool_seconds, QWEN, QWEN_LAYERS, QWEN_RANK, 6, threads, True)
     dense = dense_seconds(QWEN, QWEN_LAYERS, QWEN_RANK)
     print(
         f"geometry, six adapters of rank {QWEN_RANK} at Qwen3-4B's shapes "
-        f"({QWEN_LAYERS * len(QWEN)} modules), {torch.get_num_threads()} threads: "
-        f"{ours:.2f} s (wanted: 1.5 or less) and {memory:.2f} GB beyond the factors "
-        f"(wanted: 1 or less), chance levels {chance:.1f} s more; dense, extrapolated from one "
-        f"module of each shape: {dense / 60:.0f} min; "
-        f"ratio {dense / ours:,.0f} (wanted: 500 or more)"
+        f"({QWEN_LAYERS * len(QWEN)} modules), {threads} threads, beyond reading: "
+        f"{plain:.2f} s (wanted: 1.5 or less) and {memory:.2f} GB beyond the factors "
+        f"(wanted: 1 or less), with chance levels {banded:.1f} s (wanted: 5 or less) and "
+        f"{more:.2f} GB; dense, extrapolated from one module of each shape: {dense / 60:.0f} min; "
+        f"ratio {dense / plain:,.0f} (wanted: 500 or more)"
+    )
+    seconds, memory = alone(tool_seconds, QWEN, QWEN_LAYERS, QWEN_RANK, 28, 1, True)
+    print(
+        f"geometry, 28 such adapters, 1 thread, with chance levels: {seconds:.0f} s (wanted: 40 or "
+        f"less) and {memory:.2f} GB beyond the factors"
+    )
+    benchmark_large_model()
+    seconds = alone(reading_seconds, PATTERNS)
+    print(
+        f"reading, {PATTERNS:,} modules with a rank of its own each: {seconds:.2f} s (wanted: 1 or "
+        "less)"
     )
     for varied, options in {
         "adapters": [{"count": count} for count in (3, 6, 12)],
@@ -229,6 +305,27 @@ def benchmark_geometry(study):
             seconds.append(best_of(2, lambda grown=grown: geometry.compare(grown)))
         sizes = ", ".join(str(*option.values()) for option in options)
         print(f"  with {varied} {sizes}: {', '.join(f'{each:.2f}' for each in seconds)} s")
+
+
+def benchmark_large_model():
+    """100 adapters on a model of 70 billion: two modules are measured, and all of them estimated by
+    a part that grows with the module's size and one that doesn't."""
+    large, sizes = {}, [sum(LARGE[name]) for name in ("k_proj", "q_proj")]
+    for name in ("k_proj", "q_proj"):
+        shape = {name: LARGE[name]}
+        large[name], _ = alone(tool_seconds, shape, 1, LARGE_RANK, 100, 1, False)
+    shape = {"k_proj": LARGE["k_proj"]}
+    banded, memory = alone(tool_seconds, shape, 1, LARGE_RANK, 100, 1, True, ["run0"])
+    slope = (large["q_proj"] - large["k_proj"]) / (sizes[1] - sizes[0])
+    at_zero = large["k_proj"] - slope * sizes[0]
+    whole = LARGE_LAYERS * (len(LARGE) * at_zero + slope * sum(map(sum, LARGE.values())))
+    print(
+        f"geometry, 100 adapters of rank {LARGE_RANK}, 1 thread, one module of 1024 x 8192: "
+        f"{large['k_proj']:.0f} s, with chance levels beside one of them {banded:.0f} s and "
+        f"{memory:.2f} GB beyond the factors; of 8192 x 8192: {large['q_proj']:.0f} s. All "
+        f"{LARGE_LAYERS * len(LARGE)} modules of a model of 70 billion, by their sizes and not "
+        f"measured, without chance levels: about {whole / 3600:.1f} h"
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, ortho_group
 from small_updates import Q_PROJ, dense, factors_of, orthonormal, three_runs
 
 from adapter_geometry import geometry, updates
@@ -13,6 +13,7 @@ from adapter_geometry.chance import (
     expected_overlap,
     gaussian_null,
     matched_null,
+    mean_cosine,
     permuted,
     random_angles,
 )
@@ -253,6 +254,30 @@ def test_gaussian_updates_keep_what_they_say_and_nothing_else():
     blocks = torch.stack([part.B for update in one.values() for part in update.values()]).flatten(1)
     overlaps = torch.corrcoef(blocks) - torch.eye(len(blocks))
     assert overlaps.abs().max() < 0.35, "runs and modules are drawn independently"
+
+
+def test_a_mean_over_seeds_spreads_as_one_rotation_of_all_of_them_lets_it():
+    """Seeds of a method that have much in common, turned together, and turned one by one."""
+    rng, (d, r) = np.random.default_rng(0), (30, 3)
+    A = rng.standard_normal((r, 20))
+    common = [rng.standard_normal((d, r)) for _ in range(2)]
+    methods = [
+        [{Q_PROJ: factors_of(B + 0.2 * rng.standard_normal((d, r)), A)} for _ in range(4)]
+        for B in common
+    ]
+    mean, sd = mean_cosine(*methods)
+    x, y = (
+        np.array(
+            [dense(update[Q_PROJ]) / np.linalg.norm(dense(update[Q_PROJ])) for update in group]
+        )
+        for group in methods
+    )
+    assert mean == pytest.approx(np.einsum("iab,jab->ij", x, y).mean(), rel=1e-9)
+    turns = ortho_group(d, seed=rng).rvs(1500)
+    together = np.einsum("iab,tac,jcb->t", x, turns, y) / 16
+    assert np.std(together) == pytest.approx(sd, rel=0.08), "one rotation for all seeds"
+    one_by_one = np.einsum("iab,tiac,jcb->t", x, turns[: 375 * 4].reshape(375, 4, d, d), y) / 16
+    assert np.std(one_by_one) < 0.7 * sd, "which turning them one by one would understate"
 
 
 def test_permuted_modules_come_from_another_layer_of_their_projection(study):

@@ -167,9 +167,10 @@ def test_the_wheel_holds_the_tool_and_nothing_of_the_study(wheel):
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if not name.endswith("/")}
     templates = sorted((PACKAGE / "report" / "templates").iterdir())
-    assert {path.suffix for path in templates} == {".html", ".css"}
+    assert {path.suffix for path in templates} == {".html", ".css", ".js"}
     # the README is the distribution's description, which setuptools packs wherever it is
-    data = (PACKAGE / "py.typed", PACKAGE / "README.md", *templates)
+    schema = PACKAGE / "report" / "schema.json"
+    data = (PACKAGE / "py.typed", PACKAGE / "README.md", schema, *templates)
     expected = {path.relative_to(store.SOURCE).as_posix() for path in (*MODULES, *data)}
     information = {name for name in files if name.partition("/")[0].endswith(".dist-info")}
     assert files - information == expected, "all modules, what they need beside them, no `helpers`"
@@ -217,11 +218,15 @@ def test_the_installed_command_writes_its_report_and_nothing_else(installed, tmp
         XDG_CONFIG_HOME=str(tmp_path / "home"),
     )
     assert "cosine of every pair:" in output
-    tables = {f"{name}.parquet" for name in ("angles", "cosine", "orthogonal", "updates")}
+    tables = {
+        f"{name}.{form}"
+        for name in ("angles", "cosine", "orthogonal", "updates")
+        for form in ("csv", "parquet")
+    }
     written = {
         path.relative_to(tmp_path)
         for path in tmp_path.rglob("*")
         if path.is_file() and path.stat().st_mtime_ns != before.get(path)
     }
     own = {path for path in written if "matplotlib" not in path.parts}  # its list of fonts
-    assert own == {Path("work/report", name) for name in ("report.html", *tables)}
+    assert own == {Path("work/report", name) for name in ("report.html", "report.json", *tables)}

@@ -2,10 +2,13 @@
 
 import ast
 import importlib
+import inspect
 import re
 
 import pytest
 
+import adapter_geometry
+from adapter_geometry import cli
 from helpers import store
 from helpers.book import pages
 
@@ -34,7 +37,8 @@ def test_commands_exist(text):
     commands = set(re.findall(r"python -m helpers ([a-z-]+)", text))
     known = re.findall(r'^    (?:command = )?add\(\s*"([a-z-]+)"', parser_source(), re.MULTILINE)
     assert commands <= set(known), f"no such command: {commands - set(known)}"
-    assert set(re.findall(r"adapter-geometry ([a-z]+) ", text)) <= {"compare"}
+    (subparsers,) = (each for each in cli._parser()._actions if each.dest == "command")
+    assert set(re.findall(r"adapter-geometry ([a-z]+) ", text)) <= set(subparsers.choices)
 
 
 def parser_source():
@@ -68,3 +72,57 @@ def test_names_that_examples_import_and_use_exist():
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 module = modules.get(node.value.id)
                 assert module is None or hasattr(module, node.attr), ast.unparse(node)
+
+
+# --- the page of the tool's interface -------------------------------------------------------------
+
+API = DOCUMENTS["api.md"]
+
+
+def described():
+    """(class or None, name, signature as the page shows it) of everything on the page."""
+    pattern = r"\{py:(class|exception|function|method|attribute)\} (\w+)(.*)"
+    owner = None
+    for kind, name, signature in re.findall(pattern, API):
+        owner = owner if kind in ("method", "attribute") else None
+        yield owner, name, signature
+        owner = name if kind == "class" else owner
+
+
+def signature_of(thing):
+    """The signature of a function, class or method without `self` and types, which the docstrings
+    and the source have."""
+    signature = inspect.signature(thing)
+    kept = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for name, parameter in signature.parameters.items()
+        if name != "self"
+    ]
+    return str(signature.replace(parameters=kept, return_annotation=inspect.Signature.empty))
+
+
+def test_the_page_of_the_interface_has_every_public_name_and_no_other():
+    named = [name for owner, name, _ in described() if owner is None]
+    assert sorted(named) == sorted(adapter_geometry.__all__), "once each"
+
+
+def test_what_the_page_of_the_interface_says_exists_with_its_signature_and_a_docstring():
+    for owner, name, signature in described():
+        thing = getattr(getattr(adapter_geometry, owner) if owner else adapter_geometry, name, None)
+        if thing is None:  # a field of a dataclass
+            assert name in getattr(adapter_geometry, owner).__dataclass_fields__, f"{owner}.{name}"
+            continue
+        assert inspect.getdoc(thing), f"{name} has no docstring"
+        if signature:
+            assert signature == signature_of(thing), f"the page shows another signature of {name}"
+
+
+def test_the_example_of_the_interface_runs_and_says_what_the_page_says(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", API, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    sentences = names["report"].summary()
+    assert "near is nearly first" in sentences, sentences
+    assert re.search(r"other is (unrelated|not related) to first", sentences), sentences
+    assert (tmp_path / "example-report" / "report.html").exists()

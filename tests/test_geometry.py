@@ -11,7 +11,7 @@ from scipy.stats import ortho_group
 from small_updates import Q_PROJ, dense, factors_of, orthonormal, planted, stacked, three_runs
 
 from adapter_geometry import geometry, updates
-from adapter_geometry.chance import matched_null
+from adapter_geometry.chance import gaussian_null, matched_null
 from adapter_geometry.updates import Factors
 
 SIDES = ("left", "right")
@@ -257,9 +257,10 @@ def test_modules_stand_in_the_order_of_the_network_and_runs_in_that_given():
     )
 
 
-def test_measures_do_not_depend_on_how_modules_are_cut_into_chunks(study, monkeypatch):
+@pytest.mark.parametrize("limit", ["_CHUNK", "_PAIRS", "_BLOCK"])
+def test_measures_do_not_depend_on_how_modules_and_pairs_are_cut(limit, study, monkeypatch):
     whole = geometry.compare(study)
-    monkeypatch.setattr(geometry, "_CHUNK", 1)
+    monkeypatch.setattr(geometry, limit, 1)
     single = geometry.compare(study)
     for field in ("inner", "cross", "singular_values", "alignment"):
         np.testing.assert_allclose(
@@ -604,6 +605,152 @@ def test_updates_of_different_base_models_are_refused_naming_module_and_shapes(s
         geometry.compare({"a": study["a"], "b": other})
 
 
+def test_a_first_vector_is_measured_where_the_compared_subspace_is_not_defined():
+    rng = np.random.default_rng(0)
+    U, V = orthonormal(rng, 30, 4), orthonormal(rng, 25, 4)
+    other = planted(U, [4, 3, 2, 1], V)
+    flat = compare(a=planted(U, [3, 2, 2, 1], V), b=other, k=2)
+    for side in SIDES:
+        assert flat.first[side][0, 0, 1] == pytest.approx(1), "the first vectors are one"
+    assert flat.compared[0].tolist() == [[0, 0], [2, 2]], "of the first none takes part, of b two"
+
+
+def test_each_pair_is_compared_by_the_top_k_of_its_smaller_rank_in_each_module():
+    rng = np.random.default_rng(0)
+
+    def update(**ranks):
+        return {
+            f"model.layers.0.self_attn.{name}": factors_of(
+                rng.standard_normal((30, rank)), rng.standard_normal((rank, 20))
+            )
+            for name, rank in ranks.items()
+        }
+
+    adapters = {
+        "a": update(q_proj=16, v_proj=7),
+        "b": update(q_proj=16, v_proj=1),
+        "c": update(q_proj=2, v_proj=7),
+    }
+    compared = geometry.compare(adapters)
+    assert compared.compared[0].tolist() == [[5, 5, 1], [5, 5, 1], [1, 1, 1]]
+    assert compared.compared[1].tolist() == [[2, 1, 2], [1, 1, 1], [2, 1, 2]]
+    assert compared.angles["left"].shape[-1] == 5, "as many as the widest pair has"
+    for number, module in enumerate(compared.modules.module):
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            pair = {
+                compared.runs[at]: {module: adapters[compared.runs[at]][module]} for at in (i, j)
+            }
+            alone = geometry.compare(pair)
+            k = alone.angles["left"].shape[-1]
+            for side in SIDES:
+                np.testing.assert_allclose(
+                    compared.angles[side][number, i, j, :k], alone.angles[side][0, 0, 1]
+                )
+                assert np.isnan(compared.angles[side][number, i, j, k:]).all()
+            np.testing.assert_allclose(compared.alignment[number, i, j], alone.alignment[0, 0, 1])
+
+
+# --- names of modules -----------------------------------------------------------------------------
+
+LLAMA = [
+    f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "o_proj")
+]
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (
+            LLAMA,
+            [("model.layers", layer, name) for layer in (0, 1) for name in ("q_proj", "o_proj")],
+        ),
+        (
+            [
+                "encoder.block.0.layer.0.SelfAttention.q",
+                "decoder.block.0.layer.1.EncDecAttention.q",
+            ],
+            [("encoder.block", 0, "SelfAttention.q"), ("decoder.block", 0, "EncDecAttention.q")],
+        ),
+        (
+            [
+                "bert.encoder.layer.3.attention.output.dense",
+                "bert.encoder.layer.3.output.dense",
+                "bert.encoder.layer.3.intermediate.dense",
+                "bert.pooler.dense",
+            ],
+            [
+                ("bert.encoder.layer", 3, "attention.output.dense"),
+                ("bert.encoder.layer", 3, "output.dense"),
+                ("bert.encoder.layer", 3, "intermediate.dense"),
+                (None, None, "pooler.dense"),
+            ],
+        ),
+        (
+            ["model.layers.0.mlp.experts.0.up_proj", "model.layers.0.mlp.experts.7.up_proj"],
+            [("model.layers", 0, "up_proj")] * 2,
+        ),
+        (
+            ["visual.merger.mlp.0", "visual.merger.mlp.2", "lm_head"],
+            [(None, None, "mlp.0"), (None, None, "mlp.2"), (None, None, "lm_head")],
+        ),
+    ],
+    ids=["one stack", "encoder and decoder", "three called dense", "experts", "no layer"],
+)
+def test_modules_are_named_so_that_kinds_and_stacks_stay_apart(modules, expected):
+    assert updates.places(modules) == expected
+
+
+def test_layers_of_two_stacks_and_modules_of_one_name_keep_rows_of_their_own():
+    rng = np.random.default_rng(0)
+    names = [
+        f"{part}.block.{layer}.layer.0.SelfAttention.q"
+        for part in ("encoder", "decoder")
+        for layer in (0, 1)
+    ]
+    names += [f"model.layers.0.mlp.experts.{expert}.up_proj" for expert in (0, 1)] + ["lm_head"]
+    adapters = {
+        run: {
+            name: factors_of(rng.standard_normal((6, 2)), rng.standard_normal((2, 5)))
+            for name in names
+        }
+        for run in "ab"
+    }
+    compared = geometry.compare(adapters)
+    cosines, norms = geometry.cosine_table(compared), geometry.updates_table(compared)
+    orthogonal = geometry.orthogonal_table(compared, ["a"])
+    for table in (cosines, norms[norms.run == "a"], orthogonal):
+        assert sorted(table.query("scope == 'module'").module) == sorted(names), "one row each"
+    layers = cosines.query("scope == 'layer'")
+    assert set(zip(layers["stack"].fillna("none"), layers.layer.fillna(99), strict=True)) == {
+        ("encoder.block", 0),
+        ("encoder.block", 1),
+        ("decoder.block", 0),
+        ("decoder.block", 1),
+        ("model.layers", 0),
+        ("none", 99),
+    }, "a layer is one of its stack"
+    row = layers.query("stack == 'decoder.block' and layer == 1").iloc[0]
+    x, y = (dense(adapters[run]["decoder.block.1.layer.0.SelfAttention.q"]).ravel() for run in "ab")
+    assert row.cosine == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+
+def test_means_are_over_the_modules_that_are_not_zero_and_say_how_many_those_are(study):
+    dead = "model.layers.1.self_attn.q_proj"
+    part = study["a"][dead]
+    zero = Factors(torch.zeros_like(part.B), part.A, part.scale)
+    nothing = {m: Factors(torch.zeros_like(f.B), f.A, f.scale) for m, f in study["a"].items()}
+    adapters = {"whole": study["a"], "partly": study["a"] | {dead: zero}, "nothing": nothing}
+    table = geometry.updates_table(geometry.compare(adapters))
+    whole = table.query("scope == 'global'").set_index("run")
+    assert whole.modules.to_dict() == {"whole": 6, "partly": 6, "nothing": 6}
+    assert whole.defined.to_dict() == {"whole": 6, "partly": 5, "nothing": 0}
+    others = table.query("run == 'whole' and scope == 'module' and module != @dead")
+    for rank in ("effective_rank", "effective_rank_share", "stable_rank", "participation_ratio"):
+        assert whole[rank]["partly"] == pytest.approx(others[rank].mean())
+        assert np.isnan(whole[rank]["nothing"]), "no module, no mean"
+    assert whole.norm["nothing"] == 0
+
+
 # --- ranks from singular values -------------------------------------------------------------------
 
 RANKS = (geometry.effective_rank, geometry.stable_rank, geometry.participation_ratio)
@@ -697,6 +844,100 @@ def test_the_band_of_an_angle_is_that_of_the_nulls_of_its_projection(study):
             assert (rows.chance_low.iloc[index], rows.chance_high.iloc[index]) == pytest.approx(
                 tuple(np.quantile(drawn, [0.025, 0.975]))
             )
+
+
+def test_the_band_of_gaussian_B_is_that_of_drawn_updates_and_its_norms(study):
+    """Each module keeps its norm, which the draws do not have and are given."""
+    compared = geometry.compare(study)
+    sd, norms = geometry.gaussian_sd(compared), np.sqrt(np.einsum("mii->mi", compared.inner))
+    drawn = []
+    for seed in range(150):
+        null = geometry.compare(gaussian_null(study, seed, keeps_A=True))
+        own = np.sqrt(np.einsum("mii->mi", null.inner))
+        cosines = null.inner / (own[:, :, None] * own[:, None])
+        total = (cosines * norms[:, :, None] * norms[:, None]).sum(0)
+        drawn.append(total / np.outer(*[np.sqrt((norms**2).sum(0))] * 2))
+    spread = np.std(drawn, axis=0)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        # up to what the norms of so few rows vary, and 1 / sqrt(300)
+        assert spread[i, j] == pytest.approx(sd[i, j], rel=0.15)
+    row = in_scope(
+        geometry.cosine_table(compared), "global", None, None, None, run_a="a", run_b="c"
+    )
+    assert (row.gaussian_low, row.gaussian_high) == pytest.approx(
+        (-1.959964 * sd[0, 2], 1.959964 * sd[0, 2]), rel=1e-6
+    )
+    wider = row.gaussian_high > row.chance_high
+    assert row.harder == ("gaussian" if wider else "matched")
+
+
+# --- many, and unequal ranks ----------------------------------------------------------------------
+
+
+def test_similarity_of_all_subspaces_is_that_of_the_dense_updates():
+    rng = np.random.default_rng(0)
+    ranks, shapes = (5, 3), ((12, 9), (20, 7))
+    first, second = (
+        {
+            f"model.layers.{layer}.q_proj": factors_of(
+                rng.standard_normal((d_out, rank)), rng.standard_normal((rank, d_in))
+            )
+            for layer, (d_out, d_in) in enumerate(shapes)
+        }
+        for rank in ranks
+    )
+    table = geometry.similarity_table(first, second)
+    assert len(table) == 2 * ranks[0] * ranks[1]
+    solved = [
+        [np.linalg.svd(dense(part)) for part in update.values()] for update in (first, second)
+    ]
+    for row in table.itertuples():
+        of_modules = []
+        for one, two in zip(*solved, strict=True):
+            U, V = (one[0], two[0]) if row.side == "left" else (one[2].T, two[2].T)
+            met = np.linalg.norm(U[:, : row.i].T @ V[:, : row.j]) ** 2
+            of_modules.append(met / min(row.i, row.j))
+        assert row.similarity == pytest.approx(np.mean(of_modules), rel=1e-8), row
+        assert row.modules == 2
+    left = table[table.side == "left"]
+    np.testing.assert_allclose(left.chance, np.maximum(left.i, left.j) * np.mean([1 / 12, 1 / 20]))
+    assert table[table.side == "right"].chance.isna().all(), "which depends on what A's share"
+
+
+def test_the_similarity_of_random_subspaces_is_that_by_chance():
+    rng = np.random.default_rng(0)
+    one, two = (
+        {
+            f"model.layers.{layer}.q_proj": factors_of(
+                rng.standard_normal((30, 3)), rng.standard_normal((3, 20))
+            )
+            for layer in range(300)
+        }
+        for _ in range(2)
+    )
+    left = geometry.similarity_table(one, two).query("side == 'left'")
+    np.testing.assert_allclose(left.similarity, left.chance, rtol=0.15)
+
+
+def test_what_updates_share_is_taken_out_and_what_they_have_of_their_own_stays():
+    """n updates a s + b y_i of either sign, with all of s, y_1, ... perpendicular: nothing is left
+    in common but the 1 / (n - 1) by which what is taken out leans to each of them."""
+    n, signs = 8, np.array([1, 1, 1, -1, 1, 1, -1, 1])
+    cosine = 0.9 * np.outer(signs, signs) + 0.1 * np.eye(n)
+    with_zero = np.pad(cosine, (0, 1), constant_values=np.nan)
+    left, shares = geometry.without_shared(with_zero)
+    assert np.isnan(left[-1]).all(), "a zero update has no cosine"
+    assert np.isnan(shares[-1]), "and no share of nothing"
+    np.testing.assert_allclose(shares[:n], 0.9 + 0.1 / n)
+    expected = np.where(np.eye(n, dtype=bool), 1, -np.outer(signs, signs) / (n - 1))
+    np.testing.assert_allclose(left[:n, :n], expected, atol=1e-12)
+    # two that are one but for s stay one
+    cosine[0, 1] = cosine[1, 0] = 1
+    assert geometry.without_shared(cosine)[0][0, 1] == pytest.approx(1)
+    # and what lies in s alone has nothing left
+    alone = geometry.without_shared(np.ones((3, 3)))
+    assert np.isnan(alone[0]).all()
+    np.testing.assert_allclose(alone[1], 1)
 
 
 def test_two_thirds_orthogonal_is_a_cosine_of_three_quarters():

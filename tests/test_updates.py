@@ -139,7 +139,7 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
 
 def test_an_adapter_of_another_kind_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
-    with pytest.raises(ValueError, match="only LORA adapters"):
+    with pytest.raises(ValueError, match="peft_type is 'IA3'"):
         load_update(tmp_path)
 
 

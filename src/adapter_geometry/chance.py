@@ -5,6 +5,8 @@ the tables that set a number beside its chance level. Reads and writes no file; 
 follows from the given seed.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float64
@@ -40,22 +42,24 @@ def compare_by_chance(
 
 
 def random_angles(
-    d: int, k: int, draws: int = 2000, seed: int = 0
-) -> Float64[np.ndarray, "{draws} {k}"]:
-    """Principal angles in radians, ascending, between two random k-dimensional subspaces of R^d.
+    d: int, k: int, draws: int = 2000, seed: int = 0, smaller: int | None = None
+) -> Float64[np.ndarray, "{draws} _"]:
+    """Principal angles in radians, ascending, between two random subspaces of R^d of dimensions k
+    and `smaller`, which is k by default: as many as the smaller one has dimensions.
 
-    One of them may be fixed to the first k axes; the other is spanned by a Gaussian (d, k) matrix,
-    of which only the first k rows X and the Wishart matrix W of the others are needed: the cosines
-    are the singular values of X (X'X + W)^(-1/2).
+    One of them may be fixed to the first axes; the other is spanned by a Gaussian (d, k) matrix,
+    of which only the first `smaller` rows X and the Wishart matrix W of the others are needed: the
+    cosines are the singular values of X (X'X + W)^(-1/2).
     """
     rng = np.random.default_rng(seed)
-    X = rng.standard_normal((draws, k, k))
-    # A matrix with the Gram matrix W of d - k Gaussian rows: the rows themselves where they are
+    fixed = k if smaller is None else smaller
+    X = rng.standard_normal((draws, fixed, k))
+    # A matrix with the Gram matrix W of the other Gaussian rows: the rows themselves where they are
     # fewer than k, and W singular.
     rest = (
-        rng.standard_normal((draws, max(d - k, 0), k))
-        if d < 2 * k
-        else bartlett(rng, draws, k, d - k)
+        rng.standard_normal((draws, max(d - fixed, 0), k))
+        if d < fixed + k
+        else bartlett(rng, draws, k, d - fixed)
     )
     # (draws, k, k): L L' = X'X + W. L^-1 X' has the singular values of X (X'X + W)^(-1/2).
     lower = np.linalg.cholesky(X.mT @ X + rest.mT @ rest)
@@ -141,6 +145,40 @@ def gaussian_null(adapters: Adapters, seed: int, keeps_A: bool) -> dict[str, Upd
         run: {module: null_of(part) for module, part in update.items()}
         for run, update in adapters.items()
     }
+
+
+def mean_cosine(first: Sequence[Update], second: Sequence[Update]) -> tuple[float, float]:
+    """(mean, sd) of the cosine of each of the first updates with each of the second, as those of
+    the seeds of two methods.
+
+    sd: standard deviation of the mean when all of the second are multiplied by one Haar-random
+    rotation of each module's output space, so that what they have in common with each other stays.
+    Turned one by one they would share nothing, and their mean would spread less.
+    """
+    # the mean over pairs is the inner product of the means of the updates scaled to length 1
+    means = {
+        name: updates.combine(group, [1 / (updates.norm(update) * len(group)) for update in group])
+        for name, group in (("first", first), ("second", second))
+    }
+    cosine, sd = geometry.stacked_cosine(geometry.compare(means))
+    size = updates.norm(means["first"]) * updates.norm(means["second"])
+    return float(size * cosine[0, 1]), float(size * sd[0, 1])
+
+
+def outputs_turned(update: Update, seed: int = 0) -> Update:
+    """The update with the output space of every module turned at random: norms, singular values and
+    right singular vectors stay, and the left ones are random."""
+    generator = torch.Generator().manual_seed(seed)
+    turned = {}
+    for module, factors in update.items():
+        # dW = Q R A with a frame Q, in the place of which a random one is put: R keeps the rest.
+        R = torch.linalg.qr(factors.B.double()).R
+        G = torch.randn(len(factors.B), len(R), generator=generator, dtype=torch.float64)
+        # A Gaussian's Q is Haar-random once the signs of R's diagonal are moved into it.
+        Q, triangle = torch.linalg.qr(G)
+        B = Q * triangle.diagonal().sign() @ R
+        turned[module] = Factors(B, factors.A, factors.scale, factors.is_transposed)
+    return turned
 
 
 def permuted(adapters: Adapters, seed: int) -> dict[str, Update]:

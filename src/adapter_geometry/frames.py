@@ -111,10 +111,12 @@ class Frames:
         return drawn
 
     def shared(
-        self, i: Int[Tensor, " pair"], j: Int[Tensor, " pair"]
+        self, i: Int[Tensor, " pair"], j: Int[Tensor, " pair"], modules: slice = slice(None)
     ) -> Float64[Tensor, "module pair widest widest"]:
-        """Overlaps (L_i T_i)' (L_j T_j) of the frames of the pairs of runs (i, j)."""
-        return self.T[:, i].mT @ self.blocks[:, i, j] @ self.T[:, j]
+        """Overlaps (L_i T_i)' (L_j T_j) of the frames of the pairs of runs (i, j), on all modules
+        or some."""
+        T = self.T[modules]
+        return T[:, i].mT @ self.blocks[modules][:, i, j] @ T[:, j]
 
     def vectors(
         self,
@@ -142,6 +144,9 @@ class Frames:
         """Gram matrices of all runs side by side as a block for every two runs, padded with zeros,
         so that all pairs are one batch whatever their ranks."""
         widths, widest = np.diff(self.starts), self.T.shape[-1]
+        if (widths == widest).all():
+            n = len(widths)
+            return gram.reshape(-1, n, widest, n, widest).transpose(2, 3).contiguous()
         blocks = gram.new_zeros(len(gram), len(widths), len(widths), widest, widest)
         for i, j in np.ndindex(len(widths), len(widths)):
             block = gram[:, self._columns(i), self._columns(j)]

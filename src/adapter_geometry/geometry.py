@@ -10,16 +10,15 @@ small matrices M_i, Q_i' Q_j and P_i' P_j. Everything is float64.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Bool, Float64, Int, Int64, Shaped
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
@@ -31,10 +30,13 @@ from adapter_geometry.updates import Adapters, Update
 
 _RANK_TOLERANCE = 1e-10  # singular values below this share of the largest are rounding
 _CHUNK = 5e6  # float64 numbers of factors held at once
-_LEVEL = 0.95
-_Z = float(ndtri((1 + _LEVEL) / 2))
-_SIDES = ("left", "right")
-_SCOPE_COLUMNS = ("scope", "module", "layer", "projection")
+_PAIRS = 4e7  # float64 numbers of the small matrices of all pairs held at once
+_BLOCK = 4e6  # and of those that are multiplied at once
+LEVEL = 0.95
+Z = float(ndtri((1 + LEVEL) / 2))
+SIDES = ("left", "right")
+PLACE = ["module", "stack", "layer", "projection"]  # columns that say which module
+_SCOPE = ["scope", *PLACE]
 
 
 # --- from singular values -------------------------------------------------------------------------
@@ -102,12 +104,18 @@ class Comparison:
     """
 
     runs: list[str]
-    # One row per module, in the order of the network: module (its full name), layer (nullable
-    # Int64, NA where the name has none), projection, d_out, d_in.
+    # One row per module, in the order of the network: module (its full name); stack, layer
+    # (nullable Int64) and projection of `updates.places`, the first two missing where the name has
+    # no layer; d_out, d_in.
     modules: pd.DataFrame
     rank: Int[np.ndarray, "module run"]  # r of the factors
+    # How many of run i's top singular vectors are compared with run j's; 0 where they are not
+    # defined. The largest is the width k of `angles`.
+    compared: Int[np.ndarray, "module run run"]
     inner: Float64[np.ndarray, "module run run"]  # <dW_i, dW_j>
     cross: Float64[np.ndarray, "module run run"]  # |dW_i dW_j'|_F^2
+    # |A_i A_j'|_F^2 / (|A_i|_F^2 |A_j|_F^2), NaN where an A is zero
+    overlap: Float64[np.ndarray, "module run run"]
     singular_values: Float64[np.ndarray, "module run largest_rank"]  # descending, NaN beyond r
     # By side: principal angles in radians, ascending.
     angles: dict[str, Float64[np.ndarray, "module run run k"]]
@@ -123,10 +131,10 @@ Variants = Callable[[Frames, Frames, list[int]], Sequence[tuple[Frames, Frames]]
 def compare(adapters: Adapters, k: int | None = None) -> Comparison:
     """Measure every pair of updates {run: {module: Factors}} on every module.
 
-    k: size of the compared subspaces, `top_k` of the smallest rank by default. A subspace is
-    defined where its update has rank k and sigma_k > sigma_(k+1); an update of lower rank takes
-    part with its whole column space, and the missing angles are NaN, as are all angles of a zero
-    update. First vectors need sigma_1 > sigma_2.
+    k: size of the compared subspaces, by default `top_k` of the smaller rank of each pair in each
+    module. A subspace is defined where its update has rank k and sigma_k > sigma_(k+1); an update
+    of lower rank takes part with its whole column space, and the missing angles are NaN, as are all
+    angles of a zero update. First vectors need sigma_1 > sigma_2.
     Raises ValueError naming the first module that one of the updates lacks, or whose shapes differ.
     """
     return compare_variants(adapters, k, lambda left, right, modules: [(left, right)], 1)[0]
@@ -139,17 +147,54 @@ def compare_variants(
 
     `adapters`, `k` and the errors are those of `compare`.
     """
+    comparisons = [empty(adapters, k) for _ in range(count)]
+
+    def measure_all(chunk: list[int], left: Frames, right: Frames, scales: Tensor) -> None:
+        for comparison, pair in zip(comparisons, variants(left, right, chunk), strict=True):
+            measure(comparison, chunk, *pair, scales, k)
+
+    in_chunks(adapters, comparisons[0], measure_all)
+    return comparisons
+
+
+def empty(adapters: Adapters, k: int | None = None) -> Comparison:
+    """A Comparison of these adapters whose numbers are still to be filled in, by `measure`.
+
+    `k` and the errors are those of `compare`.
+    """
     runs = list(adapters)
     first = adapters[runs[0]]
     for run in runs:
         _require_equal_shapes(first, adapters[run], runs[0], run)
     names = sorted(first, key=lambda module: (*updates.order_key(module), module))
-    modules = _modules_table(first, names)
     rank = np.array([[adapters[run][module].A.shape[0] for run in runs] for module in names])
-    k = k or top_k(int(rank.min()))
-    comparisons = [_empty(runs, modules, rank, k) for _ in range(count)]
+    width = k or max(top_k(smaller) for smaller in np.unique(_smaller_rank(rank)).tolist())
+    m, n = rank.shape
+    return Comparison(
+        runs,
+        _modules_table(first, names),
+        rank,
+        compared=np.zeros((m, n, n), int),
+        inner=np.empty((m, n, n)),
+        cross=np.empty((m, n, n)),
+        overlap=np.full((m, n, n), np.nan),
+        singular_values=np.full((m, n, rank.max()), np.nan),
+        angles={side: np.full((m, n, n, width), np.nan) for side in SIDES},
+        first={side: np.full((m, n, n), np.nan) for side in SIDES},
+        alignment=np.full((m, n, n), np.nan),
+    )
 
-    def measure(chunk: list[int]) -> None:
+
+def in_chunks(
+    adapters: Adapters,
+    comparison: Comparison,
+    work: Callable[[list[int], Frames, Frames, Tensor], None],
+) -> None:
+    """Call `work` for all modules, some at a time: with their numbers, the frames of B and of A',
+    and the scales (module, run). Bounded memory, several threads."""
+    runs, names = comparison.runs, comparison.modules.module.tolist()
+
+    def one(chunk: list[int]) -> None:
         factors = [[adapters[run][names[module]] for module in chunk] for run in runs]
         left = Frames([[part.B for part in parts] for parts in factors])
         right = Frames([[part.A.T for part in parts] for parts in factors])
@@ -158,13 +203,25 @@ def compare_variants(
             dtype=torch.float64,
             device=left.R.device,
         ).T  # (module, run)
-        for comparison, pair in zip(comparisons, variants(left, right, chunk), strict=True):
-            _measure(comparison, chunk, *pair, scales, k)
+        work(chunk, left, right, scales)
 
-    # Chunks side by side, each with one BLAS thread: no sum depends on the number of threads.
-    with threadpool_limits(1), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(measure, _chunks(modules, rank)))
-    return comparisons
+    # Chunks side by side, each with one BLAS thread: no sum depends on the number of threads. torch
+    # counts its threads by thread, and what a new one starts with is what was set last.
+    threads = torch.get_num_threads()
+    try:
+        with (
+            threadpool_limits(1),
+            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
+            list(pool.map(one, _chunks(comparison.modules, comparison.rank)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _smaller_rank(rank: Int[np.ndarray, "module run"]) -> Int[np.ndarray, "module run run"]:
+    """The smaller rank of each pair of runs in each module."""
+    smaller: np.ndarray = np.minimum(rank[:, :, None], rank[:, None])
+    return smaller
 
 
 def _require_equal_shapes(first: Update, other: Update, first_run: str, other_run: str) -> None:
@@ -187,10 +244,11 @@ def _require_equal_shapes(first: Update, other: Update, first_run: str, other_ru
 def _modules_table(update: Update, names: list[str]) -> pd.DataFrame:
     """`Comparison.modules` for the modules of these names, in this order."""
     rows = [
-        (name, *updates.layer_and_projection(name), *_dimensions(update, name)) for name in names
+        (name, *place, *_dimensions(update, name))
+        for name, place in zip(names, updates.places(names), strict=True)
     ]
-    table = pd.DataFrame(rows, columns=["module", "layer", "projection", "d_out", "d_in"])
-    return table.astype({"layer": "Int64"})
+    table = pd.DataFrame(rows, columns=["module", "stack", "layer", "projection", "d_out", "d_in"])
+    return table.astype({"stack": "str", "layer": "Int64"})
 
 
 def _dimensions(update: Update, module: str) -> tuple[int, int]:
@@ -200,50 +258,35 @@ def _dimensions(update: Update, module: str) -> tuple[int, int]:
 
 def _chunks(modules: pd.DataFrame, rank: Int[np.ndarray, "module run"]) -> list[list[int]]:
     """Numbers of modules that are measured together: of one shape, of equal ranks, and few enough
-    that the factors of all runs fit into `_CHUNK` numbers."""
+    that the factors of all runs fit into `_CHUNK` numbers, and the overlaps of all pairs on both
+    sides into `_PAIRS`."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, row in enumerate(modules.itertuples()):
         groups.setdefault((row.d_out, row.d_in, *rank[number]), []).append(number)
     chunks = []
     for (d_out, d_in, *ranks), numbers in groups.items():
-        size = max(1, int(_CHUNK // ((d_out + d_in) * sum(ranks))))
+        of_pairs = 2 * (len(ranks) * max(ranks)) ** 2
+        size = max(1, int(min(_CHUNK // ((d_out + d_in) * sum(ranks)), _PAIRS // of_pairs)))
         chunks += [numbers[begin : begin + size] for begin in range(0, len(numbers), size)]
     return chunks
 
 
-def _empty(
-    runs: list[str], modules: pd.DataFrame, rank: Int[np.ndarray, "module run"], k: int
-) -> Comparison:
-    """A Comparison whose numbers are still to be filled in, by `_measure`."""
-    m, n = rank.shape
-    return Comparison(
-        runs,
-        modules,
-        rank,
-        inner=np.empty((m, n, n)),
-        cross=np.empty((m, n, n)),
-        singular_values=np.full((m, n, rank.max()), np.nan),
-        angles={side: np.full((m, n, n, k), np.nan) for side in _SIDES},
-        first={side: np.full((m, n, n), np.nan) for side in _SIDES},
-        alignment=np.full((m, n, n), np.nan),
-    )
-
-
-def _measure(
+def measure(
     comparison: Comparison,
     modules: list[int],
     left: Frames,
     right: Frames,
     scales: Float64[Tensor, "module run"],
-    k: int,
+    k: int | None,
 ) -> None:
-    """Fill the rows `modules` of a Comparison, from the frames of B and A' and from the scales.
+    """Fill the rows `modules` of a Comparison, from the frames of B and A', from the scales, and
+    with the `k` that it was made with.
 
     Batches have axes (module, run, ...) or (module, pair, ...), with every pair of runs once, each
     run with itself included; r is the largest rank of the runs, and smaller ones are padded with
     zeros.
     """
-    device = scales.device
+    device, runs = scales.device, len(comparison.runs)
     # (module, run, r, r): dW = s B A = Q_left (s R_left R_right') Q_right', so that the core has
     # the norm, the singular values and, within the frames, the singular vectors of dW.
     cores = scales[:, :, None, None] * left.R @ right.R.mT
@@ -256,16 +299,18 @@ def _measure(
     # (module, run, r): sigma_i - sigma_(i+1), with 0 after the last. Equal singular values have no
     # vectors of their own, so that the first i span a definite subspace only where this is no 0.
     gaps = sigma - torch.nn.functional.pad(sigma[..., 1:], (0, 1))
-    width = min(k, sigma.shape[-1])
-    # (module, run): how many top vectors take part. An update of low rank has its whole space, one
-    # with a gap after the last compared vector has them all, any other one has none.
-    is_separated = gaps[..., width - 1] > floor
-    count = torch.where(rank <= width, rank, torch.where(is_separated, width, 0))
-    # (module, run, 1, width): 1 for vectors that take part. Columns of zeros add nothing to what is
-    # projected on them, and their cosines of 0 are the last ones, which become NaN below.
-    participates = torch.arange(width, device=device) < count[..., None]
-    mask = participates[:, :, None].double()
-    tops = {"left": U[..., :width] * mask, "right": Vh.mT[..., :width] * mask}
+    # (run, run): k of each pair, the same in all modules of a chunk, which have equal ranks
+    smaller = _smaller_rank(comparison.rank[modules[:1]])[0]
+    ks = torch.tensor([[k or top_k(r) for r in row] for row in smaller.tolist()], device=device)
+    ks = ks.clamp(max=sigma.shape[-1])
+    width = int(ks.max())
+    # (module, run, run): how many top vectors of run i take part beside run j. An update of low
+    # rank has its whole space, one with a gap after the last compared vector has them all, any
+    # other one has none.
+    is_separated = (gaps > floor[..., None])[:, torch.arange(runs, device=device)[:, None], ks - 1]
+    count = torch.minimum(rank[:, :, None], ks).where((rank[:, :, None] <= ks) | is_separated, 0)
+    comparison.compared[modules] = count.cpu()
+    tops = {"left": U[..., :width], "right": Vh.mT[..., :width]}
     has_first = (gaps[..., 0] > floor) & (rank > 0)  # (module, run): u_1 is defined
 
     # The cores are padded to the largest rank of all runs; what is beyond a run's own is no zero
@@ -275,8 +320,29 @@ def _measure(
     spectra = sigma.where(is_own, torch.nan).cpu()
     comparison.singular_values[modules, :, : sigma.shape[-1]] = spectra
 
-    runs = len(comparison.runs)
-    i, j = torch.triu_indices(runs, runs, device=device)  # (pair,) each
+    # Pairs in blocks that fit into the memory, each pair by itself: no number depends on the size.
+    size = max(1, int(_BLOCK // (len(modules) * sigma.shape[-1] ** 2)))
+    pairs = torch.triu_indices(runs, runs, device=device)
+    for i, j in zip(*(of.split(size) for of in pairs), strict=True):
+        _measure_pairs(comparison, modules, left, right, cores, norms, tops, count, has_first, i, j)
+
+
+def _measure_pairs(
+    comparison: Comparison,
+    modules: list[int],
+    left: Frames,
+    right: Frames,
+    cores: Float64[Tensor, "module run r r"],
+    norms: Float64[Tensor, "module run"],
+    tops: dict[str, Float64[Tensor, "module run r width"]],
+    count: Int64[Tensor, "module run run"],
+    has_first: Bool[Tensor, "module run"],
+    i: Int64[Tensor, " pair"],
+    j: Int64[Tensor, " pair"],
+) -> None:
+    """`measure` for the pairs (i, j) of runs: `tops` are the top singular vectors in the frames of
+    a side, and `count` says how many of run i's are compared with run j's."""
+    width = tops["left"].shape[-1]
     QQ, PP = left.shared(i, j), right.shared(i, j)  # (module, pair, r, r): Q_i' Q_j and P_i' P_j
     # <dW_i, dW_j> = tr(M_i' (Q_i' Q_j) M_j (P_j' P_i)): entries of M_i times those of the rest
     inner = (cores[:, i] * (QQ @ cores[:, j] @ PP.mT)).sum((-2, -1))
@@ -284,11 +350,21 @@ def _measure(
     # dW_i dW_j' = Q_i (M_i (P_i' P_j) M_j') Q_j', and frames change no norm
     cross = (cores[:, i] @ PP @ cores[:, j].mT).square().sum((-2, -1))
     _put(comparison.cross, modules, i, j, cross)
+    # A_i A_j' = R_i' (P_i' P_j) R_j
+    sizes = torch.linalg.matrix_norm(right.R)
+    overlap = torch.linalg.matrix_norm(right.R[:, i].mT @ PP @ right.R[:, j])
+    overlap = (overlap / (sizes[:, i] * sizes[:, j])) ** 2
+    _put(comparison.overlap, modules, i, j, overlap)
+    # (module, pair, width): 1 for vectors that take part. What is projected on the others is put to
+    # 0, and their cosines of 0 are the last ones, which become NaN below.
+    places = torch.arange(width, device=i.device)
+    of_i, of_j = ((places < count[:, a, b, None]).double() for a, b in ((i, j), (j, i)))
     # |U_k U_k' dW_j| = |U_k' Q_i' Q_j M_j| is not symmetric: each pair is measured both ways round.
-    for one, other, Q in ((i, j, QQ), (j, i, QQ.mT)):
-        projected = tops["left"][:, one].mT @ Q @ cores[:, other]  # (module, pair, width, r)
+    for one, other, Q, of_one in ((i, j, QQ, of_i), (j, i, QQ.mT, of_j)):
+        # (module, pair, width, r)
+        projected = of_one[..., None] * (tops["left"][:, one].mT @ Q @ cores[:, other])
         captured = torch.linalg.matrix_norm(projected) / norms[:, other]  # (module, pair)
-        captured = captured.where(count[:, one] > 0, torch.nan)
+        captured = captured.where(count[:, one, other] > 0, torch.nan)
         rows = np.asarray(modules)[:, None]
         comparison.alignment[rows, one.cpu(), other.cpu()] = captured.cpu()
     for side, frames, overlaps in (("left", left, QQ), ("right", right, PP)):
@@ -297,6 +373,7 @@ def _measure(
         cosines = tops[side][:, i].mT @ overlaps @ tops[side][:, j]
         first = cosines[..., 0, 0].abs().where(has_first[:, i] & has_first[:, j], torch.nan)
         _put(comparison.first[side], modules, i, j, first)
+        cosines = of_i[..., None] * cosines * of_j[..., None, :]
         angles = torch.arccos(torch.linalg.svdvals(cosines).clamp(max=1))
         angles = angles.where((i != j)[:, None], 0.0)  # with itself: exactly, not up to rounding
         # arccos has lost half the digits of a small angle: those come from the vectors themselves.
@@ -305,14 +382,14 @@ def _measure(
         small = torch.nonzero(is_small).tolist() if frames.joined is not None else []
         for module, pair in small:
             vectors = [
-                frames.vectors(module, run, tops[side][module, run, :, : count[module, run]])
-                for run in (i[pair], j[pair])
+                frames.vectors(module, run, tops[side][module, run, :, : count[module, run, other]])
+                for run, other in ((i[pair], j[pair]), (j[pair], i[pair]))
             ]
             smaller = min(vector.shape[1] for vector in vectors)
             angles[module, pair, :smaller] = angles_of(*vectors)
         # Two subspaces have as many angles as the smaller one has dimensions.
-        both = torch.minimum(count[:, i], count[:, j])[..., None]
-        is_defined = torch.arange(width, device=device) < both
+        both = torch.minimum(count[:, i, j], count[:, j, i])[..., None]
+        is_defined = places < both
         angles = angles.where(is_defined, torch.nan)
         _put(comparison.angles[side][..., :width], modules, i, j, angles)
 
@@ -333,19 +410,38 @@ def _put(
 
 
 def _scopes(compared: Comparison) -> Iterator[tuple[tuple[Any, ...], Int[np.ndarray, " chosen"]]]:
-    """(values of `_SCOPE_COLUMNS`, module numbers) of all that is stacked.
+    """(values of `_SCOPE`, module numbers) of all that is stacked.
 
-    All modules, each layer, each projection, each module; modules without a layer are stacked as
-    one layer that has no number.
+    All modules, each layer of each stack, each projection, each module; modules without a layer are
+    stacked as one layer that has no number.
     """
     modules = compared.modules
-    yield ("global", None, pd.NA, None), np.arange(len(modules))
-    for _, part in modules.groupby("layer", sort=False, dropna=False):
-        yield ("layer", None, part.layer.iloc[0], None), part.index.to_numpy()
+    yield ("global", None, None, pd.NA, None), np.arange(len(modules))
+    for _, part in modules.groupby(["stack", "layer"], sort=False, dropna=False):
+        place = part.iloc[0]
+        yield ("layer", None, place["stack"], place["layer"], None), part.index.to_numpy()
     for projection, part in modules.groupby("projection", sort=False):
-        yield ("projection", None, pd.NA, projection), part.index.to_numpy()
+        yield ("projection", None, None, pd.NA, projection), part.index.to_numpy()
     for number, row in enumerate(modules.itertuples()):
-        yield ("module", row.module, row.layer, row.projection), np.array([number])
+        place = "module", row.module, row.stack, row.layer, row.projection
+        yield place, np.array([number])
+
+
+def _scoped(
+    scopes: list[tuple[Any, ...]], names: Mapping[str, Sequence[str]], **numbers: list[np.ndarray]
+) -> pd.DataFrame:
+    """A table of the same rows in each scope: `names` are the columns that these rows have in every
+    scope, `numbers` those of which there is an array per scope."""
+    count = len(next(iter(names.values())))
+    columns = dict(zip(_SCOPE, zip(*scopes, strict=True), strict=True))
+    table = pd.DataFrame(
+        {
+            **{name: [value for value in of for _ in range(count)] for name, of in columns.items()},
+            **{name: [*of] * len(scopes) for name, of in names.items()},
+            **{name: np.concatenate(arrays) for name, arrays in numbers.items()},
+        }
+    )
+    return table.astype({"layer": "Int64"})
 
 
 def stacked_cosine(
@@ -366,21 +462,96 @@ def stacked_cosine(
     return _ratio(gram, scale), _ratio(np.sqrt(variance), scale)
 
 
-def cosine_table(compared: Comparison) -> pd.DataFrame:
-    """The `cosine` table: every pair in every scope, with the 95 % band of `stacked_cosine`'s null.
+def gaussian_sd(
+    compared: Comparison, modules: Sequence[int] | Int[np.ndarray, " chosen"] | None = None
+) -> Float64[np.ndarray, "run run"]:
+    """Standard deviation of the cosine of the updates stacked over the modules of these numbers, by
+    default all, if every B were Gaussian: each module keeps its A and its norm.
 
-    Columns: scope ("global", "layer", "projection" or "module"); module (its full name), layer
-    (Int64) and projection, each missing where the scope has none; run_a, run_b, cosine, chance_low,
-    chance_high.
+    |A_i A_j'|_F / (sqrt(d_out) |A_i| |A_j|) for one module with d_out large beside r. It counts
+    only what the A's share, where the null of `stacked_cosine` also keeps how each B weighs them.
     """
-    rows: list[tuple[Any, ...]] = []
-    for scope, modules in _scopes(compared):
+    chosen = np.arange(len(compared.modules)) if modules is None else np.asarray(modules)
+    squares = np.einsum("mii->mi", compared.inner[chosen])  # (module, run): |dW|^2
+    d_out = compared.modules.d_out.to_numpy()[chosen, None, None]
+    energy = squares[:, :, None] * squares[:, None] / d_out
+    # a zero A is part of a zero update, which adds nothing to a stack
+    variance = np.where(energy > 0, energy * np.nan_to_num(compared.overlap[chosen]), 0).sum(0)
+    norms = np.sqrt(squares.sum(0))
+    sd: np.ndarray = _ratio(np.sqrt(variance), np.outer(norms, norms))
+    return sd
+
+
+def without_shared(
+    cosine: Float64[np.ndarray, "run run"], count: int = 1
+) -> tuple[Float64[np.ndarray, "run run"], Float64[np.ndarray, " run"]]:
+    """(cosines, shares): without the `count` directions that the updates have most in common, and
+    the share of each update's squared norm that lay in them.
+
+    The directions are the first principal components of the updates scaled to length 1, not
+    centred: of n updates that go one way the first is near their mean, and whatever the signs, it
+    is the direction that explains most of them. NaN for what is zero or lies in them wholly.
+    Of n unrelated updates each loses about count / n, and the cosines left are about
+    -count / (n - count), not 0: read them beside that.
+    """
+    is_zero = np.isnan(np.diag(cosine))
+    values, vectors = np.linalg.eigh(np.where(is_zero[:, None] | is_zero, 0, cosine))
+    top = vectors[:, -count:] * np.sqrt(np.maximum(values[-count:], 0))  # (run, component)
+    shares = (top**2).sum(1)
+    left = np.where(is_zero[:, None] | is_zero, np.nan, cosine) - top @ top.T
+    # below this what is left is rounding
+    energy = np.where(1 - shares > 1e-12, np.diag(left), np.nan)
+    cosines = left / np.sqrt(np.outer(energy, energy))
+    return cosines, np.where(is_zero, np.nan, shares)
+
+
+def cosine_table(compared: Comparison, references: Sequence[str] | None = None) -> pd.DataFrame:
+    """The `cosine` table: every pair in every scope, with the 95 % bands of two nulls.
+
+    Columns: scope ("global", "layer", "projection" or "module"); module (its full name), stack,
+    layer (Int64) and projection, each missing where the scope has none; run_a, run_b, cosine;
+    chance_low and chance_high, the band of the matched null (`stacked_cosine`); gaussian_low and
+    gaussian_high, that of Gaussian B on each update's own A (`gaussian_sd`); harder, the null whose
+    band is wider, "matched" or "gaussian". references: names of runs; pairs without one of them
+    have a row of the whole updates and no other. By default every pair has all.
+    """
+    pairs = np.stack(np.triu_indices(len(compared.runs), 1))
+    if references is None:
+        return _cosines(compared, _scopes(compared), pairs)
+    whole, *parts = _scopes(compared)
+    chosen = np.isin(compared.runs, references)[pairs].any(0)
+    tables = _cosines(compared, [whole], pairs), _cosines(compared, parts, pairs[:, chosen])
+    return pd.concat(tables, ignore_index=True).infer_objects()
+
+
+def _cosines(
+    compared: Comparison,
+    of_scopes: Iterable[tuple[tuple[Any, ...], Int[np.ndarray, " _"]]],
+    pairs: Int[np.ndarray, "2 pair"],
+) -> pd.DataFrame:
+    """The rows of `cosine_table` of some scopes and pairs."""
+    i, j = pairs
+    scopes, cosines, matched, gaussian = [], [], [], []
+    for scope, modules in of_scopes:
         cosine, sd = stacked_cosine(compared, modules)
-        for i, j in combinations(range(len(compared.runs)), 2):
-            band = -_Z * sd[i, j], _Z * sd[i, j]
-            rows.append((*scope, compared.runs[i], compared.runs[j], cosine[i, j], *band))
-    columns = [*_SCOPE_COLUMNS, "run_a", "run_b", "cosine", "chance_low", "chance_high"]
-    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
+        scopes.append(scope)
+        cosines.append(cosine[i, j])
+        matched.append(Z * sd[i, j])
+        gaussian.append(Z * gaussian_sd(compared, modules)[i, j])
+    table = _scoped(
+        scopes,
+        {
+            "run_a": [compared.runs[one] for one in i],
+            "run_b": [compared.runs[other] for other in j],
+        },
+        cosine=cosines,
+        chance_high=matched,
+        gaussian_high=gaussian,
+    )
+    table["chance_low"], table["gaussian_low"] = -table.chance_high, -table.gaussian_high
+    table["harder"] = np.where(table.gaussian_high > table.chance_high, "gaussian", "matched")
+    bands = ["chance_low", "chance_high", "gaussian_low", "gaussian_high", "harder"]
+    return table[[*_SCOPE, "run_a", "run_b", "cosine", *bands]]
 
 
 def updates_table(
@@ -388,10 +559,11 @@ def updates_table(
 ) -> pd.DataFrame:
     """The `updates` table: one row per run and module, then one per run for its whole update.
 
-    Columns: run; scope ("module" or "global"); module (its full name), layer (Int64) and
+    Columns: run; scope ("module" or "global"); module (its full name), stack, layer (Int64) and
     projection, each missing for the whole update; norm, relative_norm, effective_rank,
-    effective_rank_share (of the rank of the factors), stable_rank, participation_ratio. Of a whole
-    update the norms are those of all modules stacked, the ranks means over modules.
+    effective_rank_share (of the rank of the factors), stable_rank, participation_ratio; modules,
+    how many the row is about, and defined, how many of them are not zero. Of a whole update the
+    norms are those of all modules stacked, the ranks means over the defined modules.
     base_norms: {module: norm of W0} for the relative norms, which are NaN without.
     """
     modules = compared.modules
@@ -407,35 +579,47 @@ def updates_table(
         "stable_rank": stable_rank(sigma),
         "participation_ratio": participation_ratio(sigma),
     }
-    numbers = [*norms.values(), *ranks.values()]
-    rows: list[tuple[Any, ...]] = [
-        (run, "module", row.module, row.layer, row.projection, *(of[number, i] for of in numbers))
-        for i, run in enumerate(compared.runs)
-        for number, row in enumerate(modules.itertuples())
-    ]
-    for i, run in enumerate(compared.runs):
-        total = float(np.linalg.norm(norm[:, i]))
-        relative = total / float(np.linalg.norm(base[:, i]))
-        means = [rank[:, i].mean() for rank in ranks.values()]
-        rows.append((run, "global", None, pd.NA, None, total, relative, *means))
-    columns = ["run", *_SCOPE_COLUMNS, *norms, *ranks]
-    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
+    is_defined, runs, m = norm > 0, compared.runs, len(modules)
+    whole = {
+        "norm": np.linalg.norm(norm, axis=0),
+        "relative_norm": np.linalg.norm(norm, axis=0) / np.linalg.norm(base, axis=0),
+        **{name: _mean_of_defined(rank) for name, rank in ranks.items()},
+    }
+    table = pd.DataFrame(
+        {
+            "run": [run for run in runs for _ in range(m)] + runs,
+            "scope": ["module"] * (m * len(runs)) + ["global"] * len(runs),
+            **{name: [*modules[name]] * len(runs) + [None] * len(runs) for name in PLACE},
+            **{name: np.r_[each.T.ravel(), whole[name]] for name, each in (norms | ranks).items()},
+            "modules": [1] * (m * len(runs)) + [m] * len(runs),
+            "defined": np.r_[is_defined.T.ravel(), is_defined.sum(0)].astype(int),
+        }
+    )
+    return table.astype({"layer": "Int64"})
+
+
+def _mean_of_defined(values: Float64[np.ndarray, "module rest"]) -> Float64[np.ndarray, " rest"]:
+    """Mean over the modules in which a number is defined; NaN where it is in none."""
+    defined = [column[~np.isnan(column)] for column in values.T]
+    return np.array([each.mean() if len(each) else np.nan for each in defined])
 
 
 def angles_table(compared: Comparison, nulls: Sequence[Comparison]) -> pd.DataFrame:
     """The `angles` table: every pair on every module, with the 95 % band of the matched null.
 
-    Columns: module (its full name), layer (Int64, missing where it has none), projection, side,
-    run_a, run_b, index (1 is the smallest angle), degrees, chance_low, chance_high.
+    Columns: module (its full name), stack and layer (Int64), both missing where it has none,
+    projection, side, run_a, run_b, index (1 is the smallest angle), degrees, chance_low,
+    chance_high.
     nulls: Comparisons of `chance.matched_null` updates; their angles are pooled over the modules of
-    one shape.
+    one shape. With few nulls times modules of a shape the band is narrower than it says:
+    `bands.compare_beside_chance` draws as many as are needed.
     """
-    modules, (i, j) = compared.modules, np.triu_indices(len(compared.runs), 1)
-    runs = np.array(compared.runs)
+    modules = compared.modules
+    i, j = pairs = np.stack(np.triu_indices(len(compared.runs), 1))
     shapes = modules.groupby(["d_out", "d_in"]).ngroup().to_numpy()
-    quantiles = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+    quantiles = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     parts = []
-    for side in _SIDES:
+    for side in SIDES:
         # (null, module, pair, k)
         drawn = np.degrees(np.stack([null.angles[side][:, i, j] for null in nulls]))
         with warnings.catch_warnings():
@@ -449,21 +633,79 @@ def angles_table(compared: Comparison, nulls: Sequence[Comparison]) -> pd.DataFr
                 ]
             )
         measured = np.degrees(compared.angles[side][:, i, j])  # (module, pair, k)
-        module, pair, index = (axis.ravel() for axis in np.indices(measured.shape))
-        columns = {
-            "module": modules.module.to_numpy()[module],
-            "layer": modules.layer.array[module],
-            "projection": modules.projection.to_numpy()[module],
-            "side": side,
-            "run_a": runs[i[pair]],
-            "run_b": runs[j[pair]],
-            "index": index + 1,
-            "degrees": measured.ravel(),
-            "chance_low": bands[shapes[module], 0, pair, index],
-            "chance_high": bands[shapes[module], 1, pair, index],
-        }
-        parts.append(pd.DataFrame(columns))
+        low, high = (bands[shapes, end] for end in (0, 1))
+        numbers = {"degrees": measured, "chance_low": low, "chance_high": high}
+        parts.append(angle_rows(modules[PLACE], compared.runs, pairs, side, **numbers))
     return pd.concat(parts, ignore_index=True)
+
+
+def angle_rows(
+    places: pd.DataFrame,
+    runs: Sequence[str],
+    pairs: Int[np.ndarray, "2 pair"],
+    side: str,
+    **numbers: Shaped[np.ndarray, "place pair k"],
+) -> pd.DataFrame:
+    """Rows of the `angles` table: one for each place, pair of runs and angle. `places` are the
+    columns that say what of the updates a row is about."""
+    place, pair, index = (axis.ravel() for axis in np.indices(next(iter(numbers.values())).shape))
+    names = np.array(runs)
+    return pd.DataFrame(
+        {
+            **{name: places[name].array[place] for name in places},
+            "side": side,
+            "run_a": names[pairs[0][pair]],
+            "run_b": names[pairs[1][pair]],
+            "index": index + 1,
+            **{name: values.ravel() for name, values in numbers.items()},
+        }
+    )
+
+
+def similarity_table(first: Update, second: Update) -> pd.DataFrame:
+    """How much of the top i directions of one update lies in the top j of another, for all i and j
+    up to their ranks: phi = |U_i' U_j|_F^2 / min(i, j), from 0 to 1 (Hu et al. 2021).
+
+    It needs no common k, so that ranks may differ. Columns: side, i, j, similarity, modules,
+    chance. The similarity is the mean over the modules in which both subspaces are defined (as in
+    `compare`), `modules` their number. `chance` is its mean for random left subspaces,
+    max(i, j) / d_out; on the right, where unrelated updates may share A, it is missing.
+    """
+    comparison = empty({"first": first, "second": second})
+    ranks = comparison.rank.max(0)
+    met = {side: np.full((len(comparison.rank), *ranks), np.nan) for side in SIDES}
+
+    def one(chunk: list[int], left: Frames, right: Frames, scales: Tensor) -> None:
+        U, sigma, Vh = torch.linalg.svd(scales[:, :, None, None] * left.R @ right.R.mT)
+        floor = _RANK_TOLERANCE * sigma[..., :1]
+        gaps = sigma - torch.nn.functional.pad(sigma[..., 1:], (0, 1))
+        # (module, run, r): the top vectors up to this one span a definite subspace
+        is_defined = (sigma > floor) & (gaps > floor)
+        both = is_defined[:, 0, :, None] & is_defined[:, 1, None]
+        i, j = torch.tensor([[0], [1]], device=scales.device)
+        for side, frames, tops in (("left", left, U), ("right", right, Vh.mT)):
+            cosines = tops[:, 0].mT @ frames.shared(i, j)[:, 0] @ tops[:, 1]
+            # (module, i, j): |U_i' U_j|_F^2
+            squares = cosines.square().cumsum(1).cumsum(2).where(both, torch.nan)
+            rows, columns = np.minimum(ranks, squares.shape[1])
+            met[side][chunk, :rows, :columns] = squares[:, :rows, :columns].cpu()
+
+    in_chunks({"first": first, "second": second}, comparison, one)
+    i, j = (place.ravel() + 1 for place in np.indices(ranks))
+    tables = []
+    for side in SIDES:
+        phi = met[side].reshape(len(comparison.rank), -1) / np.minimum(i, j)
+        of_random = np.maximum(i, j) * (1 / comparison.modules.d_out).mean()
+        columns = {
+            "side": side,
+            "i": i,
+            "j": j,
+            "similarity": _mean_of_defined(phi),
+            "modules": (~np.isnan(phi)).sum(0),
+            "chance": of_random if side == "left" else np.nan,
+        }
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
 
 
 def orthogonal_table(compared: Comparison, references: Sequence[str] | None = None) -> pd.DataFrame:
@@ -474,14 +716,21 @@ def orthogonal_table(compared: Comparison, references: Sequence[str] | None = No
     a module's own reference for a module, so that the modules' energies do not add up to the global
     one. references: names of runs, by default all.
     """
-    rows: list[tuple[Any, ...]] = []
+    pairs = [
+        (compared.runs.index(run), compared.runs.index(reference))
+        for reference in references or compared.runs
+        for run in compared.runs
+        if run != reference
+    ]
+    i, j = np.array(pairs, int).reshape(-1, 2).T
+    scopes, energies = [], []
     for scope, modules in _scopes(compared):
         cosine, _ = stacked_cosine(compared, modules)
-        for reference in references or compared.runs:
-            j = compared.runs.index(reference)
-            for i, run in enumerate(compared.runs):
-                if i != j:
-                    energy = np.maximum(0, 1 - cosine[i, j] ** 2)  # which, unlike max, keeps NaN
-                    rows.append((*scope, run, reference, np.sqrt(energy), energy))
-    columns = [*_SCOPE_COLUMNS, "run", "reference", "by_norm", "by_energy"]
-    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
+        scopes.append(scope)
+        energies.append(np.maximum(0, 1 - cosine[i, j] ** 2))  # which, unlike max, keeps NaN
+    return _scoped(
+        scopes,
+        {"run": [compared.runs[one] for one in i], "reference": [compared.runs[one] for one in j]},
+        by_norm=[np.sqrt(energy) for energy in energies],
+        by_energy=energies,
+    )

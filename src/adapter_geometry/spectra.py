@@ -1,147 +1,30 @@
 """What an update does to the spectrum of the base's weights: intruder dimensions and spectral
 shift, without a dense SVD of W0 + dW.
 
-Comes after `updates` and `adapters`, beside `geometry`; the report and the page on one's own
-adapters use it. Reads a base model's folder and writes nothing but the decompositions of its
-weights, into the cache folder that it is given or the user's.
+Comes after `updates` and `base_weights`, beside `geometry`; the report and the page on one's own
+adapters use it. Reads and writes nothing itself.
 
 In the singular frame of W0 = U S V', stored once it is computed, W0 + dW is a diagonal matrix plus
 one of rank r, so that its leading singular vectors cost a few products with thin matrices, and
 their overlaps with those of W0 are their entries.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, TypeVar
-
 import numpy as np
 import pandas as pd
-import platformdirs
 import torch
-from jaxtyping import Float, Float64, Num
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float64
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
+from tqdm import tqdm
 
-from adapter_geometry import storage, updates
-from adapter_geometry.adapters import AdapterError
-from adapter_geometry.updates import Adapters, Factors, Update
+from adapter_geometry import updates
+from adapter_geometry.base_weights import BaseWeights, Decomposition
+from adapter_geometry.chance import outputs_turned
+from adapter_geometry.updates import Adapters, Factors
 
 # Shuttleworth et al. 2024: intruders are those of the ten leading left vectors of W0 + dW that have
 # no overlap of .5 or more with any of W0.
 TOP, THRESHOLD = 10, 0.5
-
-# (U, sigma, V) of a weight matrix W0 = U diag(sigma) V' (rows, columns), size = min(rows, columns)
-Decomposition = tuple[
-    Float[Tensor, "rows size"], Float[Tensor, " size"], Float[Tensor, "columns size"]
-]
-_Content = TypeVar("_Content")
-
-
-class BaseWeights:
-    """The weight matrices of a base model's folder, read one by one from its safetensors files;
-    AdapterError (a ValueError) where they cannot be."""
-
-    def __init__(self, folder: str | Path, cache: str | Path | None = None) -> None:
-        """cache: folder in which decompositions are stored; the user's cache folder by default.
-
-        Raises FileNotFoundError where the folder holds no safetensors file.
-        """
-        self.folder = Path(folder)
-        self.cache = Path(cache or platformdirs.user_cache_path("adapter-geometry"))
-        # {name of a tensor: file that holds it}; from an index the file may be anything JSON holds
-        self.files: dict[str, Any]
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            try:
-                self.files = dict(json.loads(index.read_text())["weight_map"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise AdapterError(
-                    f"{index} cannot be read ({type(error).__name__}): download the model again"
-                ) from error
-        elif (self.folder / "model.safetensors").exists():
-            names = self._read("model.safetensors", lambda stored: list(stored.keys()))
-            self.files = dict.fromkeys(names, "model.safetensors")
-        else:
-            raise FileNotFoundError(
-                f"no base model in {self.folder}: model.safetensors is missing; "
-                "name a folder that `save_pretrained` wrote"
-            )
-
-    def weight(self, module: str) -> Num[Tensor, "rows columns"]:
-        """W0 of a module as stored; AdapterError if the model has no such module or its weights are
-        not finite."""
-        name = f"{module}.weight"
-        weight: Tensor = self._read(self._file(module), lambda stored: stored.get_tensor(name))
-        if not torch.isfinite(weight.float()).all():
-            raise AdapterError(
-                f"{self.folder / self._file(module)} holds NaN or infinity in {module}: "
-                "download the model again"
-            )
-        return weight
-
-    def check_shapes(self, update: Update) -> None:
-        """Raise AdapterError naming the first module of an update that the model lacks or holds in
-        another shape; reads no weights."""
-        for module, factors in update.items():
-            shape, wanted = self._shape(module), [factors.B.shape[0], factors.A.shape[1]]
-            if shape != (wanted[::-1] if factors.is_transposed else wanted):
-                raise AdapterError(
-                    f"{module} is {' x '.join(map(str, shape))} in the base model in {self.folder},"
-                    f" but the update is {wanted[0]} x {wanted[1]}: the adapters belong to another "
-                    "model, or this one is quantised"
-                )
-
-    def norms(self, modules: Iterable[str]) -> dict[str, float]:
-        """{module: Frobenius norm of W0}, with one matrix in memory at a time."""
-        return {module: float(self.weight(module).double().norm()) for module in modules}
-
-    def decomposition(self, module: str) -> Decomposition:
-        """(U, sigma, V) of W0 in float32, thin; stored in the cache by a hash of the weights."""
-        weight = self.weight(module).float()
-        content = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
-        path = self.cache / f"{storage.digest([list(weight.shape), content])}.safetensors"
-        if not path.exists():
-            U, sigma, Vh = torch.linalg.svd(weight, full_matrices=False)
-            parts = {"U": U.contiguous(), "sigma": sigma, "V": Vh.T.contiguous()}
-            with storage.whole(path) as temporary:
-                save_file(parts, temporary)
-        stored = load_file(path)
-        return stored["U"], stored["sigma"], stored["V"]
-
-    def _shape(self, module: str) -> list[int]:
-        name = f"{module}.weight"
-        return self._read(
-            self._file(module), lambda stored: list(stored.get_slice(name).get_shape())
-        )
-
-    def _file(self, module: str) -> Any:
-        if f"{module}.weight" not in self.files:
-            raise AdapterError(
-                f"the base model in {self.folder} has no module {module}: "
-                "the adapters belong to another model"
-            )
-        return self.files[f"{module}.weight"]
-
-    def _read(self, file: Any, read: Callable[[Any], _Content]) -> _Content:
-        """What `read` takes out of an opened safetensors file of the folder."""
-        path = self.folder / str(file)
-        if Path(str(file)).name != file:
-            raise AdapterError(
-                f"model.safetensors.index.json in {self.folder} names {file!r}, "
-                "which leads out of the folder"
-            )
-        try:
-            with safe_open(path, "pt") as stored:
-                return read(stored)
-        except (OSError, SafetensorError) as error:
-            raise AdapterError(
-                f"{path} cannot be read ({error}): it is truncated or not a safetensors file; "
-                "download it again"
-            ) from error
 
 
 def change_of_spectrum(factors: Factors, decomposition: Decomposition) -> dict[str, int | float]:
@@ -258,30 +141,39 @@ def _outside(
 def intruders_table(adapters: Adapters, base: BaseWeights) -> pd.DataFrame:
     """The `intruders` table of updates with equal modules: one row per run and module.
 
-    Columns: run, module (its full name), layer (missing where the name has none), projection; count
-    (intruder dimensions among the ten leading vectors), spectral_shift and shift_error of
-    `change_of_spectrum`.
+    Columns: run, module (its full name), stack and layer (missing where the name has none),
+    projection; count (intruder dimensions among the ten leading vectors), spectral_shift and
+    shift_error of `change_of_spectrum`; count_by_chance and shift_by_chance, those of a copy with
+    turned outputs (`chance.outputs_turned`).
     Raises AdapterError where an update does not fit the base, before anything is decomposed.
     """
     for update in adapters.values():
         base.check_shapes(update)
+    adapters = {run: base.oriented(update) for run, update in adapters.items()}
     rows = []
-    for module in next(iter(adapters.values())):
-        layer, projection = updates.layer_and_projection(module)
+    modules = list(next(iter(adapters.values())))
+    places = dict(zip(modules, updates.places(modules), strict=True))
+    for module in tqdm(modules, "intruders", unit="module", leave=False, disable=None):
+        stack, layer, projection = places[module]
         decomposition = base.decomposition(module)
         for run, update in adapters.items():
             change = change_of_spectrum(update[module], decomposition)
+            turned = outputs_turned({module: update[module]})[module]
+            by_chance = change_of_spectrum(turned, decomposition)
             rows.append(
                 {
                     "run": run,
                     "module": module,
+                    "stack": stack,
                     "layer": layer,
                     "projection": projection,
                     "count": change["intruders"],
                     "spectral_shift": change["spectral_shift"],
                     "shift_error": change["shift_error"],
+                    "count_by_chance": by_chance["intruders"],
+                    "shift_by_chance": by_chance["spectral_shift"],
                 }
             )
-    table = pd.DataFrame(rows).astype({"layer": "Int64"})
-    order = ["run", "layer", "projection"]
+    table = pd.DataFrame(rows).astype({"stack": "str", "layer": "Int64"})
+    order = ["run", "stack", "layer", "projection"]
     return table.sort_values(order, na_position="first", ignore_index=True)

@@ -9,6 +9,7 @@ read or written here; `put` changes the weights of the model it is given.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,10 +47,49 @@ def layer_and_projection(module: str) -> tuple[int | None, str]:
     return int(layer.group(1)) if layer else None, module.rsplit(".", 1)[-1]
 
 
-def order_key(module: str) -> tuple[int, str]:
-    """Sorts modules by layer and projection; those without a layer come first."""
-    layer, projection = layer_and_projection(module)
-    return -1 if layer is None else layer, projection
+def order_key(module: str) -> tuple[str, int, str]:
+    """Sorts modules by stack, layer and projection; those without a layer come first."""
+    stack, layer, _ = _stack_layer_and_kind(module)
+    return stack or "", -1 if layer is None else layer, module.rsplit(".", 1)[-1]
+
+
+def places(modules: Sequence[str]) -> list[tuple[str | None, int | None, str]]:
+    """(stack, layer, projection) of each of the modules, as the tables name them.
+
+    The stack is what the name has before the layer's number; stack and layer are None where it has
+    no layer. The projection is the shortest end of what follows, without numbers of experts and
+    sublayers, that tells the kinds of these modules apart: `q_proj`, and `attention.output.dense`
+    beside `output.dense`. Experts, and equal blocks within a layer, share one.
+
+    >>> places(["encoder.layers.0.self_attn.q_proj", "decoder.layers.0.self_attn.q_proj"])
+    [('encoder.layers', 0, 'q_proj'), ('decoder.layers', 0, 'q_proj')]
+    >>> places(["h.2.attn.c_proj", "h.2.mlp.c_proj", "lm_head"])
+    [('h', 2, 'attn.c_proj'), ('h', 2, 'mlp.c_proj'), (None, None, 'lm_head')]
+    """
+    split = [_stack_layer_and_kind(module) for module in modules]
+    ends = Counter(
+        kind[start:] for kind in {kind for _, _, kind in split} for start in range(len(kind))
+    )
+
+    def shortest(kind: tuple[str, ...]) -> str:
+        for start in reversed(range(len(kind))):
+            # a number alone, the place in a Sequential, names nothing
+            if ends[kind[start:]] == 1 and not kind[start].isdigit():
+                return ".".join(kind[start:])
+        return ".".join(kind)
+
+    return [(stack, layer, shortest(kind)) for stack, layer, kind in split]
+
+
+def _stack_layer_and_kind(module: str) -> tuple[str | None, int | None, tuple[str, ...]]:
+    """The parts of a module's name before, at and after the layer's number, the last without inner
+    numbers."""
+    numbered = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", module)
+    if numbered is None:
+        return None, None, tuple(module.split("."))
+    stack, layer, rest = numbered.groups()
+    *inner, last = rest.split(".")
+    return stack, int(layer), (*(part for part in inner if not part.isdigit()), last)
 
 
 # --- arithmetic -----------------------------------------------------------------------------------

@@ -1,48 +1,59 @@
-"""From PEFT folders to a `Report`: tables, a summary, and a page to keep.
+"""From adapters and models to a `Report`: tables, a summary, and a page to keep.
 
 Comes after all that measures, and calls it in turn. It knows no study: it reads the folders, the
 base model and the texts that it is given, and writes where `Report.write` is told, and
 decompositions of the base's weights into their cache.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from adapter_geometry import geometry, storage
-from adapter_geometry.adapters import AdapterError, common_modules, fetch, load_update, read_config
-from adapter_geometry.chance import compare_by_chance
-from adapter_geometry.report import summary
+from adapter_geometry import adapters as reading
+from adapter_geometry import geometry, sources, storage
+from adapter_geometry.adapters import AdapterError, Loaded, aligned, common_modules
+from adapter_geometry.bands import compare_beside_chance
+from adapter_geometry.base_weights import BaseWeights
+from adapter_geometry.report import findings, output, programs, progress, summary
 from adapter_geometry.report.findings import Findings
 from adapter_geometry.report.texts import measure, read_texts
 from adapter_geometry.updates import Adapters
 
-_NULLS = 5  # draws of the matched null, each pooled over all modules of one shape
+_MOST_ROWS = 3e6  # of the table of angles, which has the most
 _BASE_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")  # of a hub repository; no code
+_LIBRARIES = ("torch", "safetensors", "numpy", "scipy")  # what determines the numbers
+_MIRRORS = {"unsloth", "mlx-community"}  # owners on the hub who pass on the models of others
+_QUANTISED = re.compile(r"(-(unsloth|bnb|[48]bit|fp8|awq|gptq|int[48]))+$")
 
 
 class Report(Findings):
     """What `compare_adapters` measured: its tables, a summary of them, and a page to keep."""
 
     def summary(self) -> str:
-        """A few lines of text: size, direction and rank of each update beside the reference, with
-        chance levels."""
+        """A few lines of text: findings, and size, direction and rank of each update beside the
+        reference, with chance levels; as wide as the terminal, where there is one."""
         lines = "\n".join(summary.lines(self)).splitlines()
         return "\n".join(map(summary.printable, lines))
 
-    def write(self, folder: str | Path) -> Path:
-        """Write `report.html` and one Parquet file per table into a folder; returns the path of the
-        page."""
-        from adapter_geometry.report import page  # matplotlib, which a summary does without
+    def as_json(self) -> dict[str, Any]:
+        """The numbers of each adapter and pair, the findings in sentences, and where they come
+        from, in the form of `report/schema.json`."""
+        return programs.as_json(self)
 
-        folder = Path(folder)
-        for name, table in self.tables.items():
-            storage.write_frame(folder / f"{name}.parquet", table)
-        with storage.whole(folder / "report.html") as temporary:
-            temporary.write_text(page.render(self), encoding="utf-8")
-        return folder / "report.html"
+    def check(self, condition: str) -> list[str]:
+        """Sentences that name the adapters for which a condition such as "cosine<0.9" holds, or
+        whose number is not defined; see `programs.check`."""
+        return programs.check(self, condition)
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `report.html`, `report.json` and the tables, as Parquet and CSV, into a folder that
+        is new, or empty, or that of a report, which is replaced; returns the path of the page."""
+        return output.write(self, folder)
 
 
 def compare_adapters(
@@ -51,21 +62,26 @@ def compare_adapters(
     reference: str | None = None,
     texts: str | Path | None = None,
     cache: str | Path | None = None,
+    lora_only: bool = False,
+    rank: int | None = None,
 ) -> Report:
-    """Compare PEFT LoRA adapters of one base model; returns a `Report`.
+    """Compare adapters, or fine-tuned models, of one base model; returns a `Report`.
 
     adapters: folders or hub ids, at least two, as a list (each named by its folder, or
     "NAME=FOLDER") or a mapping {name: folder}.
     base: folder or hub id of the base model, for relative norms, intruder dimensions and spectral
-    shift.
+    shift, and for what is no plain LoRA adapter.
     reference: name of the adapter that the others are measured against; the first by default.
-    texts: a file of JSON lines with `prompt` and `completion`, for losses along paths and CKA;
-    needs `base`.
+    texts: a file of JSON lines with `prompt` and `completion`, for losses along paths, CKA and
+    behaviour beside null adapters; needs `base`.
     cache: folder for the decompositions of the base's weights; the user's cache folder by default.
+    lora_only: leave out what an adapter holds besides updates of weight matrices, such as heads.
+    rank: of the factors of what has none of its own, such as a whole model's difference.
+    What takes long is announced on standard error.
     Raises AdapterError (a ValueError) or FileNotFoundError with one clear message for anything that
     cannot be compared.
     """
-    named = adapters if isinstance(adapters, Mapping) else _named(adapters)
+    named = dict(adapters) if isinstance(adapters, Mapping) else _named(adapters)
     if len(named) < 2:
         raise AdapterError("one adapter has nothing to be compared with: name two or more")
     reference = reference or next(iter(named))
@@ -75,50 +91,85 @@ def compare_adapters(
         )
     if texts and not base:
         raise AdapterError("losses along paths and CKA need the base model: add --base")
-    folders = {name: fetch(path_or_id) for name, path_or_id in named.items()}
-    settings = {name: read_config(folder) for name, folder in folders.items()}
     lines = read_texts(Path(texts)) if texts else None
-    loaded, left_out = common_modules(
-        {name: load_update(folder) for name, folder in folders.items()}
-    )
-    base_folder = fetch(base, _BASE_FILES) if base else None
-    weights = _base_weights(base_folder, loaded, cache) if base_folder else None
-    compared = geometry.compare(loaded)
-    tables = {
-        "cosine": geometry.cosine_table(compared),
-        "orthogonal": geometry.orthogonal_table(compared, [reference]),
-        "angles": geometry.angles_table(compared, compare_by_chance(loaded, _NULLS)),
+    base_folder = sources.fetch(base, _BASE_FILES) if base else None
+    weights = BaseWeights(base_folder, cache) if base_folder else None
+    loaded = {
+        name: reading.load(path_or_id, weights, lora_only, rank)
+        for name, path_or_id in named.items()
     }
+    renamed, spellings = aligned({name: each.update for name, each in loaded.items()})
+    common, left_out = common_modules(renamed)
     if weights:
-        tables |= _with_base(loaded, compared, weights)
+        for update in common.values():
+            weights.check_shapes(update)
+    references = [reference] if _is_many(common) else None
+    compared, angles = compare_beside_chance(common, references=references)
+    tables = {
+        "cosine": geometry.cosine_table(compared, references),
+        "orthogonal": geometry.orthogonal_table(compared, [reference]),
+        "angles": angles,
+    }
+    if len(common) > 2:
+        tables["tree"] = findings.tree(compared)
+    if weights:
+        tables |= _with_base(common, compared, weights)
     else:
         tables["updates"] = geometry.updates_table(compared)
     if lines and base_folder:
-        tables |= measure(loaded, base_folder, reference, lines)
+        tables |= measure(common, base_folder, reference, lines)
+    options = {"base": base, "reference": reference, "texts": texts, "rank": rank}
     return Report(
         folders={name: str(path_or_id) for name, path_or_id in named.items()},
         reference=reference,
         compared=compared,
         tables=tables,
         left_out=left_out,
-        warnings=_warnings(settings, left_out),
+        warnings=[
+            *_zeros(tables["updates"]),
+            *(f"{name}: {note}" for name, notes in spellings.items() for note in notes),
+            *_warnings(loaded, left_out, base, weights),
+        ],
         base=str(base) if base else None,
-        settings=settings,
+        settings={name: each.config for name, each in loaded.items()},
+        kinds={name: each.kind for name, each in loaded.items()},
+        notes={name: each.notes for name, each in loaded.items() if each.notes},
+        errors={name: each.errors for name, each in loaded.items() if each.errors},
+        provenance={
+            "command": _command(named, options, lora_only),
+            "versions": storage.provenance(_LIBRARIES),
+            "base": _about_base(str(base), weights) if weights else None,
+            "adapters": {name: _about_adapter(each) for name, each in loaded.items()},
+        },
     )
 
 
+def _is_many(adapters: Adapters) -> bool:
+    """Whether there are so many adapters and modules that tables hold, module by module, the pairs
+    with the reference only, and of all other pairs the whole updates."""
+    ranks = [part.A.shape[0] for part in next(iter(adapters.values())).values()]
+    pairs = len(adapters) * (len(adapters) - 1) / 2
+    return pairs * sum(2 * geometry.top_k(rank) for rank in ranks) > _MOST_ROWS
+
+
+# --- names and origins ----------------------------------------------------------------------------
+
+
 def _named(adapters: Sequence[str | Path]) -> dict[str, str]:
-    """{name: path or id} of a list, each `NAME=PATH` or a path named by its folder (`run/adapter`
-    by `run`)."""
-    named: dict[str, str] = {}
+    """{name: path or id} of a list, each `NAME=PATH` or a path named by its folder, and by the
+    folders above it where several have one name."""
+    given: list[tuple[str, str]] = []
     for adapter in map(str, adapters):
         name, _, path = adapter.partition("=")
-        if not path or Path(adapter).exists():  # no name is given, or the folder has = in its own
-            name, path = "", adapter
-        if not name:
-            # "." has no name before it is resolved; a hub id is no path to resolve
-            parts = Path(path).resolve().parts if Path(path).exists() else Path(path).parts
-            name = parts[-2] if parts[-1] == "adapter" and len(parts) > 1 else parts[-1]
+        # no name is given, or the folder has = in its own, there or mistyped
+        is_path = Path(adapter).exists() or (
+            "/" in name and Path(name).parent.is_dir() and not Path(path).exists()
+        )
+        given.append(("", adapter) if is_path or not path else (name, path))
+    names = iter(sources.names_of([path for name, path in given if not name]))
+    named: dict[str, str] = {}
+    for name_given, path in given:
+        name = name_given or next(names)
         if name in named:
             raise AdapterError(
                 f"two adapters are called {name!r} ({named[name]} and {path}): "
@@ -128,42 +179,161 @@ def _named(adapters: Sequence[str | Path]) -> dict[str, str]:
     return named
 
 
+def _command(
+    named: Mapping[str, str | Path], options: Mapping[str, object], lora_only: bool
+) -> str:
+    """The command line that compares the same again."""
+    words = ["adapter-geometry", "compare", *(f"{name}={path}" for name, path in named.items())]
+    for option, value in options.items():
+        if value is not None:
+            words += [f"--{option}", str(value)]
+    return shlex.join([*words, *(["--lora-only"] if lora_only else [])])
+
+
+def _about_adapter(loaded: Loaded) -> dict[str, Any]:
+    return {
+        "origin": loaded.origin,
+        "revision": loaded.revision,
+        "files": dict(loaded.files),
+        "notes": list(loaded.notes),
+        "base": loaded.config.get("base_model_name_or_path"),
+        "base_revision": loaded.config.get("revision"),
+    }
+
+
+def _about_base(base: str, weights: BaseWeights) -> dict[str, Any]:
+    return {
+        "origin": base,
+        "name": weights.name,
+        "revision": weights.revision,
+        "digest": weights.digest(),
+        "notes": list(weights.notes),
+    }
+
+
+# --- warnings -------------------------------------------------------------------------------------
+
+
+def _zeros(updates: pd.DataFrame) -> Iterator[str]:
+    """Warnings of modules whose update is zero: those of an adapter that is zero altogether are the
+    first sentence of the findings."""
+    for name, rows in updates.query("scope == 'module'").groupby("run", sort=False):
+        zero = rows[rows.norm == 0]
+        if len(zero) == len(rows):
+            yield f"{name}: all {len(rows)} modules are zero"
+        elif len(zero):
+            yield (
+                f"{name}: {len(zero)} of {len(rows)} modules are zero, for example "
+                f"{zero.module.iloc[0]}; means of ranks are over the others"
+            )
+
+
 def _warnings(
-    settings: Mapping[str, dict[str, Any]], left_out: Mapping[str, list[str]]
-) -> list[str]:
+    loaded: Mapping[str, Loaded],
+    left_out: Mapping[str, list[str]],
+    base: str | Path | None,
+    weights: BaseWeights | None,
+) -> Iterator[str]:
     """What a reader should know of adapters that are compared all the same."""
-    warnings = []
-    bases = {str(config.get("base_model_name_or_path")) for config in settings.values()}
-    if len(bases) > 1:
-        warnings.append(
-            f"the adapters name different base models ({', '.join(sorted(bases))}): their updates "
-            "are compared all the same, as matrices of equal shapes"
+    bases = {
+        name: str(each.config["base_model_name_or_path"])
+        for name, each in loaded.items()
+        if each.config.get("base_model_name_or_path")
+    }
+    if any(not _is_one_model(*pair) for pair in combinations(sorted(set(bases.values())), 2)):
+        yield (
+            f"the adapters name different base models ({', '.join(sorted(set(bases.values())))}): "
+            "their updates are compared all the same, as matrices of equal shapes"
         )
+    revisions = {name: _revision(each.config.get("revision")) for name, each in loaded.items()}
+    if len(set(revisions.values())) > 1:
+        of = ", ".join(f"{name} {revision or 'none'}" for name, revision in revisions.items())
+        yield f"the adapters name different revisions of their base model ({of})"
+    if weights:
+        yield from _warnings_of_base(str(base), weights, bases, revisions)
+    for name, each in loaded.items():
+        if each.left_out:
+            yield (
+                f"{name}: {len(each.left_out)} parts that are no update of a weight matrix are "
+                f"left out, for example {each.left_out[0]}"
+            )
     for name, modules in left_out.items():
         if modules:
-            warnings.append(
+            yield (
                 f"{name}: {len(modules)} modules that not all adapters have are left out, "
                 f"for example {modules[0]}"
             )
-    return warnings
 
 
-def _base_weights(folder: Path, adapters: Adapters, cache: str | Path | None) -> Any:
-    """The `BaseWeights` of the base model, which every update fits."""
-    from adapter_geometry.spectra import BaseWeights  # and scipy's sparse solvers
+def _warnings_of_base(
+    base: str,
+    weights: BaseWeights,
+    bases: Mapping[str, str],
+    revisions: Mapping[str, str | None],
+) -> Iterator[str]:
+    """Warnings of a base model that is not the one, or the revision, that adapters name."""
+    names = [base, *([weights.name] if weights.name else [])]
+    others = {
+        name: named
+        for name, named in bases.items()
+        if not any(_is_one_model(named, each) for each in names)
+    }
+    if others:
+        named = ", ".join(f"{name} names {other}" for name, other in others.items())
+        yield (
+            f"the base model is {base}, but {named}: unless these are one model, relative norms, "
+            "intruders and shifts are beside the wrong weights"
+        )
+    stated = re.search(r"@([\w.-]+)", base)
+    given = _revision(stated[1] if stated else None)
+    different = {
+        name: revision
+        for name, revision in revisions.items()
+        # of a local folder the revision is not known
+        if weights.revision and name in bases and revision not in (given, weights.revision)
+    }
+    if different:
+        named = ", ".join(f"{name} names {other or 'none'}" for name, other in different.items())
+        yield f"the base model is of the revision {given or 'main'}, but {named}"
 
-    base = BaseWeights(folder, cache)
-    for update in adapters.values():
-        base.check_shapes(update)
-    return base
+
+def _revision(stated: Any) -> str | None:
+    """A revision as it is compared: "main" is what is taken where none is stated."""
+    return None if stated in (None, "", "main") else str(stated)
+
+
+def _is_one_model(first: str, second: str) -> bool:
+    """Whether two names are of one model, as far as names tell: equal after the owner, without what
+    says how it is quantised, and of one owner unless one is a local path or passes on others'."""
+    (owner, name), (other_owner, other_name) = _owner_and_name(first), _owner_and_name(second)
+    if name != other_name:
+        return False
+    owners = {owner, other_owner}
+    return len(owners) == 1 or None in owners or bool(owners & _MIRRORS)
+
+
+def _owner_and_name(model: str) -> tuple[str | None, str]:
+    """(owner, or None for a local path; name) of a model, in lower case."""
+    parts = [part for part in model.rstrip("/").split("/") if part]
+    for part in parts:
+        if part.startswith("models--"):  # in the hub's cache
+            _, owner, *rest = part.split("--")
+            parts, model = [owner, "--".join(rest)], f"{owner}/{rest}"
+    name = _QUANTISED.sub("", parts[-1].partition("@")[0].lower()) if parts else model
+    is_id = len(parts) == 2 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
+    return parts[0].lower() if is_id else None, name
+
+
+# --- with the base model --------------------------------------------------------------------------
 
 
 def _with_base(
-    adapters: Adapters, compared: geometry.Comparison, base: Any
+    adapters: Adapters, compared: geometry.Comparison, base: BaseWeights
 ) -> dict[str, pd.DataFrame]:
     """The tables `updates`, with norms relative to those of the `BaseWeights`, and `intruders`."""
     from adapter_geometry.spectra import intruders_table
 
+    progress.announce_decompositions(compared.modules, base.cache)
     return {
         "updates": geometry.updates_table(compared, base.norms(compared.modules.module)),
         "intruders": intruders_table(adapters, base),

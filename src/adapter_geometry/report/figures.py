@@ -1,8 +1,8 @@
-"""The report's figures: matrices and lines of any adapters, in one style.
+"""Figures for notebooks: matrices and lines of any adapters, drawn by matplotlib in one style.
 
-Before `page`, which draws with it, as `helpers.book.figures` does. Figures are opaque, so that they
-read the same in the light and the dark theme, and carry no title: the caption is the title. A label
-is drawn as it is given; nothing is known of the names.
+The report's page draws its own (`charts`); `helpers.book.figures` draws with what is here. Figures
+are opaque, so that they read the same in the light and the dark theme, and carry no title: the
+caption is the title. A label is drawn as it is given; nothing is known of the names.
 """
 
 from collections.abc import Callable, Mapping, Sequence

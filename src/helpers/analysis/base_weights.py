@@ -7,8 +7,8 @@ notebooks on norms set the updates' norms against those of W0. Only reads.
 from collections.abc import Iterable
 
 from adapter_geometry import updates
+from adapter_geometry.base_weights import BaseWeights
 from adapter_geometry.language_models import CausalModel
-from adapter_geometry.spectra import BaseWeights
 from helpers.models import loading
 from helpers.profiles import Profile
 

@@ -15,7 +15,8 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from adapter_geometry import storage
-from adapter_geometry.adapters import CONFIG, WEIGHTS, fetch, load_update
+from adapter_geometry.adapters import CONFIG, WEIGHTS, load_update
+from adapter_geometry.sources import fetch
 from helpers import store
 from helpers.profiles import Profile, Run
 
