@@ -256,12 +256,12 @@ def test_long_and_deep_texts_are_graded_in_seconds():
         "1+" * 100_000 + "\\boxed{7}": "boxed",
         "1," * 100_000 + "\\boxed{7}": "boxed",
     }
-    started = time.monotonic()
+    started = time.process_time()
     for text, status in texts.items():
         assert grading.grade(text, "7").status == status, f"{text[:20]} ..."
         grading.grade_by_last_number(text, "7")
         grading.written_equations(text)
-    assert time.monotonic() - started < 30, "no text takes more than a few passes"
+    assert time.process_time() - started < 30, "no text takes more than a few passes"
 
 
 # --- by the last number --------------------------------------------------------------------------
