@@ -182,7 +182,8 @@ pairs["human"] = pairs.right.map({True: "right", False: "wrong"})
 differs = pairs[pairs.graded != pairs.human]
 paid, unpaid = (differs.graded == "right").sum(), (differs.graded == "wrong").sum()
 shown = differs[["gold", "completion", "human", "graded", "status"]]
-display(shown.style.hide(axis="index").set_properties(**left_aligned))
+display(shown.style.format(escape="html").hide(axis="index")
+        .set_properties(**left_aligned))
 Markdown(f"Of {len(pairs)} answers, {pairs.right.sum()} of them right, {paid} are paid "
          f"although they are wrong, and {unpaid} right ones are not paid.")
 
