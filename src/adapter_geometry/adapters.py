@@ -25,6 +25,7 @@ from adapter_geometry.sources import CONFIG as CONFIG
 from adapter_geometry.sources import WEIGHTS as WEIGHTS
 from adapter_geometry.sources import AdapterError as AdapterError
 from adapter_geometry.updates import Adapters, Factors, Update
+from adapter_geometry.wording import counted
 
 # What makes an adapter more than scale B A, by its field in PEFT's configuration, and the values
 # that are harmless. The other ways of initialising (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W0
@@ -135,7 +136,7 @@ def load(
     if errors:
         worst = max(errors, key=lambda module: errors[module])
         notes.append(
-            f"{lora.counted(len(errors), 'module')} of higher rank than their factors, which are "
+            f"{counted(len(errors), 'module')} of higher rank than their factors, which are "
             f"off by up to {errors[worst]:.2g} of the update's norm, in {worst}"
         )
     return Loaded(
@@ -214,7 +215,7 @@ def aligned(adapters: Adapters) -> tuple[dict[str, Update], dict[str, list[str]]
         renamed[run] = {same.get(module, module): each for module, each in update.items()}
         notes[run] = (
             [
-                f"{lora.counted(len(same), 'module')} called otherwise than in {first} and taken "
+                f"{counted(len(same), 'module')} called otherwise than in {first} and taken "
                 f"for the same, for example {min(same)} and {same[min(same)]}"
             ]
             if same

@@ -25,6 +25,7 @@ from torch import Tensor
 from adapter_geometry import quantised, storage
 from adapter_geometry.sources import AdapterError
 from adapter_geometry.updates import Factors, Update
+from adapter_geometry.wording import counted
 
 # (U, sigma, V) of a weight matrix W0 = U diag(sigma) V' (rows, columns), size = min(rows, columns)
 Decomposition = tuple[
@@ -155,10 +156,9 @@ class BaseWeights:
             stored.setdefault(kind, []).append(module)
         for kind, names in stored.items():
             if kind != quantised.PLAIN:
-                modules = "1 module" if len(names) == 1 else f"{len(names)} modules"
                 notes.append(
-                    f"{modules} of the base model stored as {kind}, for example {names[0]}: "
-                    "dequantised to float32"
+                    f"{counted(len(names), 'module')} of the base model stored as {kind}, for "
+                    f"example {names[0]}: dequantised to float32"
                 )
         return notes
 

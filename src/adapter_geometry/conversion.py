@@ -19,6 +19,7 @@ from adapter_geometry.adapters import AdapterError, Loaded
 from adapter_geometry.base_weights import BaseWeights
 from adapter_geometry.exact import RANK
 from adapter_geometry.updates import Adapters, Factors, Update
+from adapter_geometry.wording import span
 
 # Embeddings of a whole model or of MLX, which are stored transposed as GPT-2's Conv1D are.
 _EMBEDDING = re.compile(r"emb|wte|wpe|shared|position")
@@ -42,10 +43,11 @@ class Conversion:
 
     def lines(self) -> list[str]:
         """The notes, and a sentence on what was written."""
-        least, largest = self.ranks
-        rank = str(least) if least == largest else f"{least} to {largest}"
         lost = "" if self.lost is None else f", {self.lost:.3g} of the squared norm is lost"
-        return [*self.notes, f"{self.folder}: {self.modules} modules of rank {rank}{lost}"]
+        return [
+            *self.notes,
+            f"{self.folder}: {self.modules} modules of rank {span(*self.ranks)}{lost}",
+        ]
 
 
 def convert(

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from adapter_geometry import adapter_files, keys
+from adapter_geometry.adapter_files import Tensors
 from adapter_geometry.sources import CONFIG, AdapterError
 from adapter_geometry.updates import Factors, Update
 
@@ -55,14 +56,12 @@ KINDS = {
     "VBLORA": "VB-LoRA",
     "VERA": "VeRA",
 }
-_Tensors = dict[str, Shaped[Tensor, "..."]]
-_SHAPES: dict[str, Callable[[_Tensors], tuple[int, int]]] = {
+_SHAPES: dict[str, Callable[[Tensors], tuple[int, int]]] = {
     "LOHA": lambda parts: (parts["hada_w1_a"].shape[0], parts["hada_w1_b"].shape[1]),
     "LOKR": lambda parts: _kronecker_shape(parts),
 }
 # Of these a part is the same in all modules and stored once.
 _SHARED = {"RANDLORA", "VBLORA", "VERA"}
-_PREFIX = "base_model.model."
 # Fields of a configuration that say where the adapter goes or how it begins: the file says where,
 # and what it begins with is replaced.
 _ELSEWHERE = {
@@ -157,8 +156,8 @@ def read(
 def _cut(
     folder: Path,
     config: Mapping[str, Any],
-    parts: dict[str, _Tensors],
-    shared: _Tensors,
+    parts: dict[str, Tensors],
+    shared: Tensors,
     base: "BaseWeights | None",
     rank: int,
 ) -> tuple[Update, dict[str, float]]:
@@ -247,11 +246,11 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _by_module(
-    folder: Path, kind: str, tensors: _Tensors, lora_only: bool
-) -> tuple[dict[str, _Tensors], _Tensors, list[str]]:
+    folder: Path, kind: str, tensors: Tensors, lora_only: bool
+) -> tuple[dict[str, Tensors], Tensors, list[str]]:
     """({module: {name of a part: tensor}}, what all modules share, what is left out)."""
     prefix = _peft().mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind].prefix
-    parts: dict[str, _Tensors] = defaultdict(dict)
+    parts: dict[str, Tensors] = defaultdict(dict)
     shared, left_out = {}, []
     for key, tensor in tensors.items():
         name, _ = keys.plain_name(key)
@@ -279,7 +278,7 @@ def _by_module(
 
 
 def _adalora(
-    config: Mapping[str, Any], parts: dict[str, _Tensors], base: "BaseWeights | None"
+    config: Mapping[str, Any], parts: dict[str, Tensors], base: "BaseWeights | None"
 ) -> Update:
     """B diag(E) A alpha / rank, the rank being the one that training began with, as PEFT has it
     (Zhang et al. 2023); what the budget has pruned is not in the file, or has E = 0."""
@@ -296,7 +295,7 @@ def _adalora(
 def _experts(
     folder: Path,
     config: Mapping[str, Any],
-    parts: dict[str, _Tensors],
+    parts: dict[str, Tensors],
     base: "BaseWeights | None",
 ) -> Update:
     """The update of LoRA on fused experts (`target_parameters`) and on the linear modules beside
@@ -311,7 +310,7 @@ def _experts(
         for field, default in (("rank", "r"), ("alpha", "lora_alpha"))
     )
     is_transposed = base is not None and base.config.get("model_type") in TRANSPOSED_EXPERTS
-    nested: dict[str, list[_Tensors]] = defaultdict(list)
+    nested: dict[str, list[Tensors]] = defaultdict(list)
     for name, tensors in sorted(parts.items(), key=lambda item: -item[0].count(".base_layer")):
         nested[name.replace(".base_layer", "")].append(tensors)
     update = {}
@@ -339,7 +338,7 @@ def _experts(
 
 
 def _parameters(
-    folder: Path, config: Mapping[str, Any], module: str, layers: list[_Tensors]
+    folder: Path, config: Mapping[str, Any], module: str, layers: list[Tensors]
 ) -> list[str]:
     """Full names of the parameters of a module that its nested adapters change, innermost first;
     the module itself where it is a linear one."""
@@ -364,7 +363,7 @@ def _parameters(
     return [module if name == "weight" else f"{module}.{name}" for name in names]
 
 
-def _check_finite(module: str, *factors: Shaped[Tensor, "..."]) -> None:
+def _check_finite(module: str, *factors: Tensor) -> None:
     if not all(torch.isfinite(factor).all() for factor in factors):
         raise ValueError(f"{module} holds NaN or infinity")
 
@@ -374,8 +373,8 @@ def _check_finite(module: str, *factors: Shaped[Tensor, "..."]) -> None:
 
 def _differences(
     config: Mapping[str, Any],
-    parts: dict[str, _Tensors],
-    shared: _Tensors,
+    parts: dict[str, Tensors],
+    shared: Tensors,
     base: "BaseWeights | None",
 ) -> Iterator[tuple[str, Float[Tensor, "d_out d_in"], bool]]:
     """(module, dW, whether the base stores its transpose), one after the other, in float64."""
@@ -404,7 +403,7 @@ def _differences(
 
 
 def _is_transposed(
-    config: Mapping[str, Any], module: str, tensors: _Tensors, base: "BaseWeights | None"
+    config: Mapping[str, Any], module: str, tensors: Tensors, base: "BaseWeights | None"
 ) -> bool:
     """Whether the base stores a module's weight as (d_in, d_out)."""
     if "lora_embedding_A" in tensors:
@@ -420,8 +419,8 @@ def _is_transposed(
 
 def _adapted(
     config: Mapping[str, Any],
-    parts: Mapping[str, _Tensors],
-    shared: _Tensors,
+    parts: Mapping[str, Tensors],
+    shared: Tensors,
     weights: Mapping[str, Float[Tensor, "_ _"]],
     is_transposed: bool = False,
 ) -> nn.Module:
@@ -449,7 +448,7 @@ def _adapted(
         settings.target_modules = list(weights)
         adapted = peft.PeftModel(model, settings)
         named = {
-            f"{_PREFIX}{module}.{part}": tensor
+            f"{keys.PREFIX}{module}.{part}": tensor
             for module, tensors in parts.items()
             for part, tensor in tensors.items()
         }
@@ -465,7 +464,7 @@ def _adapted(
     return whole
 
 
-def _layer(tensors: _Tensors, weight: Float[Tensor, "_ _"], is_transposed: bool) -> nn.Module:
+def _layer(tensors: Tensors, weight: Float[Tensor, "_ _"], is_transposed: bool) -> nn.Module:
     """The kind of layer that holds a weight, around the weight itself."""
     rows, columns = weight.shape
     layer: Any
@@ -486,7 +485,7 @@ def _layer(tensors: _Tensors, weight: Float[Tensor, "_ _"], is_transposed: bool)
 @torch.no_grad()
 def _change(model: nn.Module, module: str, weight: Float[Tensor, "_ _"]) -> Float[Tensor, "_ _"]:
     """What PEFT's merge adds to a module whose weight is `weight`."""
-    layer: Any = model.get_submodule(f"{_PREFIX}{module}")
+    layer: Any = model.get_submodule(f"{keys.PREFIX}{module}")
     holder = layer.get_base_layer()
     holder.weight.data = weight.clone()
     layer.merge(adapter_names=["default"])
@@ -495,7 +494,7 @@ def _change(model: nn.Module, module: str, weight: Float[Tensor, "_ _"]) -> Floa
     return difference
 
 
-def _kronecker_shape(parts: _Tensors) -> tuple[int, int]:
+def _kronecker_shape(parts: Tensors) -> tuple[int, int]:
     """Shape of the product W1 x W2 (Kronecker) of LoKr, each of which is whole or a product."""
     rows, columns = 1, 1
     for name in ("lokr_w1", "lokr_w2"):

@@ -20,8 +20,8 @@ from adapter_geometry import adapters, geometry, sources, storage
 from adapter_geometry.adapters import AdapterError, Loaded
 from adapter_geometry.base_weights import BaseWeights
 from adapter_geometry.logit_lens import lens_table, read_unembedding
-from adapter_geometry.lora import counted
 from adapter_geometry.report import progress
+from adapter_geometry.wording import counted, span
 
 _DEAD = 0.01  # of the median norm of a module's kind
 # Norms within this factor of their kind's median are no outliers, however alike the others are.
@@ -34,8 +34,6 @@ _OF_SPECTRUM = ("intruders", "count_by_chance", "spectral_shift", "shift_by_chan
 NUMBERS = "inspection.json"
 _TABLES = ("modules", "spectra", "intruders", "lens")
 _FILES = {NUMBERS, *(f"{name}.{ending}" for name in _TABLES for ending in ("parquet", "csv"))}
-# Of a base model in a hub repository: with its tokenizer, and no code.
-_BASE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def inspect_adapter(
     Raises AdapterError (a ValueError) or FileNotFoundError with one clear message for what cannot
     be inspected.
     """
-    weights = BaseWeights(sources.fetch(base, _BASE_FILES), cache) if base else None
+    weights = BaseWeights(sources.fetch(base, sources.BASE_FILES), cache) if base else None
     loaded = adapters.load(adapter, weights, lora_only, rank)
     notes = list(loaded.notes)
     if weights:
@@ -239,9 +237,10 @@ def _sentences(inspection: Inspection) -> Iterator[str]:
     """What was inspected, then what was found."""
     modules, loaded, norm = inspection.tables["modules"], inspection.loaded, inspection.norm
     revision = f" at {loaded.revision}" if loaded.revision else ""
+    ranks = span(modules["rank"].min(), modules["rank"].max())
     yield (
         f"{loaded.origin}{revision}: {loaded.kind}, {len(modules)} modules in "
-        f"{modules.layer.nunique()} layers, rank {_span(modules['rank'])}"
+        f"{modules.layer.nunique()} layers, rank {ranks}"
     )
     if not norm:
         yield (
@@ -257,7 +256,7 @@ def _sentences(inspection: Inspection) -> Iterator[str]:
     yield (
         f"norm {norm:.3g}{relative}; effective rank {trained.effective_rank.mean():.1f}, mean over "
         f"modules; 90 % of the squared norm is in {trained.rank_90.median():.0f} singular values, "
-        f"median over modules, of {_span(trained['rank'])}"
+        f"median over modules, of {span(trained['rank'].min(), trained['rank'].max())}"
     )
     yield from _of_unusual(modules)
     if "intruders" in inspection.tables:
@@ -270,11 +269,6 @@ def _sentences(inspection: Inspection) -> Iterator[str]:
         )
     if "lens" in inspection.tables:
         yield from _of_lens(inspection.tables["lens"])
-
-
-def _span(numbers: pd.Series) -> str:
-    least, largest = numbers.min(), numbers.max()
-    return str(least) if least == largest else f"{least} to {largest}"
 
 
 def _of_unusual(modules: pd.DataFrame) -> Iterator[str]:

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Float32
-from safetensors import safe_open
 from torch import Tensor
 
 from adapter_geometry import updates
@@ -106,8 +105,7 @@ def _final_norm(base: BaseWeights, width: int) -> tuple[str | None, Float32[Tens
     if len(found) != 1:
         return none
     name = found[0]
-    with safe_open(base.folder / base.files[f"{name}.weight"], "pt") as stored:
-        gain = stored.get_tensor(f"{name}.weight").float()
+    gain = base.tensor(f"{name}.weight").float()
     if gain.shape != (width,):
         return none
     # a norm with a bias is a LayerNorm, one without takes no mean away (RMSNorm)

@@ -20,6 +20,7 @@ from adapter_geometry.adapter_files import Tensors
 from adapter_geometry.base_weights import BaseWeights
 from adapter_geometry.sources import CONFIG, WEIGHTS, AdapterError
 from adapter_geometry.updates import Factors, Update
+from adapter_geometry.wording import counted
 
 # Parts that are trained beside the factors and change nothing of scale B A.
 _BESIDE: dict[str, tuple[Any, ...]] = {
@@ -200,11 +201,6 @@ def note_on(names: list[str]) -> str:
         + ", ".join(names[:4])
         + (", ..." if len(names) > 4 else "")
     )
-
-
-def counted(number: int, what: str) -> str:
-    """A number and what is counted, in the plural for more than one."""
-    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 # --- MLX ------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What is fetched of an adapter, whose factors may lie in several files, and of a whole model.
 ADAPTER_FILES = (CONFIG, "adapter_model*.safetensors", "adapter_model*.safetensors.index.json")
 MODEL_FILES = ("config.json", "model*.safetensors", "model*.safetensors.index.json")
+# And of a base model, with its tokenizer; no code.
+BASE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _PICKLE = "adapter_model.bin"
 _WAY_OUT = f"name a PEFT folder: one that holds {CONFIG}"
 # owner/name, owner/name@revision, owner/name/folder, owner/name@revision/folder; a revision is a

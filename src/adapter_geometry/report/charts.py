@@ -84,7 +84,7 @@ def _cosine(findings: Findings) -> Figure:
     table = beside_chance(findings.tables["cosine"].query("scope == 'global'"))
     low, high = (by_pair(findings, table, column) for column in ("chance_low", "chance_high"))
     names, is_many = compared.runs, are_many(findings)
-    order = found.order(compared) if is_many else list(range(len(names)))
+    order = found.order(findings) if is_many else list(range(len(names)))
     rows = [
         svg.Row(names[number], svg.look_of(number), number=str(place))
         for place, number in enumerate(order, start=1)
@@ -134,9 +134,9 @@ def _cosine(findings: Findings) -> Figure:
 
 
 def _branches(findings: Findings, order: Sequence[int]) -> list[list[tuple[float, float]]]:
-    """The tree beside the matrix, from the table of `findings.tree`: brackets of (share of the
+    """The tree beside the matrix, from the `tree` table: brackets of (share of the
     width, row), the leaves on the right."""
-    joins = found.tree(findings.compared)
+    joins = findings.tables["tree"]
     count, widest = len(order), max(joins.distance.max(), 1e-12)
     places = {adapter: (1.0, float(row)) for row, adapter in enumerate(order)}
     branches = []
@@ -200,7 +200,7 @@ def _norms(findings: Findings) -> pd.DataFrame:
     # norm / relative norm is the norm of W0, which an update of zero does not tell, but another
     of_base = (modules.norm / modules.relative_norm).groupby(modules.module).transform("max")
     modules = modules.assign(squares=modules.norm**2, of_base=of_base**2)
-    keys = ["run", *_stack(modules), "layer"]
+    keys = ["run", "stack", "layer"]
     sums = modules.groupby(keys, sort=False, dropna=False)[["squares", "of_base"]].sum()
     layers = sums.reset_index()
     layers["norm"] = np.sqrt(layers.squares)
@@ -208,12 +208,8 @@ def _norms(findings: Findings) -> pd.DataFrame:
     return layers
 
 
-def _stack(table: pd.DataFrame) -> list[str]:
-    return ["stack"] if "stack" in table else []
-
-
 def _angles(findings: Findings) -> list[Figure]:
-    angles = with_reference(findings, findings.tables["angles"])
+    medians = with_reference(findings, findings.tables["angles"].query("scope == 'global'"))
     k = module_maps.sizes(findings.compared)
     return _over(
         findings,
@@ -222,19 +218,12 @@ def _angles(findings: Findings) -> list[Figure]:
         "vectors, of outputs (left) and of inputs (right), medians over modules.",
         "θ = arccos σ(U'U'') of bases U, U'' of the two subspaces (Björck & Golub 1973); by chance:"
         " outputs drawn at random, row spaces of A kept.",
-        beside_chance(_medians(angles)).assign(side=lambda rows: rows.side.map(_SIDES)),
+        beside_chance(medians).assign(side=medians.side.map(_SIDES)),
         ("index", "degrees"),
         ("index of the angle", "degrees"),
         DEGREES,
         by="side",
     )
-
-
-def _medians(angles: pd.DataFrame) -> pd.DataFrame:
-    if "scope" in angles:
-        return angles.query("scope == 'global'")
-    columns = ["degrees", "chance_low", "chance_high"]
-    return angles.groupby(["side", "run", "index"], sort=False)[columns].median().reset_index()
 
 
 def _spectra(findings: Findings) -> list[Figure]:
@@ -299,9 +288,9 @@ def _shifts(findings: Findings) -> list[Figure]:
 def _of_base(findings: Findings, column: str, null: str) -> pd.DataFrame:
     """Means over the modules of a layer of a column of `intruders`, and of its null."""
     modules = findings.tables["intruders"].dropna(subset="layer").rename(columns={null: "null"})
-    keys = ["run", *_stack(modules), "layer"]
-    chosen = [each for each in (column, "null") if each in modules]
-    return modules.groupby(keys, sort=False, dropna=False)[chosen].mean().reset_index()
+    keys = ["run", "stack", "layer"]
+    means = modules.groupby(keys, sort=False, dropna=False)[[column, "null"]].mean()
+    return means.reset_index()
 
 
 def _losses(findings: Findings) -> list[Figure]:
@@ -431,7 +420,7 @@ def _rows(
     alternative: str,
 ) -> str:
     """One row of cells per adapter, the base model last."""
-    names = [findings.compared.runs[number] for number in found.order(findings.compared)]
+    names = [findings.compared.runs[number] for number in found.order(findings)]
     shown = [name for name in names if (table.run == name).any()]
     parts = [(name, table[table.run == name], _look(findings, name)) for name in shown]
     if table.run.isna().any():

@@ -25,7 +25,6 @@ from adapter_geometry.report.texts import measure, read_texts
 from adapter_geometry.updates import Adapters
 
 _MOST_ROWS = 3e6  # of the table of angles, which has the most
-_BASE_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")  # of a hub repository; no code
 _LIBRARIES = ("torch", "safetensors", "numpy", "scipy")  # what determines the numbers
 _MIRRORS = {"unsloth", "mlx-community"}  # owners on the hub who pass on the models of others
 _QUANTISED = re.compile(r"(-(unsloth|bnb|[48]bit|fp8|awq|gptq|int[48]))+$")
@@ -92,7 +91,7 @@ def compare_adapters(
     if texts and not base:
         raise AdapterError("losses along paths and CKA need the base model: add --base")
     lines = read_texts(Path(texts)) if texts else None
-    base_folder = sources.fetch(base, _BASE_FILES) if base else None
+    base_folder = sources.fetch(base, sources.BASE_FILES) if base else None
     weights = BaseWeights(base_folder, cache) if base_folder else None
     loaded = {
         name: reading.load(path_or_id, weights, lora_only, rank)

@@ -127,14 +127,16 @@ def tree(compared: Comparison) -> pd.DataFrame:
     return pd.DataFrame(joins, columns=columns).astype({"first": int, "second": int, "count": int})
 
 
-def order(compared: Comparison) -> list[int]:
+def order(findings: Findings) -> list[int]:
     """Numbers of the adapters in an order in which similar ones stand side by side: that of the
-    leaves of `tree`, turned so that neighbours are nearest (Bar-Joseph et al. 2001)."""
-    if len(compared.runs) < 3:
-        return list(range(len(compared.runs)))
+    leaves of the `tree` table, turned so that neighbours are nearest (Bar-Joseph et al. 2001); as
+    they were given where there is none, of two."""
+    if "tree" not in findings.tables:
+        return list(range(len(findings.compared.runs)))
     from scipy.cluster import hierarchy
 
-    return [int(number) for number in hierarchy.leaves_list(_linkage(compared))]
+    joins = findings.tables["tree"].to_numpy(float)
+    return [int(number) for number in hierarchy.leaves_list(joins)]
 
 
 def _linkage(compared: Comparison) -> Float64[np.ndarray, "join 4"]:

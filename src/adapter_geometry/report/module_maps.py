@@ -16,6 +16,7 @@ from scipy.special import betaincinv
 from adapter_geometry.geometry import Comparison
 from adapter_geometry.report import svg
 from adapter_geometry.report.findings import Findings
+from adapter_geometry.wording import span
 
 COSINE, SHARE, DEGREES = svg.Scale(-1, 1, 0), svg.Scale(0, 1), svg.Scale(90, 0)
 _LEVEL = 0.95
@@ -195,9 +196,7 @@ def sizes(compared: Comparison) -> str:
     counts = counts[counts > 0]
     if not len(counts):
         return "0"
-    return (
-        str(counts.min()) if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    )
+    return span(counts.min(), counts.max())
 
 
 def by_pair(

@@ -63,7 +63,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "findings": summary.findings(findings),
         "warnings": findings.warnings,
         "adapters": adapters,
-        "order": [findings.compared.runs[number] for number in order(findings.compared)],
+        "order": [findings.compared.runs[number] for number in order(findings)],
         "pairs": list(_pairs(findings)),
         "tables": {
             name: {"columns": list(map(str, table.columns)), "rows": len(table)}

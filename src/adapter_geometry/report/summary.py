@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
 from scipy.special import ndtri
 
 from adapter_geometry import geometry
@@ -21,6 +20,7 @@ from adapter_geometry.report.findings import (
     smallest_angles,
     with_reference,
 )
+from adapter_geometry.wording import span
 
 _SAME = 5e-6  # 1 - |cosine| of a copy whose factors were rounded to bfloat16
 _NEAR = 0.9
@@ -64,13 +64,9 @@ def overview(findings: Findings) -> pd.DataFrame:
     measured = measured.dropna(axis=1, how="all")
     chosen = {name: heading for name, heading in _HEADINGS.items() if name in measured}
     table = measured[list(chosen)].rename(columns=chosen)
-    ranks = [_span(ranks) for ranks in findings.compared.rank.T]
+    ranks = [span(ranks.min(), ranks.max()) for ranks in findings.compared.rank.T]
     table.insert(0, "rank", ranks)
     return table.rename_axis("adapter").reset_index()
-
-
-def _span(ranks: Int[np.ndarray, " module"]) -> str:
-    return str(ranks.min()) if ranks.min() == ranks.max() else f"{ranks.min()} to {ranks.max()}"
 
 
 # --- findings in sentences ------------------------------------------------------------------------
@@ -237,8 +233,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _range(numbers: pd.Series) -> str:
-    low, high = _short(numbers.min()), _short(numbers.max())
-    return low if low == high else f"{low} to {high}"
+    return span(_short(numbers.min()), _short(numbers.max()))
 
 
 def _short(number: float) -> str:
@@ -256,13 +251,12 @@ def _short(number: float) -> str:
 
 
 def _degrees(angles: pd.Series) -> str:
-    low, high = f"{angles.min():.0f}", f"{angles.max():.0f}"
-    return low if low == high else f"{low} to {high}"
+    return span(f"{angles.min():.0f}", f"{angles.max():.0f}")
 
 
 def _percent(low: float, high: float) -> str:
-    shown = [f"{number:.2g}" if number < 100 else f"{number:.0f}" for number in (low, high)]
-    return f"{' to '.join(dict.fromkeys(shown))} %"
+    shown = (f"{number:.2g}" if number < 100 else f"{number:.0f}" for number in (low, high))
+    return f"{span(*shown)} %"
 
 
 # --- how to read it -------------------------------------------------------------------------------
@@ -357,7 +351,7 @@ def nearest(findings: Findings) -> pd.DataFrame:
     ]
     ways = pd.concat(both, ignore_index=True).dropna(subset="cosine")
     rows = ways.loc[ways.groupby("run").cosine.idxmax()].set_index("run")
-    rows = rows.reindex([findings.compared.runs[number] for number in order(findings.compared)])
+    rows = rows.reindex([findings.compared.runs[number] for number in order(findings)])
     headings = {
         "run": "adapter",
         "other": "nearest",

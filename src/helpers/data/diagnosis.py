@@ -139,7 +139,6 @@ def _equation(left: str, operator: str, right: str, result: str) -> templates.Eq
 
 def _calculated(left: int, operator: str, right: int) -> int | None:
     """The result of an operation; None where it is no count."""
-    if operator == "/" and (right == 0 or left % right):
-        return None
-    result = {"+": left + right, "-": left - right, "*": left * right}
-    return result.get(operator, left // right if right else 0)
+    if operator == "/":
+        return left // right if right and left % right == 0 else None
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]

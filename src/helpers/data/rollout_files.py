@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from helpers.data import texts
-from helpers.data.servers import Completion
+from helpers.data.servers import Completion, about_cut
 
 _COLUMNS = ("question", "completion")
 _MARKS = ("truncated", "finish_reason")  # columns that say whether a completion was cut
@@ -51,14 +51,8 @@ def read(file: Path) -> dict[str, list[Completion]]:
             raise ValueError(f"{file}, row {number} (the first is 0): {fault}") from None
         by_question[question] += completions
         reasons.update(one.finish_reason for one in completions if one.is_cut)
-    del reasons["length"]
-    if reasons:
-        said = ", ".join(f"{count} x {reason!r}" for reason, count in reasons.most_common(3))
-        warnings.warn(
-            f"{file}: {reasons.total()} completions count as cut and get no end token, since their "
-            f"finish_reason is no clean stop: {said}",
-            stacklevel=4,
-        )
+    if said := about_cut(reasons):
+        warnings.warn(f"{file}: {said}", stacklevel=4)
     return by_question
 
 

@@ -261,14 +261,8 @@ def _written_by_server(profile: Profile, chosen: Sequence[Problem]) -> Texts:
         else:
             texts[problem.problem_id] = [(one.text, one.is_cut) for one in answers]
             cut.update(one.finish_reason for one in answers if one.is_cut)
-    del cut["length"]
-    if cut:
-        said = ", ".join(f"{count} x {reason!r}" for reason, count in cut.most_common(3))
-        warnings.warn(
-            f"{cut.total()} completions of {endpoint.model} count as cut and get no end token, "
-            f"since their finish_reason is no clean stop: {said}",
-            stacklevel=3,
-        )
+    if said := servers.about_cut(cut, f" of {endpoint.model}"):
+        warnings.warn(said, stacklevel=3)
     if reasons:
         said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
         left_out = (

@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +25,7 @@ from tqdm.auto import tqdm
 
 from adapter_geometry import storage
 from helpers import store
-from helpers.profiles import EndpointSettings
+from helpers.profiles import THOUGHT, EndpointSettings
 
 Messages = list[dict[str, Any]]
 Prompt = str | Messages  # a question alone is the user's only message
@@ -341,6 +342,19 @@ class _Call:
         return [self.answers[digest].get(number, no_answer) for number in range(self.samples)]
 
 
+def about_cut(reasons: Counter[str], whose: str = "") -> str | None:
+    """A sentence on completions that were cut for other reasons than "length", from the finish
+    reasons of all that were cut; None if there are none. whose: what follows the word."""
+    others = Counter({reason: count for reason, count in reasons.items() if reason != "length"})
+    if not others:
+        return None
+    said = ", ".join(f"{count} x {reason!r}" for reason, count in others.most_common(3))
+    return (
+        f"{others.total()} completions{whose} count as cut and get no end token, since their "
+        f"finish_reason is no clean stop: {said}"
+    )
+
+
 # --- what a reply says ---------------------------------------------------------------------------
 
 
@@ -422,9 +436,9 @@ def _completion(choice: dict[str, Any], tokens: Sequence[float | None]) -> Compl
     completion = Completion(answer, finish_reason, *tokens)
     if not thought:
         return completion
-    text = "<think>\n" + thought.strip("\n")
+    text = f"{THOUGHT[0]}\n" + thought.strip("\n")
     if answer or not completion.is_cut:
-        text += "\n</think>\n\n" + answer.lstrip("\n")
+        text += f"\n{THOUGHT[1]}\n\n" + answer.lstrip("\n")
     return replace(completion, text=text)
 
 
