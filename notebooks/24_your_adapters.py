@@ -29,6 +29,7 @@ pretrained = "smollm2-135m"  # the study whose adapters are the worked example
 # %%
 import contextlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -59,6 +60,7 @@ from helpers.training import trainer
 
 study = profiles.load(profile)
 figures.use_style(study)
+os.environ["COLUMNS"] = "78"  # of the page, as of a terminal
 temporary = tempfile.TemporaryDirectory()
 scratch = Path(temporary.name)
 cache = store.results(study.name) / "decompositions"
