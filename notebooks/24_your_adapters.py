@@ -76,7 +76,7 @@ cache = store.results(study.name) / "decompositions"
 # ```
 #
 # The first adapter is the *reference* unless another is named; `NAME=FOLDER` gives a name of your own. Without `--base`, everything that needs only the factors
-# is computed; with it, also relative norms, intruder dimensions and {term}`spectral shifts <spectral shift>`; with `--texts FILE`, also losses along paths, {term}`CKA <centred kernel alignment>` and behaviour. For programs, `--json` prints the numbers and `--fail-on 'cosine<0.9'` ends
+# is computed; with it, also relative norms, intruder dimensions and {term}`spectral shifts <spectral shift>`; with `--texts FILE`, also losses along paths, {term}`CKA <centred kernel alignment>` and behaviour; with `--group sft=run-a,run-b`, given once for each method, mean cosines of methods over their seeds. For programs, `--json` prints the numbers and `--fail-on 'cosine<0.9'` ends
 # with exit code 1 where that holds. Four other commands take one adapter or write one:
 #
 # ```bash
@@ -656,6 +656,10 @@ pd.DataFrame(rows).style.format({"from factors": "{:.1e}", "densely": "{:.1e}",
 # |---|---|---|---|
 # | cosine | how much of two updates is the same, as one number for all modules, which the longest ones rule | *by chance, up to*; another seed | which modules; whether the models answer alike |
 # | smallest angle | whether the leading directions meet at all, strong or weak | *by chance, from*, left and right apart | how much of the update lies there |
+# | first directions | whether the strongest direction of both is one, module by module | random outputs; for inputs, each update's own $A$ with another $B$ | what the other directions do |
+# | likeness of subspaces, $\phi(i, j)$ | for adapters of unequal rank: whether the smaller one is part of the larger one | its mean by chance and 95 % of it, left and right apart | how strong these directions are |
+# | cosine without what all share | which of four or more adapters are alike beyond the one direction that all have in common | updates that share that direction and nothing else, whose cosines are a little below zero | what the common direction is |
+# | mean cosine of groups | whether methods differ by more than their seeds (`--group`) | one rotation for all seeds of a group, and the mean within each | which seed makes it |
 # | norm, relative norm | how far training went | the other adapters; the base's weights | where to |
 # | effective rank | over how many directions the update is spread | the rank of the factors | whether these directions matter |
 # | intruders, spectral shift | what the update does to the base's own singular directions | a copy with turned outputs; equal length | whether something was forgotten |

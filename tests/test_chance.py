@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
-from scipy.stats import ks_2samp, ortho_group
+from scipy.stats import beta, ks_2samp, ortho_group
 from small_updates import Q_PROJ, dense, factors_of, orthonormal, three_runs
 
 from adapter_geometry import geometry, updates
@@ -12,10 +12,13 @@ from adapter_geometry.chance import (
     compare_by_chance,
     expected_overlap,
     gaussian_null,
+    groups_table,
+    largest_by_chance,
     matched_null,
-    mean_cosine,
     permuted,
+    projected_moments,
     random_angles,
+    shared_tables,
 )
 
 SIDES = ("left", "right")
@@ -47,6 +50,25 @@ def test_random_angles_are_those_of_drawn_subspaces(d, k):
         assert ks_2samp(angles[:, index], drawn[:, index]).pvalue > 1e-3, (
             f"angle {index + 1} of {k} in R^{d}: one distribution"
         )
+
+
+@pytest.mark.parametrize(("d", "k"), [(6, 2), (20, 1), (5, 5)])
+def test_moments_of_projections_are_those_of_drawn_subspaces(d, k):
+    rng = np.random.default_rng(0)
+    weights = np.array([0.6, 0.3, 0.1])
+    bases = [orthonormal(rng, d, k) for _ in range(4000)]
+    drawn = np.array([(weights * (Q[:3] ** 2).sum(1)).sum() for Q in bases])
+    mean, variance = projected_moments(d, k, 1.0, (weights**2).sum())
+    assert drawn.mean() == pytest.approx(mean, rel=0.05)
+    assert drawn.var() == pytest.approx(variance, rel=0.1, abs=1e-12)
+    below = (drawn <= largest_by_chance(mean, variance) + 1e-12).mean()
+    assert below == pytest.approx(1.0 if k == d else 0.95, abs=0.015)
+
+
+@pytest.mark.parametrize(("d", "k"), [(2, 1), (50, 1), (50, 7)])
+def test_a_projected_unit_vector_has_a_beta_distribution(d, k):
+    limit = largest_by_chance(*projected_moments(d, k))
+    assert limit == pytest.approx(beta.ppf(0.95, k / 2, (d - k) / 2), rel=1e-9)
 
 
 def test_subspaces_that_must_meet_have_angles_of_zero():
@@ -261,23 +283,95 @@ def test_a_mean_over_seeds_spreads_as_one_rotation_of_all_of_them_lets_it():
     rng, (d, r) = np.random.default_rng(0), (30, 3)
     A = rng.standard_normal((r, 20))
     common = [rng.standard_normal((d, r)) for _ in range(2)]
-    methods = [
-        [{Q_PROJ: factors_of(B + 0.2 * rng.standard_normal((d, r)), A)} for _ in range(4)]
-        for B in common
-    ]
-    mean, sd = mean_cosine(*methods)
-    x, y = (
-        np.array(
-            [dense(update[Q_PROJ]) / np.linalg.norm(dense(update[Q_PROJ])) for update in group]
-        )
-        for group in methods
+    adapters = {
+        f"{method}{seed}": {Q_PROJ: factors_of(B + 0.2 * rng.standard_normal((d, r)), A)}
+        for method, B in zip("xy", common, strict=True)
+        for seed in range(4)
+    }
+    adapters["nothing"] = {Q_PROJ: factors_of(np.zeros((d, r)), A)}
+    groups = {method: [f"{method}{seed}" for seed in range(4)] for method in "xy"}
+    groups["alone"] = ["y0", "nothing"]
+    table = groups_table(adapters, geometry.compare(adapters), groups)
+    rows = {(row.group_a, row.group_b): row for row in table.itertuples()}
+    assert set(rows) == {("x", "x"), ("x", "y"), ("x", "alone"), ("y", "y"), ("y", "alone")}, (
+        "one adapter that is not zero has no pair with itself"
     )
-    assert mean == pytest.approx(np.einsum("iab,jab->ij", x, y).mean(), rel=1e-9)
+    x, y = (np.array([dense(adapters[run][Q_PROJ]) for run in groups[method]]) for method in "xy")
+    x, y = (group / np.linalg.norm(group, axis=(1, 2))[:, None, None] for group in (x, y))
+    between, within = rows["x", "y"], rows["x", "x"]
+    assert between.cosine == pytest.approx(np.einsum("iab,jab->ij", x, y).mean(), rel=1e-9)
+    gram = np.einsum("iab,jab->ij", x, x)
+    assert within.cosine == pytest.approx(gram[np.triu_indices(4, 1)].mean(), rel=1e-9)
+    assert [row.pairs for row in (between, within, rows["x", "alone"])] == [16, 6, 4]
     turns = ortho_group(d, seed=rng).rvs(1500)
     together = np.einsum("iab,tac,jcb->t", x, turns, y) / 16
+    sd = between.chance_high / geometry.Z
+    assert between.chance_low == -between.chance_high
     assert np.std(together) == pytest.approx(sd, rel=0.08), "one rotation for all seeds"
     one_by_one = np.einsum("iab,tiac,jcb->t", x, turns[: 375 * 4].reshape(375, 4, d, d), y) / 16
     assert np.std(one_by_one) < 0.7 * sd, "which turning them one by one would understate"
+    turned = np.einsum("tiac,icb->tiab", turns.reshape(375, 4, d, d), x)
+    grams = np.einsum("tiab,tjab->tij", turned, turned)[:, *np.triu_indices(4, 1)].mean(1)
+    assert np.std(grams) == pytest.approx(within.chance_high / geometry.Z, rel=0.12)
+    assert within.cosine > within.chance_high, "seeds that have something in common"
+
+
+# --- what all share -------------------------------------------------------------------------------
+
+
+def sharing(loadings, seed, d=40, extra=0.0):
+    """Updates of one module whose cosines with one direction are about these; the last two have a
+    part of their own in common, of this share of what is left of them."""
+    rng, A = np.random.default_rng(seed), orthonormal(np.random.default_rng(99), 60, 12).T
+    common, both = (rng.standard_normal((d, 12)) / np.sqrt(12 * d) for _ in range(2))
+    adapters = {}
+    for number, t in enumerate(loadings):
+        own = rng.standard_normal((d, 12)) / np.sqrt(12 * d)
+        if number >= len(loadings) - 2:
+            own = np.sqrt(1 - extra) * own + np.sqrt(extra) * both
+        adapters[f"run{number}"] = {Q_PROJ: factors_of(t * common + np.sqrt(1 - t**2) * own, A)}
+    return adapters
+
+
+@pytest.mark.parametrize(
+    "loadings",
+    [[0.0] * 5, [0.6] * 5, [0.9, -0.5, 0.7, 0.3, 0.0, 0.8]],
+    ids=["unrelated", "one direction", "with different weights"],
+)
+def test_what_one_direction_leaves_of_unrelated_updates_lies_within_the_band(loadings):
+    inside, shares = [], []
+    for seed in range(40):
+        tables = shared_tables(geometry.compare(sharing(loadings, seed)), seed)
+        left, shared = tables["without_shared"], tables["shared"]
+        inside.append(left.cosine.between(left.chance_low, left.chance_high).mean())
+        whole, *rest = (shared.share <= shared.chance_high).tolist()
+        shares.append((whole, np.mean(rest)))
+    assert 0.92 <= np.mean(inside) <= 0.995
+    whole, each = np.mean(shares, axis=0)
+    if any(loadings):
+        assert whole == 0, "what they share is more than unrelated ones do"
+    else:
+        assert whole == pytest.approx(0.95, abs=0.08)
+        assert each == pytest.approx(0.95, abs=0.03)
+
+
+def test_what_two_of_many_share_beside_the_common_direction_is_found():
+    adapters = sharing([0.7] * 8, 0, d=200, extra=0.5)
+    left = shared_tables(geometry.compare(adapters))["without_shared"]
+    nearest = left.loc[left.cosine.idxmax()]
+    assert [nearest.run_a, nearest.run_b] == ["run6", "run7"]
+    assert nearest.cosine > 3 * nearest.chance_high
+
+
+def test_three_updates_have_no_direction_that_says_anything_and_zero_has_no_share():
+    adapters = sharing([0.5] * 4, 0)
+    adapters["nothing"] = {Q_PROJ: factors_of(np.zeros((40, 12)), np.ones((12, 60)))}
+    tables = shared_tables(geometry.compare(adapters))
+    assert tables["shared"].set_index("run").loc["nothing", ["share", "chance_high"]].isna().all()
+    of_nothing = tables["without_shared"].query("run_b == 'nothing'")
+    assert of_nothing[["cosine", "chance_low", "chance_high"]].isna().all().all()
+    del adapters["run0"]
+    assert shared_tables(geometry.compare(adapters)) == {}
 
 
 def test_permuted_modules_come_from_another_layer_of_their_projection(study):

@@ -424,7 +424,7 @@ def test_an_adapter_with_a_head_is_exported_without_it_on_request(tmp_path, caps
         (("export", "out", "nowhere"), "no adapter at nowhere"),
         (("inspect", "nowhere"), "no adapter at nowhere"),
         (("inspect", "a", "--out", "full"), "full holds more than an inspection"),
-        (("inspect", "a", "--out", "."), ". holds more than an inspection"),
+        (("inspect", "a", "--out", "."), ". is the folder that the command runs in"),
         (("inspect", "a", "--base", "nowhere"), "no base model in nowhere"),
         (("compare", "a"), "one adapter has nothing"),
         (("compare", "a", "b", "--fail-on", "cosines<1"), "no measure 'cosines'"),

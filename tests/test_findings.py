@@ -18,7 +18,8 @@ from adapter_geometry.adapters import CONFIG, WEIGHTS, AdapterError, export_adap
 from adapter_geometry.cli import main
 from adapter_geometry.report import findings as found
 from adapter_geometry.report import output, programs, progress, summary, texts
-from adapter_geometry.report.comparison import _is_one_model, compare_adapters
+from adapter_geometry.report.comparison import compare_adapters
+from adapter_geometry.sources import is_one_model
 from helpers import store
 
 MODULES = [
@@ -412,6 +413,15 @@ def test_what_would_be_refused_at_the_end_is_refused_before_anything_is_read(tmp
             main(["compare", "nowhere/a", "nowhere/b", *options])
         assert stopped.value.code == 2
         assert says in capsys.readouterr().err
+    mine = str(tmp_path / "mine")
+    for arguments, says in (
+        (["inspect", "nowhere/a", "--out", mine], "holds more than an inspection"),
+        (["export", mine, "nowhere/a"], "holds more than an exported adapter"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert says in capsys.readouterr().err
 
 
 def test_what_is_no_place_for_a_report_is_refused(tmp_path, monkeypatch):
@@ -521,8 +531,8 @@ SAME = [
 
 @pytest.mark.parametrize(("first", "second", "is_one"), SAME)
 def test_two_names_of_one_model_are_known(first, second, is_one):
-    assert _is_one_model(first, second) == is_one
-    assert _is_one_model(second, first) == is_one
+    assert is_one_model(first, second) == is_one
+    assert is_one_model(second, first) == is_one
 
 
 def test_what_is_long_is_announced_with_time_and_disk(tmp_path, capsys):

@@ -871,52 +871,7 @@ def test_the_band_of_gaussian_B_is_that_of_drawn_updates_and_its_norms(study):
     assert row.harder == ("gaussian" if wider else "matched")
 
 
-# --- many, and unequal ranks ----------------------------------------------------------------------
-
-
-def test_similarity_of_all_subspaces_is_that_of_the_dense_updates():
-    rng = np.random.default_rng(0)
-    ranks, shapes = (5, 3), ((12, 9), (20, 7))
-    first, second = (
-        {
-            f"model.layers.{layer}.q_proj": factors_of(
-                rng.standard_normal((d_out, rank)), rng.standard_normal((rank, d_in))
-            )
-            for layer, (d_out, d_in) in enumerate(shapes)
-        }
-        for rank in ranks
-    )
-    table = geometry.similarity_table(first, second)
-    assert len(table) == 2 * ranks[0] * ranks[1]
-    solved = [
-        [np.linalg.svd(dense(part)) for part in update.values()] for update in (first, second)
-    ]
-    for row in table.itertuples():
-        of_modules = []
-        for one, two in zip(*solved, strict=True):
-            U, V = (one[0], two[0]) if row.side == "left" else (one[2].T, two[2].T)
-            met = np.linalg.norm(U[:, : row.i].T @ V[:, : row.j]) ** 2
-            of_modules.append(met / min(row.i, row.j))
-        assert row.similarity == pytest.approx(np.mean(of_modules), rel=1e-8), row
-        assert row.modules == 2
-    left = table[table.side == "left"]
-    np.testing.assert_allclose(left.chance, np.maximum(left.i, left.j) * np.mean([1 / 12, 1 / 20]))
-    assert table[table.side == "right"].chance.isna().all(), "which depends on what A's share"
-
-
-def test_the_similarity_of_random_subspaces_is_that_by_chance():
-    rng = np.random.default_rng(0)
-    one, two = (
-        {
-            f"model.layers.{layer}.q_proj": factors_of(
-                rng.standard_normal((30, 3)), rng.standard_normal((3, 20))
-            )
-            for layer in range(300)
-        }
-        for _ in range(2)
-    )
-    left = geometry.similarity_table(one, two).query("side == 'left'")
-    np.testing.assert_allclose(left.similarity, left.chance, rtol=0.15)
+# --- many ----------------------------------------------------------------------
 
 
 def test_what_updates_share_is_taken_out_and_what_they_have_of_their_own_stays():

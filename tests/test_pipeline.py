@@ -132,7 +132,7 @@ EDITS = {
         {"notebooks/05_dft"},
     ),
     "figures": (
-        "src/adapter_geometry/report/figures.py",
+        "src/helpers/book/figures/style.py",
         "WIDTH = 7.0",
         "WIDTH = 7.5",
         ALL_NOTEBOOKS,

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapter_geometry import geometry
+from adapter_geometry.adapters import AdapterError
 from adapter_geometry.report import charts, comparison, module_maps, page, summary, svg
 
 PREFIX = "base_model.model."
@@ -109,6 +110,8 @@ def test_every_figure_is_there_with_words_for_what_it_shows(four):
         "Cosine",
         "Cosine by layer",
         "Principal angles",
+        "Share in one direction",
+        "Cosine without it",
         "Cosine, by module",
         "First direction, outputs, by module",
         "First direction, inputs, by module",
@@ -225,6 +228,58 @@ def test_first_directions_of_random_updates_are_within_chance_in_19_of_20_module
     assert (outputs.name, outputs.side) == ("First direction", "outputs")
     share = outputs.is_within_chance[:, 0, 1].mean()
     assert abs(share - 0.95) < 3 * (0.95 * 0.05 / 400) ** 0.5
+
+
+def test_captured_shares_of_random_updates_are_within_chance_in_19_of_20_cases(tmp_path):
+    shapes = {f"model.layers.{layer}.self_attn.q_proj": (40, 24) for layer in range(100)}
+    report = compared(tmp_path, ["a", "b", "c"], shapes)
+    within = report.compared.alignment <= module_maps.captured_by_chance(report.compared)
+    i, j = np.nonzero(~np.eye(3, dtype=bool))
+    assert within[:, i, j].mean() == pytest.approx(0.95, abs=0.03)
+    assert not within[:, [0, 1, 2], [0, 1, 2]].any(), "of an update itself more than of any other"
+
+
+def test_adapters_of_unequal_rank_have_maps_of_subspaces_of_every_size(tmp_path):
+    folders = {name: written(tmp_path / name, seed) for seed, name in enumerate(["one", "two"])}
+    folders["wide"] = written(tmp_path / "wide", 2, rank=5)
+    report = comparison.compare_adapters(folders)
+    table = report.tables["similarity"]
+    assert set(zip(table.run_a, table.run_b, strict=True)) == {("one", "wide")}
+    assert len(table) == 2 * 3 * 5
+    drawn = Page(page.render(report))
+    _, trees = drawn.figures["Subspaces of any size"]
+    assert len(trees) == 2, "outputs and inputs"
+    assert "the table similarity has all sizes" in report.summary()
+    assert "Share in one direction" not in drawn.figures, "of three adapters"
+
+
+def test_groups_have_a_matrix_sentences_and_a_place_in_the_command(tmp_path):
+    names = ["a1", "a2", "b1", "b2"]
+    report = compared(tmp_path, names, groups={"a": names[:2], "b": names[2:]})
+    cosine, _ = geometry.stacked_cosine(report.compared)
+    table = report.tables["groups"].set_index(["group_a", "group_b"])
+    assert table.cosine["a", "b"] == pytest.approx(cosine[:2, 2:].mean())
+    assert table.cosine["b", "b"] == pytest.approx(cosine[2, 3])
+    drawn = Page(page.render(report))
+    (tree,) = drawn.figures["Cosine of groups"][1]
+    assert "a and b" in tree.get("aria-label")
+    assert "Mean cosine between a and b, over 4 pairs: " in report.summary()
+    assert report.provenance["command"].endswith("--group a=a1,a2 --group b=b1,b2")
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ({"a": ["one", "nobody"]}, "no adapter is called 'nobody', which is in the group 'a'"),
+        ({"a": []}, "the group 'a' names no adapter"),
+        ({"a": ["one", "one"]}, "the group 'a' names no adapter, or one twice"),
+        ({"a": ["zero"]}, "every adapter of the group 'a' is zero"),
+    ],
+)
+def test_groups_that_cannot_be_compared_are_refused(groups, says, tmp_path):
+    folders = {"one": written(tmp_path / "one", 0), "zero": written(tmp_path / "zero", 1, size=0.0)}
+    with pytest.raises(AdapterError, match=says):
+        comparison.compare_adapters(folders, groups=groups)
 
 
 def test_stacks_and_modules_without_a_layer_have_rows_of_their_own(tmp_path):

@@ -258,6 +258,12 @@ EXPERT = re.compile(r"(?P<parameter>(?P<owner>.+\.experts)\.\w+)\.(?P<number>\d+
 _NESTED = ("gate_up_proj", "down_proj")
 
 
+def require_own(folder: str | Path) -> Path:
+    """The path of a folder that an exported adapter may take the place of: there is none, or it is
+    empty or holds an exported adapter and nothing else; AdapterError otherwise."""
+    return storage.require_replaceable(folder, {CONFIG, WEIGHTS}, "an exported adapter")
+
+
 def export_adapter(
     update: Update,
     folder: str | Path,
@@ -280,14 +286,7 @@ def export_adapter(
     """
     from peft import LoraConfig  # a second that reading does not have to wait for
 
-    folder = Path(folder)
-    if folder.exists() and (
-        foreign := {child.name for child in folder.iterdir()} - {CONFIG, WEIGHTS}
-    ):
-        raise AdapterError(
-            f"{folder} holds more than an exported adapter, for example {min(foreign)}: "
-            "name a new folder"
-        )
+    path = require_own(folder)
     experts = _fused(update)
     modules = {module: part for module, part in update.items() if not EXPERT.fullmatch(module)}
     ranks = {module: part.A.shape[0] for module, part in modules.items()}
@@ -317,14 +316,14 @@ def export_adapter(
         weights |= _stored(module, part, module in embeddings, kernel)
     for parameter, parts in experts.items():
         weights |= _stored_experts(parameter, parts, experts)
-    with storage.whole(folder) as temporary:
+    with storage.whole(path) as temporary:
         settings.save_pretrained(str(temporary))
         contiguous = {
             f"{PREFIX}{name}": factor.to(dtype).contiguous().cpu()
             for name, factor in weights.items()
         }
         save_file(contiguous, temporary / WEIGHTS, metadata={"format": "pt"})
-    return folder
+    return Path(folder)
 
 
 def _stored(module: str, part: Factors, is_embedding: bool, kernel: tuple[int, ...]) -> Tensors:

@@ -1,9 +1,9 @@
 """The weight matrices W0 of a base model's folder, as the model computes with them.
 
-Comes after `quantised` and `updates`, before `spectra` and the report. Reads a model's folder and
-writes nothing but the decompositions of its weights, into the cache folder that it is given or the
-user's. A module is asked for by its name in memory, which is that of an adapter; the files may know
-it by another one, as those of most vision-language models do.
+Comes after `keys`, `quantised` and `updates`, before `spectra` and the report. Reads a model's
+folder and writes nothing but the decompositions of its weights, into the cache folder that it is
+given or the user's. A module is asked for by its name in memory, which is that of an adapter; the
+files may know it by another one, as those of most vision-language models do.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapter_geometry import quantised, storage
+from adapter_geometry import keys, quantised, storage
 from adapter_geometry.sources import AdapterError
 from adapter_geometry.updates import Factors, Update
 from adapter_geometry.wording import counted
@@ -35,9 +35,6 @@ _Content = TypeVar("_Content")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Parts of a name that tell stacks of one model apart; "model", "language_model" and the like do not
 _TOWERS = ("encoder", "decoder", "vis", "image", "video", "audio", "speech")
-# Names of the layer that writes logits, and of the one whose weight it may share
-_HEADS = ("lm_head", "embed_out", "proj_out", "unembed_tokens", "predictions.decoder")
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared")
 # Models whose linear layers store W0', by transformers' Conv1D, and the names of these layers
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
@@ -284,7 +281,7 @@ class BaseWeights:
     def _is_transposed(self, module: str, factors: Factors) -> bool:
         """Whether the base stores W0' of a module."""
         found = self._require(module)
-        if self.config.get("model_type") in _CONV1D_MODELS and _ends_with(found, _CONV1D):
+        if self.config.get("model_type") in _CONV1D_MODELS and keys.ends_with(found, _CONV1D):
             # bitsandbytes turns a Conv1D round before it quantises it
             return self._storage(found) == quantised.PLAIN
         rows, columns = factors.B.shape[0], factors.A.shape[1]
@@ -442,13 +439,13 @@ class BaseWeights:
     def _tied(self, module: str, default: bool) -> str | None:
         """The layer that writes logits under another name, or the embedding that it shares its
         weight with; default: whether it does where config.json does not say."""
-        if not _ends_with(module, _HEADS):
+        if not keys.is_head(module):
             return None
         text = self.config.get("text_config") or {}
         said = text.get("tie_word_embeddings", default)
         tied = self.config.get("tie_word_embeddings", said)
-        for ends in (_HEADS, _EMBEDDINGS) if tied else (_HEADS,):
-            named = [name for name in self._parts if _ends_with(name, ends)]
+        for ends in (keys.HEADS, keys.TOKEN_EMBEDDINGS) if tied else (keys.HEADS,):
+            named = [name for name in self._parts if keys.ends_with(name, ends)]
             if named:
                 return named[0] if len(named) == 1 else None
         return None
@@ -553,11 +550,6 @@ def _split(name: str) -> tuple[str, str]:
         return module, f"weight.{end}"
     module, _, end = name.rpartition(".")
     return module, end
-
-
-def _ends_with(module: str, ends: tuple[str, ...]) -> bool:
-    """Whether a name ends with one of these names, whole pieces of it."""
-    return f".{module}".endswith(tuple(f".{end}" for end in ends))
 
 
 def _towers(prefix: str) -> frozenset[str]:

@@ -91,6 +91,7 @@ def _compare(chosen: argparse.Namespace) -> int:
         chosen.cache,
         lora_only=chosen.lora_only,
         rank=chosen.rank,
+        groups=dict(chosen.group),
     )
     # before the conditions: a report that took hours is there even where one of them is refused
     page = report.write(chosen.out) if chosen.out else None
@@ -105,8 +106,10 @@ def _compare(chosen: argparse.Namespace) -> int:
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    from adapter_geometry.inspection import inspect_adapter
+    from adapter_geometry.inspection import inspect_adapter, require_own
 
+    if chosen.out:
+        require_own(chosen.out)
     inspection = inspect_adapter(
         chosen.adapter, chosen.base, chosen.cache, chosen.lora_only, chosen.rank
     )
@@ -171,6 +174,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _group(text: str) -> tuple[str, list[str]]:
+    """The name of a group and those of its adapters."""
+    name, _, members = text.partition("=")
+    if not (name and all(members.split(","))):
+        raise argparse.ArgumentTypeError(f"{text!r} is no group: NAME=A,B,... is expected")
+    return name, members.split(",")
+
+
 _ADAPTER = (
     "PEFT folder, whole model (with --base), or hub id: owner/name, with @revision and /folder if "
     "wanted"
@@ -222,6 +233,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="JSON lines with prompt and completion: losses along paths, CKA and behaviour (with "
         "--base)",
+    )
+    compare.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        type=_group,
+        metavar="NAME=A,B",
+        help="adapters that belong together, such as seeds of a method: mean cosines with other "
+        "groups and within it; given once for each group",
     )
     _add_output(compare, "report.html, report.json and the tables")
     compare.add_argument(

@@ -6,7 +6,6 @@ and the base model that it is given, and writes the one folder it is told to.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +20,6 @@ from adapter_geometry.exact import RANK
 from adapter_geometry.updates import Adapters, Factors, Update
 from adapter_geometry.wording import span
 
-# Embeddings of a whole model or of MLX, which are stored transposed as GPT-2's Conv1D are.
-_EMBEDDING = re.compile(r"emb|wte|wpe|shared|position")
 # Fields of PEFT's configuration that are not the adapter's but of the model that it is put on.
 _OF_THE_MODEL = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 # Tasks for which PEFT itself adds a head to what an adapter must hold.
@@ -75,15 +72,16 @@ def convert(
         )
     if not all(map(math.isfinite, weights)):
         raise AdapterError(f"the weights {', '.join(map(str, weights))} are not all finite numbers")
+    folders = {Path(each).resolve() for each in named if Path(each).exists()}
+    if Path(folder).resolve() in folders:
+        raise AdapterError(f"{folder} is what is read: name another folder to write to")
+    adapters.require_own(folder)  # before anything is read
     weights_of_base = BaseWeights(sources.fetch(base, sources.MODEL_FILES)) if base else None
     # what is no product of factors is read at the rank that is asked for, if not a higher one
     least = max(rank, RANK) if rank else None
     loaded = [adapters.load(each, weights_of_base, lora_only, least) for each in named]
     if weights_of_base:
         loaded = [_in_memory(one, weights_of_base) for one in loaded]
-    folders = {Path(each).resolve() for each in named if Path(each).exists()}
-    if Path(folder).resolve() in folders:
-        raise AdapterError(f"{folder} is what is read: name another folder to write to")
     names = sources.names_of(named)
     parts, renamed = adapters.aligned(
         {name: one.update for name, one in zip(names, loaded, strict=True)}
@@ -180,7 +178,7 @@ def _layers(loaded: Sequence[Loaded]) -> tuple[set[str], dict[str, tuple[int, ..
             embeddings |= {
                 module
                 for module, factors in one.update.items()
-                if factors.is_transposed and _EMBEDDING.search(module.rpartition(".")[2])
+                if factors.is_transposed and keys.is_embedding(module)
             }
             continue
         if one.config.get("target_parameters"):  # of experts, whose names nest

@@ -15,6 +15,7 @@ from torch import Tensor
 # Largest condition number of a factor whose Gram matrix, which squares it, is still good to ten
 # digits.
 _CONDITION = 1e2
+_ROWS = 2048  # of the matrices of all runs that are in float64 at a time
 SMALL = 1e-3  # radians; below it arccos has lost half its digits
 
 
@@ -22,16 +23,19 @@ class Frames:
     """Orthonormal frames of each run's thin matrices (d, r) on a few modules: matrix = L T R, where
     L T is orthonormal.
 
-    L is a slice of `joined`: either the matrix itself, with T R = 1 from the Cholesky factor of its
-    Gram matrix, or, where the condition number that this squares is too large, the orthonormal
-    factor of Householder's QR, with T = 1. `widest` is the largest rank of the runs; T, R and
-    `blocks` are padded with zeros beyond a run's own.
+    L is either the matrix itself, with T R = 1 from the Cholesky factor of its Gram matrix, or,
+    where the condition number that this squares is too large, the orthonormal factor of
+    Householder's QR, with T = 1. `widest` is the largest rank of the runs; T, R and `blocks` are
+    padded with zeros beyond a run's own. The matrices are not copied: of long ones a slab of rows
+    is in float64 at a time.
     """
 
     d: int
-    starts: Int[np.ndarray, " runs_and_one"]  # of each run's columns in `joined`, and their end
-    # L of all runs side by side, max(d, widest) rows; None where `by_chance` drew `blocks` alone
-    joined: Float64[Tensor, "module rows total"] | None
+    rows: int  # d, or the largest rank where that is larger
+    starts: Int[
+        np.ndarray, " runs_and_one"
+    ]  # of each run's columns in a Gram matrix, and their end
+    has_vectors: bool  # not where `by_chance` drew `blocks` alone
     T: Float64[Tensor, "module run widest widest"]
     R: Float64[Tensor, "module run widest widest"]
     blocks: Float64[Tensor, "module run run widest widest"]  # L_i' L_j of every two runs
@@ -39,23 +43,19 @@ class Frames:
     def __init__(self, matrices: list[list[Float[Tensor, "d _"]]]) -> None:
         """matrices: by run, then by module; one d for all, and one rank for each run."""
         modules, widths = len(matrices[0]), [parts[0].shape[1] for parts in matrices]
-        widest = max(widths)
-        self.d = matrices[0][0].shape[0]
-        self.starts = np.cumsum([0, *widths])
-        device = "cuda" if torch.cuda.is_available() else matrices[0][0].device
-        joined = torch.empty(
-            modules, max(self.d, widest), self.starts[-1], dtype=torch.float64, device=device
-        )
-        joined[:, self.d :] = 0  # a rank above d: rows of zeros change no product
-        for run, parts in enumerate(matrices):
-            for module, part in enumerate(parts):
-                joined[module, : self.d, self._columns(run)] = part
-        gram = _gram(joined)  # (module, total, total): one product for all pairs of runs
-        self.T = joined.new_zeros(modules, len(widths), widest, widest)
+        widest, total = max(widths), sum(widths)
+        self.d, self.has_vectors = matrices[0][0].shape[0], True
+        self.rows, self.starts = max(self.d, widest), np.cumsum([0, *widths])
+        self._matrices = matrices
+        self._orthonormal: dict[tuple[int, int], Float64[Tensor, "d _"]] = {}  # (module, run): Q
+        device = torch.device("cuda") if torch.cuda.is_available() else matrices[0][0].device
+        gram = torch.empty(modules, total, total, dtype=torch.float64, device=device)
+        for module in range(modules):
+            gram[module] = self._gram(module, device)
+        self.T = gram.new_zeros(modules, len(widths), widest, widest)
         self.R = self.T.clone()
-        is_replaced = torch.zeros(modules, dtype=torch.bool, device=device)
         for run, width in enumerate(widths):
-            columns = self._columns(run)
+            columns = slice(self.starts[run], self.starts[run + 1])
             eye = torch.eye(width, dtype=torch.float64, device=device).expand(modules, -1, -1)
             # X'X = R'R with upper triangular R, so that X R^-1 is orthonormal: Q of X = Q R at the
             # price of a product. Where X'X is not positive definite, R is replaced below.
@@ -66,17 +66,16 @@ class Frames:
             # and not ">=", since it may be NaN
             condition = torch.linalg.matrix_norm(R) * torch.linalg.matrix_norm(T)  # (module,)
             is_poor = (failed != 0) | ~(condition < _CONDITION * width)
-            if is_poor.any():
+            for module in torch.nonzero(is_poor).flatten().tolist():
                 # Householder's QR is stable for any condition number; L is then Q itself
-                Q, R_of_poor = torch.linalg.qr(joined[is_poor][:, :, columns])
-                joined[is_poor, :, columns] = Q
-                R = R.index_put((is_poor,), R_of_poor)
-                T = T.index_put((is_poor,), eye[is_poor])
+                Q, of_poor = torch.linalg.qr(self._L(module, run, device))
+                self._orthonormal[module, run] = Q
+                R[module], T[module] = of_poor, eye[module]
             self.T[:, run, :width, :width], self.R[:, run, :width, :width] = T, R
-            is_replaced |= is_poor
-        if is_replaced.any():  # L is no longer the matrix that the Gram matrix was taken of
-            gram[is_replaced] = _gram(joined[is_replaced])
-        self.joined, self.blocks = joined, self._split(gram)
+        for module in {module for module, _ in self._orthonormal}:
+            # L is no longer the matrix that the Gram matrix was taken of
+            gram[module] = self._gram(module, device)
+        self.blocks = self._split(gram)
 
     def by_chance(self, rng: np.random.Generator) -> "Frames":
         """Frames of O Sigma W for each run: O a random orthonormal frame of R^d, Sigma the matrix's
@@ -86,16 +85,16 @@ class Frames:
         standard normal (d, total) matrix whose orthonormal factors they are.
         """
         drawn, device = copy.copy(self), self.R.device
-        modules, widest = len(self.R), self.R.shape[-1]
+        modules = len(self.R)
         total = int(self.starts[-1])
         # Below d = total the Gram matrix is singular and has no Bartlett factor: the vectors
         # themselves are drawn. Elsewhere their length does not matter.
         gaussian = (
-            rng.standard_normal((modules, max(self.d, widest), total))
+            rng.standard_normal((modules, self.rows, total))
             if self.d < total
             else bartlett(rng, modules, total, self.d)
         )
-        drawn.joined = None
+        drawn.has_vectors = False
         drawn.blocks = self._split(torch.as_tensor(gaussian.mT @ gaussian, device=device))
         drawn.T, drawn.R = torch.zeros_like(self.T), torch.zeros_like(self.R)
         sigma = torch.linalg.svdvals(self.R)  # (module, run, widest): the matrices' own
@@ -128,15 +127,37 @@ class Frames:
 
         Not for frames drawn `by_chance`, which have no vectors.
         """
-        assert self.joined is not None, "frames drawn by chance have no vectors"
-        L = self.joined[module, :, self._columns(run)]
+        assert self.has_vectors, "frames drawn by chance have no vectors"
+        L = self._L(module, int(run), self.T.device)
         # coordinates beyond the run's own rank are zero
         Q: Tensor = torch.linalg.qr(L @ (self.T[module, run] @ coordinates)[: L.shape[1]]).Q
         return Q
 
-    def _columns(self, run: int | Int[Tensor, ""]) -> slice:
-        """The columns of a run in `joined`."""
-        return slice(self.starts[run], self.starts[run + 1])
+    def _L(
+        self, module: int, run: int, device: torch.device, rows: slice = slice(None)
+    ) -> Float64[Tensor, "rows r"]:
+        """Rows of L of a run in a module: of Q, or of the matrix."""
+        L = self._orthonormal.get((module, run))
+        if L is None:
+            L = self._matrices[run][module]
+            if self.rows > self.d:  # rows of zeros change no product
+                L = torch.nn.functional.pad(L, (0, 0, 0, self.rows - self.d))
+        return L[rows].to(device, torch.float64)
+
+    def _gram(self, module: int, device: torch.device) -> Float64[Tensor, "total total"]:
+        """L'L of all runs side by side: one product for all pairs, summed over slabs of rows, whose
+        size depends on nothing, so that no product does."""
+        runs = range(len(self._matrices))
+        slabs = (
+            torch.cat(
+                [self._L(module, run, device, slice(begin, begin + _ROWS)) for run in runs], 1
+            )
+            for begin in range(0, self.rows, _ROWS)
+        )
+        gram = _squared(next(slabs))
+        for slab in slabs:
+            gram += _squared(slab)
+        return gram
 
     def _split(
         self, gram: Float64[Tensor, "module total total"]
@@ -149,16 +170,17 @@ class Frames:
             return gram.reshape(-1, n, widest, n, widest).transpose(2, 3).contiguous()
         blocks = gram.new_zeros(len(gram), len(widths), len(widths), widest, widest)
         for i, j in np.ndindex(len(widths), len(widths)):
-            block = gram[:, self._columns(i), self._columns(j)]
+            block = gram[:, slice(*self.starts[i : i + 2]), slice(*self.starts[j : j + 2])]
             blocks[:, i, j, : widths[i], : widths[j]] = block
         return blocks
 
 
-def _gram(joined: Float64[Tensor, "module rows total"]) -> Float64[Tensor, "module total total"]:
-    """X'X of each module; numpy's own product uses that it is symmetric and takes half the time."""
-    if joined.is_cuda:
-        return joined.mT @ joined
-    return torch.from_numpy(np.stack([matrix.T @ matrix for matrix in joined.numpy()]))
+def _squared(slab: Float64[Tensor, "rows total"]) -> Float64[Tensor, "total total"]:
+    """X'X; numpy's own product uses that it is symmetric and takes half the time."""
+    if slab.is_cuda:
+        return slab.T @ slab
+    X = slab.numpy()
+    return torch.from_numpy(X.T @ X)
 
 
 def angles_of(U: Float[Tensor, "d _"], V: Float[Tensor, "d _"]) -> Float[Tensor, " smaller"]:

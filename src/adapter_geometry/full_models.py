@@ -5,7 +5,6 @@ models; before `adapters`, which hands it the folders that hold a whole model. O
 is in memory at a time: three times the largest one in float32, beside the factors. Writes nothing.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,14 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from adapter_geometry import keys
 from adapter_geometry.base_weights import BaseWeights
 from adapter_geometry.exact import NEGLIGIBLE, RANK, TRANSPOSED_EXPERTS, low_rank
 from adapter_geometry.sources import AdapterError
 from adapter_geometry.updates import Factors, Update
 
-# Layers whose rows are looked up: linear maps from tokens or places, stored as (d_in, d_out).
-_EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|embed_in|wte|wpe|shared|\w*(embeddings?|positions))")
-_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|proj_out|unembed_tokens)")
 # What rounding Gaussian weights to a dtype changes of a matrix, relative to its norm.
 _ROUNDING = {"BF16": 0.0017, "F16": 0.0002}
 
@@ -121,10 +118,10 @@ def _pairs(base: BaseWeights, model: BaseWeights) -> _Pairs:
     modules = model.modules()
     settings = model.config.get("text_config") or {}
     is_tied = model.config.get("tie_word_embeddings", settings.get("tie_word_embeddings"))
-    has_embedding = any(_EMBEDDING.fullmatch(module) for module in modules)
+    has_embedding = any(keys.is_embedding(module) for module in modules)
     seen = set()
     for module in modules:
-        if is_tied and has_embedding and _HEAD.fullmatch(module):
+        if is_tied and has_embedding and keys.is_head(module):
             pairs.tied.append(module)
             continue
         found = base.find(module)
@@ -133,7 +130,7 @@ def _pairs(base: BaseWeights, model: BaseWeights) -> _Pairs:
             continue
         seen.add(found)
         old, new = base.shape(module), model.shape(module)
-        is_vocabulary = _EMBEDDING.fullmatch(module) or _HEAD.fullmatch(module)
+        is_vocabulary = keys.is_embedding(module) or keys.is_head(module)
         if old != new and is_vocabulary and old[1] == new[1]:
             pairs.resized.append(module)
         elif old != new:
@@ -174,7 +171,7 @@ def _pairs(base: BaseWeights, model: BaseWeights) -> _Pairs:
 
 def _is_transposed(base: BaseWeights, module: str, shape: list[int]) -> bool:
     """Whether the models store a matrix as (d_in, d_out)."""
-    if _EMBEDDING.fullmatch(module):
+    if keys.is_embedding(module):
         return True
     rows, columns = shape
     factors = Factors(torch.empty(rows, 0), torch.empty(0, columns), 1.0)

@@ -271,6 +271,20 @@ def _chunks(modules: pd.DataFrame, rank: Int[np.ndarray, "module run"]) -> list[
     return chunks
 
 
+def separated(
+    sigma: Float64[Tensor, "module run r"],
+) -> Bool[Tensor, "module run r"]:
+    """Whether the singular vectors up to each one span a definite subspace, for descending singular
+    values: equal ones have no vectors of their own."""
+    floor = _RANK_TOLERANCE * sigma[..., :1]
+    return (sigma > floor) & (_gaps(sigma) > floor)
+
+
+def _gaps(sigma: Float64[Tensor, "module run r"]) -> Float64[Tensor, "module run r"]:
+    """sigma_i - sigma_(i+1), with 0 after the last."""
+    return sigma - torch.nn.functional.pad(sigma[..., 1:], (0, 1))
+
+
 def measure(
     comparison: Comparison,
     modules: list[int],
@@ -296,9 +310,9 @@ def measure(
     # (module, run): numerical rank, and the size below which a difference of sigmas is rounding.
     rank = (sigma > _RANK_TOLERANCE * sigma[..., :1]).sum(-1)
     floor = _RANK_TOLERANCE * sigma[..., 0]
-    # (module, run, r): sigma_i - sigma_(i+1), with 0 after the last. Equal singular values have no
-    # vectors of their own, so that the first i span a definite subspace only where this is no 0.
-    gaps = sigma - torch.nn.functional.pad(sigma[..., 1:], (0, 1))
+    # (module, run, r). Equal singular values have no vectors of their own, so that the first i span
+    # a definite subspace only where this is no 0.
+    gaps = _gaps(sigma)
     # (run, run): k of each pair, the same in all modules of a chunk, which have equal ranks
     smaller = _smaller_rank(comparison.rank[modules[:1]])[0]
     ks = torch.tensor([[k or top_k(r) for r in row] for row in smaller.tolist()], device=device)
@@ -379,7 +393,7 @@ def _measure_pairs(
         # arccos has lost half the digits of a small angle: those come from the vectors themselves.
         # Frames that were drawn by their overlaps alone have no vectors, and no small angles.
         is_small = (angles[..., 0] < SMALL) & (i != j)  # (module, pair)
-        small = torch.nonzero(is_small).tolist() if frames.joined is not None else []
+        small = torch.nonzero(is_small).tolist() if frames.has_vectors else []
         for module, pair in small:
             vectors = [
                 frames.vectors(module, run, tops[side][module, run, :, : count[module, run, other]])
@@ -483,25 +497,27 @@ def gaussian_sd(
 
 
 def without_shared(
-    cosine: Float64[np.ndarray, "run run"], count: int = 1
-) -> tuple[Float64[np.ndarray, "run run"], Float64[np.ndarray, " run"]]:
-    """(cosines, shares): without the `count` directions that the updates have most in common, and
-    the share of each update's squared norm that lay in them.
+    cosine: Float64[np.ndarray, "*draws run run"],
+) -> tuple[Float64[np.ndarray, "*draws run run"], Float64[np.ndarray, "*draws run"]]:
+    """(cosines, shares): without the direction that the updates have most in common, and the share
+    of each update's squared norm that lay in it.
 
-    The directions are the first principal components of the updates scaled to length 1, not
-    centred: of n updates that go one way the first is near their mean, and whatever the signs, it
-    is the direction that explains most of them. NaN for what is zero or lies in them wholly.
-    Of n unrelated updates each loses about count / n, and the cosines left are about
-    -count / (n - count), not 0: read them beside that.
+    The direction is the first principal component of the updates scaled to length 1, not centred:
+    of n updates that go one way it is near their mean, and whatever the signs, it is the direction
+    that explains most of them. NaN for what is zero or lies in it wholly.
+    Of n unrelated updates each loses about 1 / n, and the cosines left are about -1 / (n - 1), not
+    0: `chance.shared_tables` sets them beside what chance leaves.
     """
-    is_zero = np.isnan(np.diag(cosine))
-    values, vectors = np.linalg.eigh(np.where(is_zero[:, None] | is_zero, 0, cosine))
-    top = vectors[:, -count:] * np.sqrt(np.maximum(values[-count:], 0))  # (run, component)
-    shares = (top**2).sum(1)
-    left = np.where(is_zero[:, None] | is_zero, np.nan, cosine) - top @ top.T
+    is_zero = np.isnan(np.diagonal(cosine, axis1=-2, axis2=-1))
+    is_undefined = is_zero[..., None] | is_zero[..., None, :]
+    values, vectors = np.linalg.eigh(np.where(is_undefined, 0, cosine))
+    top = vectors[..., -1] * np.sqrt(np.maximum(values[..., -1:], 0))  # (run,)
+    shares = top**2
+    left = np.where(is_undefined, np.nan, cosine) - top[..., None] * top[..., None, :]
     # below this what is left is rounding
-    energy = np.where(1 - shares > 1e-12, np.diag(left), np.nan)
-    cosines = left / np.sqrt(np.outer(energy, energy))
+    energy = np.diagonal(left, axis1=-2, axis2=-1)
+    energy = np.where((1 - shares > 1e-12) & (energy > 0), energy, np.nan)
+    cosines = left / np.sqrt(energy[..., None] * energy[..., None, :])
     return cosines, np.where(is_zero, np.nan, shares)
 
 
@@ -660,52 +676,6 @@ def angle_rows(
             **{name: values.ravel() for name, values in numbers.items()},
         }
     )
-
-
-def similarity_table(first: Update, second: Update) -> pd.DataFrame:
-    """How much of the top i directions of one update lies in the top j of another, for all i and j
-    up to their ranks: phi = |U_i' U_j|_F^2 / min(i, j), from 0 to 1 (Hu et al. 2021).
-
-    It needs no common k, so that ranks may differ. Columns: side, i, j, similarity, modules,
-    chance. The similarity is the mean over the modules in which both subspaces are defined (as in
-    `compare`), `modules` their number. `chance` is its mean for random left subspaces,
-    max(i, j) / d_out; on the right, where unrelated updates may share A, it is missing.
-    """
-    comparison = empty({"first": first, "second": second})
-    ranks = comparison.rank.max(0)
-    met = {side: np.full((len(comparison.rank), *ranks), np.nan) for side in SIDES}
-
-    def one(chunk: list[int], left: Frames, right: Frames, scales: Tensor) -> None:
-        U, sigma, Vh = torch.linalg.svd(scales[:, :, None, None] * left.R @ right.R.mT)
-        floor = _RANK_TOLERANCE * sigma[..., :1]
-        gaps = sigma - torch.nn.functional.pad(sigma[..., 1:], (0, 1))
-        # (module, run, r): the top vectors up to this one span a definite subspace
-        is_defined = (sigma > floor) & (gaps > floor)
-        both = is_defined[:, 0, :, None] & is_defined[:, 1, None]
-        i, j = torch.tensor([[0], [1]], device=scales.device)
-        for side, frames, tops in (("left", left, U), ("right", right, Vh.mT)):
-            cosines = tops[:, 0].mT @ frames.shared(i, j)[:, 0] @ tops[:, 1]
-            # (module, i, j): |U_i' U_j|_F^2
-            squares = cosines.square().cumsum(1).cumsum(2).where(both, torch.nan)
-            rows, columns = np.minimum(ranks, squares.shape[1])
-            met[side][chunk, :rows, :columns] = squares[:, :rows, :columns].cpu()
-
-    in_chunks({"first": first, "second": second}, comparison, one)
-    i, j = (place.ravel() + 1 for place in np.indices(ranks))
-    tables = []
-    for side in SIDES:
-        phi = met[side].reshape(len(comparison.rank), -1) / np.minimum(i, j)
-        of_random = np.maximum(i, j) * (1 / comparison.modules.d_out).mean()
-        columns = {
-            "side": side,
-            "i": i,
-            "j": j,
-            "similarity": _mean_of_defined(phi),
-            "modules": (~np.isnan(phi)).sum(0),
-            "chance": of_random if side == "left" else np.nan,
-        }
-        tables.append(pd.DataFrame(columns))
-    return pd.concat(tables, ignore_index=True)
 
 
 def orthogonal_table(compared: Comparison, references: Sequence[str] | None = None) -> pd.DataFrame:

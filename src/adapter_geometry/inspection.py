@@ -89,14 +89,7 @@ class Inspection:
 
         AdapterError if the folder holds anything but an inspection, or is the one worked in.
         """
-        path = Path(folder).resolve()
-        foreign = {child.name for child in path.iterdir()} - _FILES if path.is_dir() else None
-        if foreign or path == Path.cwd():
-            held = f"holds more than an inspection, for example {min(foreign)}," if foreign else ""
-            raise AdapterError(
-                f"{folder} {held or 'is the folder worked in,'} and would be replaced as a whole: "
-                "name a new folder"
-            )
+        path = require_own(folder)
         with storage.whole(path) as temporary:
             temporary.mkdir()
             for name, table in self.tables.items():
@@ -105,6 +98,12 @@ class Inspection:
             content = json.dumps(self.as_json(), indent=2, allow_nan=False)
             (temporary / NUMBERS).write_text(content, encoding="utf-8")
         return Path(folder)
+
+
+def require_own(folder: str | Path) -> Path:
+    """The path of a folder that an inspection may take the place of: there is none, or it is empty
+    or holds an inspection and nothing else; AdapterError otherwise."""
+    return storage.require_replaceable(folder, _FILES, "an inspection")
 
 
 def inspect_adapter(
@@ -129,7 +128,8 @@ def inspect_adapter(
     if weights:
         weights.check_shapes(loaded.update)
         named = loaded.config.get("base_model_name_or_path")
-        if named and named not in (str(base), weights.name):
+        names = [str(base), *([weights.name] if weights.name else [])]
+        if named and not any(sources.is_one_model(str(named), each) for each in names):
             notes.append(
                 f"the adapter names {named} as its base model, and is measured beside {base}: "
                 "unless these are one, what is said of the base is beside the wrong weights"

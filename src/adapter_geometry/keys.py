@@ -1,10 +1,11 @@
 """Names of an adapter's tensors, as PEFT and other savers write them, to names of the base model's
 modules.
 
-After `sources`, whose AdapterError it raises, before `adapters`, which reads the tensors. Names
-only: no file is opened. What PEFT writes is `base_model.model.<module>.lora_A.weight`; wrappers of
-a model (torch.compile, DDP, FSDP, activation checkpoints) leave segments of their own in such
-names, and some savers keep the adapter's name or leave out the prefix.
+After `sources`, whose AdapterError it raises, before `base_weights` and `adapters`, which read
+tensors. Names only: no file is opened. What PEFT writes is
+`base_model.model.<module>.lora_A.weight`; wrappers of a model (torch.compile, DDP, FSDP, activation
+checkpoints) leave segments of their own in such names, and some savers keep the adapter's name or
+leave out the prefix.
 """
 
 import re
@@ -15,6 +16,12 @@ from typing import Any, Literal
 from adapter_geometry.sources import AdapterError
 
 PREFIX = "base_model.model."
+# Ends of the names of layers that write logits, and of those that read tokens and may share their
+# weight with them.
+HEADS = ("lm_head", "embed_out", "proj_out", "unembed_tokens", "predictions.decoder")
+TOKEN_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared")
+# Other layers whose rows are looked up: places, types of segments, and tokens under other names.
+_EMBEDDING = re.compile(r"embed|wpe|tok_emb|\w*(embeddings?|positions)")
 # Segments that wrappers put into the names of the modules that they wrap: torch.compile, FSDP, its
 # activation checkpoints, fairscale, Lightning and DeepSpeed.
 _WRAPPERS = (
@@ -32,6 +39,33 @@ _FACTOR = re.compile(
 _COPY = re.compile(r"(?P<module>.+)\.(base_layer|original_module)\.weight")
 # A module that was trained as a whole, with its name and that of the adapter.
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.[^.]+\.(?P<tensor>[^.]+)")
+
+
+def ends_with(module: str, ends: Collection[str]) -> bool:
+    """Whether a name ends with one of these names, whole pieces of it."""
+    return f".{module}".endswith(tuple(f".{end}" for end in ends))
+
+
+def is_head(module: str) -> bool:
+    """Whether a module writes logits, by its name.
+
+    >>> is_head("lm_head"), is_head("cls.predictions.decoder"), is_head("model.decoder")
+    (True, True, False)
+    """
+    return ends_with(module, HEADS)
+
+
+def is_embedding(module: str) -> bool:
+    """Whether rows of a module are looked up, by its name: a linear map from tokens or places,
+    stored as (d_in, d_out).
+
+    >>> is_embedding("transformer.wte"), is_embedding("embeddings.position_embeddings")
+    (True, True)
+    >>> is_embedding("embed_out"), is_embedding("patch_embed.proj")
+    (False, False)
+    """
+    last = module.rpartition(".")[2]
+    return ends_with(module, TOKEN_EMBEDDINGS) or bool(_EMBEDDING.fullmatch(last))
 
 
 @dataclass

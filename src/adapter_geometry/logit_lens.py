@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from adapter_geometry import updates
+from adapter_geometry import keys, updates
 from adapter_geometry.adapters import AdapterError
 from adapter_geometry.base_weights import BaseWeights
 from adapter_geometry.updates import Update
@@ -26,7 +26,6 @@ from adapter_geometry.updates import Update
 DIRECTIONS, TOKENS = 3, 5  # of a module; at each end of a direction
 # With 399 random directions, the chance that another one exceeds the tenth largest is 10 / 400.
 _DRAWS, _EXCEEDING = 399, 10
-_HEADS = ("lm_head", "embed_out", "proj_out")
 # Last parts of the names of modules whose output is added to the residual stream.
 _WRITERS = (
     *("o_proj", "out_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "fc2", "fc_out"),
@@ -67,7 +66,7 @@ class Unembedding:
 def read_unembedding(base: BaseWeights) -> Unembedding:
     """The unembedding of a base model's folder; AdapterError that says what of it is missing: head,
     tokenizer, or the library that reads one."""
-    head = next((name for name in _HEADS if base.find(name)), None)
+    head = next((name for name in keys.HEADS if base.find(name)), None)
     if head is None:
         raise AdapterError(f"the base model in {base.folder} has no unembedding")
     tokens = _tokens(base)

@@ -241,5 +241,5 @@ def read_mlx(path: Path, config: Mapping[str, Any]) -> Update:
             raise AdapterError(
                 f"{path}: {module} has factors of ranks {B.shape[1]} and {A.shape[0]}"
             )
-        update[module] = Factors(B, A, float(scale), "embed" in module.rpartition(".")[2])
+        update[module] = Factors(B, A, float(scale), keys.is_embedding(module))
     return update

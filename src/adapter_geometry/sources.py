@@ -1,7 +1,7 @@
 """From what a user names, a folder, a file in one or a hub id, to a local folder and what it holds:
 an adapter or a whole model.
 
-Before all that reads weights, beside `storage`; it imports nothing of the package. Looks at names
+Before all other modules; it imports nothing of the package. Looks at names
 of files only, and for a hub id asks the hub and its cache. A folder that holds something else is
 refused with what it is, or with the subfolders that would do.
 """
@@ -29,6 +29,8 @@ _HUB_ID = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>refs/pr/\d+|[\w.-]+))?"
     r"(/(?P<folder>[\w./=+ -]+))?"
 )
+_MIRRORS = {"unsloth", "mlx-community"}  # owners on the hub who pass on the models of others
+_QUANTISED = re.compile(r"(-(unsloth|bnb|[48]bit|fp8|awq|gptq|int[48]))+$")
 _DEPTH = 3  # how far below a folder its adapters are looked for: run, checkpoint, adapter's name
 # Files of others, by the pattern of their names: what the folder is, and the way out.
 _OTHERS = {
@@ -309,3 +311,25 @@ def _parts(path_or_id: str | Path) -> tuple[str, ...]:
         path = Path(os.path.abspath(path.parent if path.is_file() else path))
     parts = path.parts
     return parts[:-1] if parts[-1] == "adapter" and len(parts) > 1 else parts
+
+
+def is_one_model(first: str, second: str) -> bool:
+    """Whether two names are of one model, as far as names tell: equal after the owner, without what
+    says how it is quantised, and of one owner unless one is a local path or passes on others'."""
+    (owner, name), (other_owner, other_name) = _owner_and_name(first), _owner_and_name(second)
+    if name != other_name:
+        return False
+    owners = {owner, other_owner}
+    return len(owners) == 1 or None in owners or bool(owners & _MIRRORS)
+
+
+def _owner_and_name(model: str) -> tuple[str | None, str]:
+    """(owner, or None for a local path; name) of a model, in lower case."""
+    parts = [part for part in model.rstrip("/").split("/") if part]
+    for part in parts:
+        if part.startswith("models--"):  # in the hub's cache
+            _, owner, *rest = part.split("--")
+            parts, model = [owner, "--".join(rest)], f"{owner}/{rest}"
+    name = _QUANTISED.sub("", parts[-1].partition("@")[0].lower()) if parts else model
+    is_id = len(parts) == 2 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
+    return parts[0].lower() if is_id else None, name

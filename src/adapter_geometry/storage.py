@@ -1,7 +1,7 @@
 """Files and folders that are written whole or not at all, and hashes of what is in them.
 
-Before all other modules: whatever the package writes goes through `whole`, to the
-path that the caller names.
+After `sources`, for its AdapterError, and before all other modules: whatever the package writes
+goes through `whole`, to the path that the caller names.
 """
 
 import contextlib
@@ -12,13 +12,15 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from adapter_geometry.sources import AdapterError
 
 _SYNCED = "rb+" if os.name == "nt" else "rb"  # Windows syncs only what is open for writing
 
@@ -48,6 +50,31 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+def require_replaceable(folder: str | os.PathLike[str], own: Collection[str], what: str) -> Path:
+    """The path of a folder that something may take the place of, which is replaced as a whole:
+    there is none, or it is empty or holds files of these names and nothing else.
+
+    what: such as "a report", for the message. Raises AdapterError that names what the folder holds
+    otherwise, and for a file and the folder that the process runs in.
+    """
+    path = Path(folder).resolve()
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise AdapterError(f"{folder} is a file: name a folder for {what}")
+    if path == Path.cwd():
+        raise AdapterError(
+            f"{folder} is the folder that the command runs in, and would be replaced as a whole: "
+            "name a folder in it"
+        )
+    if foreign := {child.name for child in path.iterdir()} - set(own):
+        raise AdapterError(
+            f"{folder} holds more than {what}, for example {min(foreign)}, and would be replaced "
+            "as a whole: name a new folder"
+        )
+    return path
 
 
 def remove(path: Path) -> None:

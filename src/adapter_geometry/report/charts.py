@@ -5,11 +5,13 @@ is drawn as lines, one look per adapter all through the page; more are rows of c
 in which similar ones stand side by side.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
 
 from adapter_geometry import geometry
 from adapter_geometry.report import findings as found
@@ -19,6 +21,7 @@ from adapter_geometry.report.module_maps import COSINE, DEGREES, SHARE, beside_c
 
 _LINES = 8  # adapters that are told apart as lines, and maps of a figure
 _WRITTEN = 12  # adapters whose matrix has room for numbers
+_SIMILAR = 4  # pairs of unequal rank that have maps
 _CELLS = 8000  # of the maps of one figure: about 200 kB
 _COUNTED = {"layer", "index of the angle", "index of the singular value"}  # axes in whole numbers
 _HATCHED = "Hatched: within what chance gives."
@@ -61,7 +64,14 @@ def sections(
 ) -> list[Section]:
     """The figures of the page in their order; sections without any are left out."""
     parts = {
-        "Directions": [_cosine(findings), *_cosine_by_layer(findings), *_angles(findings)],
+        "Directions": [
+            _cosine(findings),
+            *_groups(findings),
+            *_cosine_by_layer(findings),
+            *_angles(findings),
+            *_similarities(findings),
+        ],
+        "Without what all share": [*_shares(findings), *_without_shared(findings)],
         "Module by module": [_maps(findings, layout, each) for each in statistics],
         "Size and spectrum": [
             *_norm_by_layer(findings),
@@ -85,36 +95,13 @@ def _cosine(findings: Findings) -> Figure:
     low, high = (by_pair(findings, table, column) for column in ("chance_low", "chance_high"))
     names, is_many = compared.runs, are_many(findings)
     order = found.order(findings) if is_many else list(range(len(names)))
-    rows = [
-        svg.Row(names[number], svg.look_of(number), number=str(place))
-        for place, number in enumerate(order, start=1)
-    ]
-    shown = cosine[np.ix_(order, order)]
-    within = ((cosine >= low) & (cosine <= high))[np.ix_(order, order)]
     widest = (
         f"95 of 100 pairs of unrelated updates lie within {np.nanmax(high):.3f} of zero."
         if np.isfinite(high).any()
         else "None is defined."
     )
-    i, j = np.triu_indices(len(names), 1)
-    pairs = [
-        f"{names[a]} and {names[b]} "
-        + (f"{cosine[a, b]:.2f}" if np.isfinite(cosine[a, b]) else "undefined")
-        for a, b in zip(i, j, strict=True)
-    ]
-    alternative = f"Matrix of cosines: {', '.join(pairs[:40])}{', ...' * (len(pairs) > 40)}"
-    size = max(6.0, min(48.0, 560 / len(names)))
-    chart = svg.cells(
-        shown,
-        rows,
-        [row.number for row in rows],
-        COSINE,
-        "adapter",
-        alternative,
-        within,
-        2 if len(names) <= _WRITTEN else None,
-        (size, max(size * 0.6, 15.0)),
-        _branches(findings, order) if is_many else (),
+    chart = _matrix(
+        findings, order, cosine, low, high, _branches(findings, order) if is_many else ()
     )
     caption = f"Cosine of the updates, all modules stacked. {widest} {_HATCHED}"
     if is_many:
@@ -133,6 +120,56 @@ def _cosine(findings: Findings) -> Figure:
     )
 
 
+def _matrix(
+    findings: Findings,
+    order: Sequence[int],
+    values: Float[np.ndarray, "adapter adapter"],
+    low: Float[np.ndarray, "adapter adapter"],
+    high: Float[np.ndarray, "adapter adapter"],
+    tree: Sequence[Sequence[tuple[float, float]]] = (),
+) -> str:
+    """A matrix of cosines between the adapters, in this order, hatched within their bands."""
+    names = findings.compared.runs
+    rows = [
+        svg.Row(names[number], svg.look_of(number), number=str(place))
+        for place, number in enumerate(order, start=1)
+    ]
+    chosen = np.ix_(order, order)
+    return _square(
+        values[chosen], ((values >= low) & (values <= high))[chosen], rows, "adapter", tree
+    )
+
+
+def _square(
+    values: Float[np.ndarray, "row row"],
+    within: Bool[np.ndarray, "row row"],
+    rows: Sequence[svg.Row],
+    what: str,
+    tree: Sequence[Sequence[tuple[float, float]]] = (),
+) -> str:
+    """A square matrix of cosines between what the rows are, in colours, and in numbers where there
+    is room; its first pairs in words."""
+    pairs = [
+        f"{rows[a].label} and {rows[b].label} "
+        + (f"{values[a, b]:.2f}" if np.isfinite(values[a, b]) else "undefined")
+        for a, b in itertools.combinations(range(len(rows)), 2)
+    ]
+    alternative = f"Matrix of cosines: {', '.join(pairs[:40])}{', ...' * (len(pairs) > 40)}"
+    size = max(6.0, min(48.0, 560 / len(rows)))
+    return svg.cells(
+        values,
+        rows,
+        [row.number for row in rows],
+        COSINE,
+        what,
+        alternative,
+        within,
+        2 if len(rows) <= _WRITTEN else None,
+        (size, max(size * 0.6, 15.0)),
+        tree,
+    )
+
+
 def _branches(findings: Findings, order: Sequence[int]) -> list[list[tuple[float, float]]]:
     """The tree beside the matrix, from the `tree` table: brackets of (share of the
     width, row), the leaves on the right."""
@@ -146,6 +183,160 @@ def _branches(findings: Findings, order: Sequence[int]) -> list[list[tuple[float
         branches.append([(x_a, row_a), (x, row_a), (x, row_b), (x_b, row_b)])
         places[count + number] = x, (row_a + row_b) / 2
     return branches
+
+
+def _groups(findings: Findings) -> list[Figure]:
+    """The matrix of mean cosines between groups of adapters."""
+    if "groups" not in findings.tables:
+        return []
+    table = findings.tables["groups"]
+    names = list(dict.fromkeys([*table.group_a, *table.group_b]))
+    i, j = (pd.Index(names).get_indexer(table[group]) for group in ("group_a", "group_b"))
+    values, within = np.full((len(names), len(names)), np.nan), np.zeros((len(names),) * 2, bool)
+    values[i, j] = values[j, i] = table.cosine
+    within[i, j] = within[j, i] = table.cosine.between(table.chance_low, table.chance_high)
+    rows = [svg.Row(name, number=str(place)) for place, name in enumerate(names, start=1)]
+    return [
+        Figure(
+            "Cosine of groups",
+            "Mean over the pairs of adapters of two groups, all modules stacked; on the diagonal, "
+            f"over the pairs within a group. {_HATCHED}",
+            "Mean of ⟨dW, dW'⟩ / (|dW| |dW'|); by chance: all adapters of one of the two groups "
+            "multiplied by one random rotation of each module's outputs, which leaves what they "
+            "share with each other; within a group, each by its own.",
+            [Panel("", _square(values, within, rows, "group"))],
+            scale=COSINE,
+        )
+    ]
+
+
+def _similarities(findings: Findings) -> list[Figure]:
+    """Maps of the likeness of subspaces of all sizes, of pairs of unequal rank."""
+    if "similarity" not in findings.tables:
+        return []
+    table = with_reference(findings, findings.tables["similarity"])
+    names = list(dict.fromkeys(table.run))
+    caption = (
+        "How much of the top i directions of one update lies in the top j of another of a "
+        "different rank, mean over modules: 1 where the smaller is part of the larger one. "
+        f"Down: {findings.reference}; across: the other."
+    )
+    if len(names) > _SIMILAR:
+        cosine = np.abs(geometry.stacked_cosine(findings.compared)[0])
+        reference = findings.compared.runs.index(findings.reference)
+        nearness = dict(zip(findings.compared.runs, np.nan_to_num(cosine[reference]), strict=True))
+        names = sorted(names, key=lambda name: -nearness[name])[:_SIMILAR]
+        caption += f" The {_SIMILAR} nearest by the cosine of the whole updates."
+    panels = []
+    for name in names:
+        for side, rows in table[table.run == name].groupby("side", sort=False):
+            rows = rows[
+                rows.i.isin(_sizes(int(rows.i.max()))) & rows.j.isin(_sizes(int(rows.j.max())))
+            ]
+            values, limits = (
+                rows.pivot(index="i", columns="j", values=column)
+                for column in ("similarity", "chance_high")
+            )
+            heading = f"{name}, {_SIDES[side]}"
+            chart = svg.cells(
+                values.to_numpy(),
+                [svg.Row(str(i)) for i in values.index],
+                [str(j) for j in values.columns],
+                SHARE,
+                f"top directions of {name}",
+                f"Map of the likeness of subspaces: {findings.reference} and {heading}",
+                values.to_numpy() <= limits.to_numpy(),
+            )
+            panels.append(Panel(heading, chart))
+    return [
+        Figure(
+            "Subspaces of any size",
+            f"{caption} {_HATCHED}",
+            "φ(i, j) = |U_i' U_j|² / min(i, j) (Hu et al. 2021); by chance: outputs drawn at "
+            "random, row spaces of A kept.",
+            panels,
+            scale=SHARE,
+            is_wide=True,
+        )
+    ]
+
+
+def _sizes(largest: int) -> list[int]:
+    """Sizes of subspaces that a map shows: all small ones, then four for each doubling.
+
+    >>> _sizes(16)
+    [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
+    """
+    return [
+        size for size in range(1, largest + 1) if size % max(1, 2 ** (size.bit_length() - 3)) == 0
+    ]
+
+
+# --- without what all share -----------------------------------------------------------------------
+
+
+def _shares(findings: Findings) -> list[Figure]:
+    """How much of each adapter lies in the direction that all share."""
+    if "shared" not in findings.tables:
+        return []
+    table = findings.tables["shared"].query("scope == 'run'")
+    (mean,) = findings.tables["shared"].query("scope == 'global'").itertuples()
+    names = findings.compared.runs
+    order = found.order(findings) if are_many(findings) else range(len(names))
+    rows = [svg.Row(names[number], svg.look_of(number)) for number in order]
+    shares, limits = (table[column].to_numpy()[list(order)] for column in ("share", "chance_high"))
+    chart = svg.cells(
+        shares[:, None],
+        rows,
+        ["share"],
+        SHARE,
+        "of |dW|²",
+        "Shares in the common direction: "
+        + ", ".join(f"{names[number]} {table.share.iloc[number]:.2f}" for number in order),
+        (shares <= limits)[:, None],
+        2,
+        (60.0, 18.0),
+    )
+    return [
+        Figure(
+            "Share in one direction",
+            "Share of each update's squared norm that lies in the direction which the updates have "
+            f"most in common, all modules stacked; on average {mean.share:.2f}, of unrelated "
+            f"updates up to {mean.chance_high:.2f}. {_HATCHED}",
+            "The first principal component of the updates scaled to length 1; by chance: that of "
+            "unrelated updates, of which each holds about one part in their number.",
+            [Panel("", chart)],
+            scale=SHARE,
+        )
+    ]
+
+
+def _without_shared(findings: Findings) -> list[Figure]:
+    """The matrix of cosines of what is left of the adapters without the direction they share."""
+    if "without_shared" not in findings.tables:
+        return []
+    table = findings.tables["without_shared"]
+    cosine, low, high = (
+        by_pair(findings, table, column) for column in ("cosine", "chance_low", "chance_high")
+    )
+    names = findings.compared.runs
+    order = found.order(findings) if are_many(findings) else list(range(len(names)))
+    defined = table.dropna()
+    outside = int((~defined.cosine.between(defined.chance_low, defined.chance_high)).sum())
+    middle = ((defined.chance_low + defined.chance_high) / 2).mean()
+    return [
+        Figure(
+            "Cosine without it",
+            "Cosine of what is left without that direction. Updates that share it and nothing "
+            f"else would be around {middle:.2f}, and one pair in 20 outside its band: here "
+            f"{outside} of {len(defined)} are. {_HATCHED}",
+            "Cosines of dW - ⟨dW, s⟩ s; by chance: unrelated updates with the same cosines with "
+            "one direction, whose own cosines spread as above.",
+            [Panel("", _matrix(findings, order, cosine, low, high))],
+            scale=COSINE,
+            is_wide=len(names) > 4,
+        )
+    ]
 
 
 # --- over the layers ------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ import pandas as pd
 from adapter_geometry import adapters as reading
 from adapter_geometry import geometry, sources, storage
 from adapter_geometry.adapters import AdapterError, Loaded, aligned, common_modules
-from adapter_geometry.bands import compare_beside_chance
+from adapter_geometry.bands import compare_beside_chance, similarity_table
 from adapter_geometry.base_weights import BaseWeights
+from adapter_geometry.chance import groups_table, shared_tables
 from adapter_geometry.report import findings, output, programs, progress, summary
 from adapter_geometry.report.findings import Findings
 from adapter_geometry.report.texts import measure, read_texts
@@ -26,8 +27,6 @@ from adapter_geometry.updates import Adapters
 
 _MOST_ROWS = 3e6  # of the table of angles, which has the most
 _LIBRARIES = ("torch", "safetensors", "numpy", "scipy")  # what determines the numbers
-_MIRRORS = {"unsloth", "mlx-community"}  # owners on the hub who pass on the models of others
-_QUANTISED = re.compile(r"(-(unsloth|bnb|[48]bit|fp8|awq|gptq|int[48]))+$")
 
 
 class Report(Findings):
@@ -63,6 +62,7 @@ def compare_adapters(
     cache: str | Path | None = None,
     lora_only: bool = False,
     rank: int | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Report:
     """Compare adapters, or fine-tuned models, of one base model; returns a `Report`.
 
@@ -76,6 +76,8 @@ def compare_adapters(
     cache: folder for the decompositions of the base's weights; the user's cache folder by default.
     lora_only: leave out what an adapter holds besides updates of weight matrices, such as heads.
     rank: of the factors of what has none of its own, such as a whole model's difference.
+    groups: {name of a group: names of its adapters}, such as the seeds of a method, for mean
+    cosines of groups with one another and within each.
     What takes long is announced on standard error.
     Raises AdapterError (a ValueError) or FileNotFoundError with one clear message for anything that
     cannot be compared.
@@ -88,6 +90,14 @@ def compare_adapters(
         raise AdapterError(
             f"no adapter is called {reference!r}: the reference is one of {', '.join(named)}"
         )
+    for group, members in (groups or {}).items():
+        if unknown := [member for member in members if member not in named]:
+            raise AdapterError(
+                f"no adapter is called {unknown[0]!r}, which is in the group {group!r}: it has "
+                f"some of {', '.join(named)}"
+            )
+        if not members or len(set(members)) < len(members):
+            raise AdapterError(f"the group {group!r} names no adapter, or one twice")
     if texts and not base:
         raise AdapterError("losses along paths and CKA need the base model: add --base")
     lines = read_texts(Path(texts)) if texts else None
@@ -103,21 +113,34 @@ def compare_adapters(
         for update in common.values():
             weights.check_shapes(update)
     references = [reference] if _is_many(common) else None
-    compared, angles = compare_beside_chance(common, references=references)
+    compared, angles, directions = compare_beside_chance(common, references=references)
     tables = {
         "cosine": geometry.cosine_table(compared, references),
         "orthogonal": geometry.orthogonal_table(compared, [reference]),
         "angles": angles,
+        "directions": directions,
     }
     if len(common) > 2:
         tables["tree"] = findings.tree(compared)
+    tables |= shared_tables(compared)
+    if uneven := _of_unequal_rank(compared, reference):
+        tables["similarity"] = similarity_table(common, [(reference, other) for other in uneven])
+    if groups:
+        _require_directions(compared, groups)
+        tables["groups"] = groups_table(common, compared, groups)
     if weights:
         tables |= _with_base(common, compared, weights)
     else:
         tables["updates"] = geometry.updates_table(compared)
     if lines and base_folder:
         tables |= measure(common, base_folder, reference, lines)
-    options = {"base": base, "reference": reference, "texts": texts, "rank": rank}
+    options: dict[str, object] = {
+        "base": base,
+        "reference": reference,
+        "texts": texts,
+        "rank": rank,
+    }
+    memberships = {name: ",".join(members) for name, members in (groups or {}).items()}
     return Report(
         folders={name: str(path_or_id) for name, path_or_id in named.items()},
         reference=reference,
@@ -135,7 +158,7 @@ def compare_adapters(
         notes={name: each.notes for name, each in loaded.items() if each.notes},
         errors={name: each.errors for name, each in loaded.items() if each.errors},
         provenance={
-            "command": _command(named, options, lora_only),
+            "command": _command(named, options, memberships, lora_only),
             "versions": storage.provenance(_LIBRARIES),
             "base": _about_base(str(base), weights) if weights else None,
             "adapters": {name: _about_adapter(each) for name, each in loaded.items()},
@@ -149,6 +172,21 @@ def _is_many(adapters: Adapters) -> bool:
     ranks = [part.A.shape[0] for part in next(iter(adapters.values())).values()]
     pairs = len(adapters) * (len(adapters) - 1) / 2
     return pairs * sum(2 * geometry.top_k(rank) for rank in ranks) > _MOST_ROWS
+
+
+def _of_unequal_rank(compared: geometry.Comparison, reference: str) -> list[str]:
+    """The adapters whose factors have another rank than the reference's in some module."""
+    ranks = compared.rank
+    is_other = (ranks != ranks[:, [compared.runs.index(reference)]]).any(0)
+    return [run for run, other in zip(compared.runs, is_other, strict=True) if other]
+
+
+def _require_directions(compared: geometry.Comparison, groups: Mapping[str, Sequence[str]]) -> None:
+    """AdapterError for a group in which every update is zero."""
+    squares = dict(zip(compared.runs, compared.inner.sum(0).diagonal(), strict=True))
+    for group, members in groups.items():
+        if not any(squares[member] > 0 for member in members):
+            raise AdapterError(f"every adapter of the group {group!r} is zero: it has no direction")
 
 
 # --- names and origins ----------------------------------------------------------------------------
@@ -179,13 +217,18 @@ def _named(adapters: Sequence[str | Path]) -> dict[str, str]:
 
 
 def _command(
-    named: Mapping[str, str | Path], options: Mapping[str, object], lora_only: bool
+    named: Mapping[str, str | Path],
+    options: Mapping[str, object],
+    groups: Mapping[str, str],
+    lora_only: bool,
 ) -> str:
     """The command line that compares the same again."""
     words = ["adapter-geometry", "compare", *(f"{name}={path}" for name, path in named.items())]
     for option, value in options.items():
         if value is not None:
             words += [f"--{option}", str(value)]
+    for name, members in groups.items():
+        words += ["--group", f"{name}={members}"]
     return shlex.join([*words, *(["--lora-only"] if lora_only else [])])
 
 
@@ -239,7 +282,9 @@ def _warnings(
         for name, each in loaded.items()
         if each.config.get("base_model_name_or_path")
     }
-    if any(not _is_one_model(*pair) for pair in combinations(sorted(set(bases.values())), 2)):
+    if any(
+        not sources.is_one_model(*pair) for pair in combinations(sorted(set(bases.values())), 2)
+    ):
         yield (
             f"the adapters name different base models ({', '.join(sorted(set(bases.values())))}): "
             "their updates are compared all the same, as matrices of equal shapes"
@@ -275,7 +320,7 @@ def _warnings_of_base(
     others = {
         name: named
         for name, named in bases.items()
-        if not any(_is_one_model(named, each) for each in names)
+        if not any(sources.is_one_model(named, each) for each in names)
     }
     if others:
         named = ", ".join(f"{name} names {other}" for name, other in others.items())
@@ -299,28 +344,6 @@ def _warnings_of_base(
 def _revision(stated: Any) -> str | None:
     """A revision as it is compared: "main" is what is taken where none is stated."""
     return None if stated in (None, "", "main") else str(stated)
-
-
-def _is_one_model(first: str, second: str) -> bool:
-    """Whether two names are of one model, as far as names tell: equal after the owner, without what
-    says how it is quantised, and of one owner unless one is a local path or passes on others'."""
-    (owner, name), (other_owner, other_name) = _owner_and_name(first), _owner_and_name(second)
-    if name != other_name:
-        return False
-    owners = {owner, other_owner}
-    return len(owners) == 1 or None in owners or bool(owners & _MIRRORS)
-
-
-def _owner_and_name(model: str) -> tuple[str | None, str]:
-    """(owner, or None for a local path; name) of a model, in lower case."""
-    parts = [part for part in model.rstrip("/").split("/") if part]
-    for part in parts:
-        if part.startswith("models--"):  # in the hub's cache
-            _, owner, *rest = part.split("--")
-            parts, model = [owner, "--".join(rest)], f"{owner}/{rest}"
-    name = _QUANTISED.sub("", parts[-1].partition("@")[0].lower()) if parts else model
-    is_id = len(parts) == 2 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
-    return parts[0].lower() if is_id else None, name
 
 
 # --- with the base model --------------------------------------------------------------------------

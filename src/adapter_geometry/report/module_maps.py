@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from scipy.special import betaincinv
 
+from adapter_geometry.chance import largest_by_chance, projected_moments
 from adapter_geometry.geometry import Comparison
 from adapter_geometry.report import svg
 from adapter_geometry.report.findings import Findings
 from adapter_geometry.wording import span
 
 COSINE, SHARE, DEGREES = svg.Scale(-1, 1, 0), svg.Scale(0, 1), svg.Scale(90, 0)
-_LEVEL = 0.95
 _GROUPS = 12  # stacks that have a heading each; more are named in every row
 _BYTES = 3e6  # of the numbers for the script
 _UNDEFINED = -(2**15)
@@ -105,9 +104,11 @@ def statistics(findings: Findings) -> list[Statistic]:
     cosine, low, high = (
         by_module(findings, cosines, column) for column in ("cosine", "chance_low", "chance_high")
     )
-    d_out = compared.modules.d_out.to_numpy()[:, None, None]
-    # u'v of a random unit vector v of R^d is the root of a Beta(1/2, (d - 1)/2)
-    largest = np.sqrt(betaincinv(0.5, (d_out - 1) / 2, _LEVEL))
+    directions = beside_chance(findings.tables["directions"])
+    first = {
+        side: [by_module(findings, rows, column) for column in ("overlap", "chance_high")]
+        for side, rows in directions.groupby("side")
+    }
     first_source = "|⟨u₁, u₁'⟩| of the first singular vectors"
     found = [
         Statistic(
@@ -126,19 +127,19 @@ def statistics(findings: Findings) -> list[Statistic]:
             f"{first_source}; by chance: a random unit vector, whose squared overlap is "
             "Beta(½, (d - 1)/2)",
             SHARE,
-            compared.first["left"],
-            compared.first["left"] <= largest,
+            first["left"][0],
+            first["left"][0] <= first["left"][1],
         ),
         Statistic(
             "First direction",
             "inputs",
             "Overlap of the first right singular vectors: do both read the same direction most? "
-            "Adapters that started from one A share rows, so that this is large without any "
-            "agreement; no chance level is drawn.",
-            f"{first_source} on the side of the inputs",
+            "Adapters that started from one A share rows, so that this may be large by chance.",
+            f"{first_source} on the side of the inputs; by chance, the larger of: B with these "
+            "singular values and random frames, or Gaussian B, on each update's own A",
             SHARE,
-            compared.first["right"],
-            np.zeros_like(cosine, dtype=bool),
+            first["right"][0],
+            first["right"][0] <= first["right"][1],
         ),
     ]
     k = sizes(compared)
@@ -161,10 +162,10 @@ def statistics(findings: Findings) -> list[Statistic]:
                 degrees >= limit,
             )
         )
-    nowhere = np.zeros_like(cosine, dtype=bool)
-    for share, of, within in (
-        (compared.alignment, "second", "first"),
-        (compared.alignment.swapaxes(1, 2), "first", "second"),
+    limit = captured_by_chance(compared)
+    for share, by_chance, of, within in (
+        (compared.alignment, limit, "second", "first"),
+        (compared.alignment.swapaxes(1, 2), limit.swapaxes(1, 2), "first", "second"),
     ):
         found.append(
             Statistic(
@@ -172,21 +173,34 @@ def statistics(findings: Findings) -> list[Statistic]:
                 f"{of} in {within}",
                 f"Share of the {of} update's norm that lies within the {within} one's top {k} "
                 "output directions.",
-                "|U U' dW'| / |dW'| of a basis U of the subspace; by chance about (k / d)^½",
+                "|U U' dW'| / |dW'| of a basis U of the subspace; by chance: a random one, about "
+                "(k / d)^½",
                 SHARE,
                 share,
-                nowhere,
+                share <= by_chance,
             )
         )
     return found
 
 
+def captured_by_chance(compared: Comparison) -> Float[np.ndarray, "module adapter adapter"]:
+    """Below which 95 % of the shares of the second update's norm lie that a random subspace of the
+    dimension of the first one's top singular vectors captures, as in `Comparison.alignment`."""
+    sigma = np.nan_to_num(compared.singular_values)
+    energy = (sigma**2).sum(-1)
+    # (module, adapter): tr(C^2) of C = dW dW' / |dW|^2
+    square = np.divide((sigma**4).sum(-1), energy**2, out=np.ones_like(energy), where=energy > 0)
+    d_out = compared.modules.d_out.to_numpy()[:, None, None]
+    moments = projected_moments(d_out, compared.compared, 1.0, square[:, None, :])
+    limit: np.ndarray = np.sqrt(largest_by_chance(*moments))
+    return limit
+
+
 def beside_chance(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with the wider of the bands of its nulls as chance_low and chance_high."""
-    return table.assign(
-        chance_low=table.filter(regex="_low$").min(axis=1),
-        chance_high=table.filter(regex="_high$").max(axis=1),
-    )
+    """A table with the wider of the bands of its nulls as chance_low and chance_high, where it has
+    such ends."""
+    ends = {"chance_low": table.filter(regex="_low$").min(axis=1)} if "chance_low" in table else {}
+    return table.assign(**ends, chance_high=table.filter(regex="_high$").max(axis=1))
 
 
 def sizes(compared: Comparison) -> str:

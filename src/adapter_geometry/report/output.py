@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from adapter_geometry import storage
-from adapter_geometry.adapters import AdapterError
 from adapter_geometry.report import programs
 from adapter_geometry.report.findings import Findings
 
@@ -18,23 +17,7 @@ _CSV_ROWS = 100_000  # a longer table is no use to what reads CSV, and is Parque
 def require_own(folder: str | Path) -> Path:
     """The path of a folder that a report may take the place of: there is none, or it is empty or
     holds a report and nothing else; AdapterError naming what it holds otherwise."""
-    path = Path(folder).resolve()
-    if not path.exists():
-        return path
-    if not path.is_dir():
-        raise AdapterError(f"{folder} is a file: name a folder for the report")
-    if path == Path.cwd():
-        raise AdapterError(
-            f"{folder} is the folder that the command runs in, and a report's folder is replaced "
-            "as a whole: name a folder in it"
-        )
-    foreign = {child.name for child in path.iterdir()} - _written(path)
-    if foreign:
-        raise AdapterError(
-            f"{folder} holds more than a report, for example {min(foreign)}, and is replaced as a "
-            "whole: name a new folder"
-        )
-    return path
+    return storage.require_replaceable(folder, _written(Path(folder)), "a report")
 
 
 def _written(folder: Path) -> set[str]:

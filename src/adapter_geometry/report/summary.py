@@ -20,7 +20,7 @@ from adapter_geometry.report.findings import (
     smallest_angles,
     with_reference,
 )
-from adapter_geometry.wording import span
+from adapter_geometry.wording import counted, span
 
 _SAME = 5e-6  # 1 - |cosine| of a copy whose factors were rounded to bfloat16
 _NEAR = 0.9
@@ -287,6 +287,12 @@ def about(findings: Findings) -> Iterator[str]:
             f"Of so many adapters, numbers by module are of the pairs with {findings.reference}; "
             "the cosines of whole updates are of all pairs."
         )
+    if "similarity" in findings.tables:
+        yield (
+            "Where ranks differ, as many directions are compared as the smaller one gives; the "
+            "table similarity has all sizes of both."
+        )
+    yield from _between_groups(findings)
     if "barriers" in findings.tables:
         yield (
             "Barriers are of the loss of the texts, in nats per token, above the chord of the "
@@ -304,6 +310,22 @@ def about(findings: Findings) -> Iterator[str]:
         yield (
             "Without the base model there are no relative norms, intruder dimensions and spectral "
             "shifts: add --base."
+        )
+
+
+def _between_groups(findings: Findings) -> Iterator[str]:
+    """Sentences on the groups of adapters: each one's mean cosine within it and with the others."""
+    if "groups" not in findings.tables:
+        return
+    for row in findings.tables["groups"].itertuples():
+        where = (
+            f"within {row.group_a}"
+            if row.group_a == row.group_b
+            else f"between {row.group_a} and {row.group_b}"
+        )
+        yield (
+            f"Mean cosine {where}, over {counted(row.pairs, 'pair')}: {_short(row.cosine)}, chance "
+            f"up to {_short(row.chance_high)}."
         )
 
 

@@ -2,9 +2,9 @@
 
 Draws what other modules computed, and computes nothing itself. Figures are opaque, so that they
 read the same in the light and the dark theme, and carry no title: the caption on the page is the
-title. The modules are called after what they draw (`of_runs`, `of_pairs`, ...); `current_study`
-holds the looks of the study that is drawn, `elements` what several figures have in common. Pages
-use the names listed here.
+title. The modules are called after what they draw (`of_runs`, `of_pairs`, ...); `style` has what
+needs no study, `current_study` the looks of the study that is drawn, `elements` what several
+figures have in common. Pages use the names listed here.
 """
 
 from helpers.book.figures.current_study import COLOURS, LABELS, MARKERS, use_style

@@ -1,10 +1,10 @@
 """How the runs of the study that is drawn look: label, colour and marker of each.
 
-Before all other modules of figures. The three dictionaries are filled by `use_style`, which every
-page calls first.
+After `style`, before all other modules of figures. The three dictionaries are filled by
+`use_style`, which every page calls first.
 """
 
-from adapter_geometry.report import figures as style
+from helpers.book.figures import style
 from helpers.profiles import Profile
 from helpers.profiles.appearance import ByMethod, Labels
 

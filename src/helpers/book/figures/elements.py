@@ -5,6 +5,7 @@ A figure with a row per run, pair or claim counts its rows from the top: row `po
 """
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,10 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapter_geometry.report import figures as style
+from helpers.book.figures import style
 from helpers.book.figures.current_study import COLOURS, LABELS, pair_label
 
-Numbers = np.ndarray | pd.Series | Sequence[float]  # along one axis
+Numbers: TypeAlias = np.ndarray | pd.Series | Sequence[float]  # along one axis
 
 CHANCE = "#cccccc"  # what chance gives, behind a row
 SMALL = 9.5  # size of a panel's heading, in points

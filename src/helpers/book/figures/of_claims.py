@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from adapter_geometry.report import figures as style
+from helpers.book.figures import style
 from helpers.book.figures.current_study import COLOURS
 from helpers.book.figures.elements import chance_band, paper_value
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Num
 from matplotlib.figure import Figure
 
-from adapter_geometry.report import figures as style
+from helpers.book.figures import style
 from helpers.book.figures.current_study import COLOURS, line_of
 from helpers.book.figures.elements import SMALL, Numbers, name_columns
 

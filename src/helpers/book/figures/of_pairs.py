@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Num
 from matplotlib.figure import Figure
 
-from adapter_geometry.report import figures as style
+from helpers.book.figures import style
 from helpers.book.figures.current_study import COLOURS, LABELS, line_of, pair_label
 from helpers.book.figures.elements import (
     SMALL,

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapter_geometry.report import figures as style
+from helpers.book.figures import style
 from helpers.book.figures.current_study import COLOURS, LABELS, MARKERS, pair_label
 from helpers.book.figures.elements import CHANCE, SMALL, legend_beside, name_pairs, small_panels
 from helpers.profiles import SCALED

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from adapter_geometry.report import figures as style
+from helpers.book.figures import style
 from helpers.book.figures.current_study import COLOURS, LABELS, MARKERS, line_of
 from helpers.book.figures.elements import Numbers, legend_beside, name_rows, reference_line
 
@@ -128,7 +128,7 @@ def lines_of_runs(
     label_y: str,
     log: bool = False,
 ) -> Figure:
-    """One line per run in its colour, as `adapter_geometry.report.figures.lines` draws them."""
+    """One line per run in its colour, as `style.lines` draws them."""
     return style.lines(panels, x, value, label_x, label_y, log, line_of)
 
 

@@ -14,7 +14,7 @@ from matplotlib.colors import Colormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from adapter_geometry.report import figures as style
+from helpers.book.figures import style
 from helpers.book.figures.current_study import COLOURS
 from helpers.book.figures.elements import SMALL
 from helpers.profiles import Run

@@ -1,8 +1,8 @@
-"""Figures for notebooks: matrices and lines of any adapters, drawn by matplotlib in one style.
+"""One style: colours, markers, matrices and lines of any adapters, drawn by matplotlib.
 
-The report's page draws its own (`charts`); `helpers.book.figures` draws with what is here. Figures
-are opaque, so that they read the same in the light and the dark theme, and carry no title: the
-caption is the title. A label is drawn as it is given; nothing is known of the names.
+Before all other modules of figures, which draw with what is here. Figures are opaque, so that they
+read the same in the light and the dark theme, and carry no title: the caption is the title. A label
+is drawn as it is given; nothing is known of the names or of a study.
 """
 
 from collections.abc import Callable, Mapping, Sequence
