@@ -32,9 +32,8 @@ class Frames:
 
     d: int
     rows: int  # d, or the largest rank where that is larger
-    starts: Int[
-        np.ndarray, " runs_and_one"
-    ]  # of each run's columns in a Gram matrix, and their end
+    # first column of each run in a Gram matrix, and the end of the last
+    starts: Int[np.ndarray, " runs_and_one"]
     has_vectors: bool  # not where `by_chance` drew `blocks` alone
     T: Float64[Tensor, "module run widest widest"]
     R: Float64[Tensor, "module run widest widest"]

@@ -40,7 +40,13 @@ def matrix(
 
     low, high: ends of the colours' range.
     """
-    return style.matrix(values, [LABELS[name] for name in names], label, low, high)
+    fig, axis = plt.subplots(figsize=(0.62 * len(names) + 2.2, 0.55 * len(names) + 1.2))
+    image = style.cells(axis, values, low, high, fontsize=9.0)
+    labels = [LABELS[name] for name in names]
+    axis.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+    axis.set_yticks(range(len(labels)), labels)
+    fig.colorbar(image, label=label)
+    return fig
 
 
 def matrices(

@@ -128,8 +128,33 @@ def lines_of_runs(
     label_y: str,
     log: bool = False,
 ) -> Figure:
-    """One line per run in its colour, as `style.lines` draws them."""
-    return style.lines(panels, x, value, label_x, label_y, log, line_of)
+    """One line per run in its colour against a common axis, panels side by side: {heading: table
+    with the columns run, x and value}. A missing run is the base model.
+
+    Where a table has them, `low` and `high` are shaded in the run's colour, and `chance_low` and
+    `chance_high` in grey.
+    """
+    fig, axes = plt.subplots(
+        1, len(panels), figsize=(style.WIDTH, 3.4), sharex=True, sharey=True, squeeze=False
+    )
+    for axis, (heading, table) in zip(axes[0], panels.items(), strict=True):
+        for number, (name, rows) in enumerate(table.groupby("run", sort=False, dropna=False)):
+            line = line_of("base model" if pd.isna(name) else str(name), number)
+            if "chance_low" in rows:
+                shade = {"color": style.BAND, "alpha": 0.1, "linewidth": 0, "zorder": 0}
+                axis.fill_between(rows[x], rows.chance_low, rows.chance_high, **shade)
+            if "low" in rows:
+                shade = {"color": line["color"], "alpha": 0.18, "linewidth": 0}
+                axis.fill_between(rows[x], rows.low, rows.high, **shade)
+            axis.plot(rows[x], rows[value], markersize=5, linewidth=1.6, **line)
+        axis.set_title(heading, fontsize=9.5)
+        axis.set_xlabel(label_x)
+        axis.xaxis.get_major_locator().set_params(integer=not log)
+    axes[0, 0].set_ylabel(label_y)
+    if log:
+        axes[0, 0].set(xscale="log", yscale="log")
+    legend_beside(fig, axes[0, -1])
+    return fig
 
 
 def curves_with_runs(
