@@ -253,6 +253,19 @@ def test_adapters_of_unequal_rank_have_maps_of_subspaces_of_every_size(tmp_path)
     assert "Share in one direction" not in drawn.figures, "of three adapters"
 
 
+def test_summary_and_page_say_alike_how_many_directions_are_compared_where_ranks_differ(tmp_path):
+    ranks = {"one": 2, "two": 2, "wide": 6, "wider": 6}
+    folders = {
+        name: written(tmp_path / name, seed, rank=rank)
+        for seed, (name, rank) in enumerate(ranks.items())
+    }
+    report = comparison.compare_adapters(folders)
+    fewest, most = geometry.top_k(2), geometry.top_k(6)
+    assert fewest < most
+    assert f"between the top {fewest} to {most} left singular subspaces" in report.summary()
+    assert f"subspaces of the top {fewest} to {most} singular" in page.render(report)
+
+
 def test_groups_have_a_matrix_sentences_and_a_place_in_the_command(tmp_path):
     names = ["a1", "a2", "b1", "b2"]
     report = compared(tmp_path, names, groups={"a": names[:2], "b": names[2:]})

@@ -401,7 +401,7 @@ def _norms(findings: Findings) -> pd.DataFrame:
 
 def _angles(findings: Findings) -> list[Figure]:
     medians = with_reference(findings, findings.tables["angles"].query("scope == 'global'"))
-    k = module_maps.sizes(findings.compared)
+    k = found.sizes(findings.compared)
     return _over(
         findings,
         "Principal angles",

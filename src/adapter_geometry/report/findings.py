@@ -12,6 +12,7 @@ from jaxtyping import Float64
 
 from adapter_geometry import geometry
 from adapter_geometry.geometry import Comparison
+from adapter_geometry.wording import span
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,16 @@ def smallest_angles(findings: Findings) -> pd.DataFrame:
 def chance_of_cosine(cosines: pd.DataFrame) -> pd.Series:
     """Up to where chance gives a cosine, for rows of the `cosine` table: the wider of its bands."""
     return cosines[["chance_high", "gaussian_high"]].max(axis=1)
+
+
+def sizes(compared: Comparison) -> str:
+    """How many singular vectors are compared: "5", or "2 to 5" where ranks differ."""
+    i, j = np.triu_indices(len(compared.runs), 1)
+    counts = compared.compared[:, i, j]
+    counts = counts[counts > 0]
+    if not len(counts):
+        return "0"
+    return span(counts.min(), counts.max())
 
 
 def _ratio_to_reference(findings: Findings, norms: pd.Series) -> pd.Series:

@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float, Int
 from adapter_geometry.chance import largest_by_chance, projected_moments
 from adapter_geometry.geometry import Comparison
 from adapter_geometry.report import svg
-from adapter_geometry.report.findings import Findings
-from adapter_geometry.wording import span
+from adapter_geometry.report.findings import Findings, sizes
 
 COSINE, SHARE, DEGREES = svg.Scale(-1, 1, 0), svg.Scale(0, 1), svg.Scale(90, 0)
 _GROUPS = 12  # stacks that have a heading each; more are named in every row
@@ -201,16 +200,6 @@ def beside_chance(table: pd.DataFrame) -> pd.DataFrame:
     such ends."""
     ends = {"chance_low": table.filter(regex="_low$").min(axis=1)} if "chance_low" in table else {}
     return table.assign(**ends, chance_high=table.filter(regex="_high$").max(axis=1))
-
-
-def sizes(compared: Comparison) -> str:
-    """How many singular vectors are compared: "5", or "2 to 5" where ranks differ."""
-    i, j = np.triu_indices(len(compared.runs), 1)
-    counts = compared.compared[:, i, j]
-    counts = counts[counts > 0]
-    if not len(counts):
-        return "0"
-    return span(counts.min(), counts.max())
 
 
 def by_pair(

@@ -17,6 +17,7 @@ from adapter_geometry.report.findings import (
     chance_of_cosine,
     measures,
     order,
+    sizes,
     smallest_angles,
     with_reference,
 )
@@ -278,7 +279,7 @@ def about(findings: Findings) -> Iterator[str]:
         "Cosines are of the updates dW = scale B A, all modules stacked; by chance: 97.5 % of "
         "unrelated updates lie below, those with these spectra or those with a Gaussian B on these "
         "A, whichever is wider. Angles are medians over modules, in "
-        f"degrees, between the top {angles['index'].max()} left singular subspaces; by chance: "
+        f"degrees, between the top {sizes(findings.compared)} left singular subspaces; by chance: "
         "97.5 % of such medians of random ones lie above. Effective rank is the mean over modules "
         "that are not zero."
     )
